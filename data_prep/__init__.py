@@ -1,0 +1,1 @@
+"""From raw data sets to prepared cases: one module per source, one shared pipeline."""

@@ -1,0 +1,481 @@
+"""Pictures and numbers to trust a prepared data set by: one picture per case and one page for the set.
+
+    python -m data_prep.qc --data_dir=DATA                 writes DATA/qc/index.html and its pictures
+
+The page opens from disk: no server, nothing loaded from elsewhere. A warning says where to look; it is no verdict.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ummkd_tf.cases import PARTS, Case, Dataset, read_original_label
+from ummkd_tf.cli import run
+from ummkd_tf.errors import InputError
+from ummkd_tf.pictures import overlay_figure, save_figure
+from ummkd_tf.tasks import Task
+from ummkd_tf.volumes import replacing
+
+UNUSED = "unused"  # the part of a case that is in no part of the split
+ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
+FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
+FEW_SLICES = 8  # depth of the 3D network's training patch (SPEC §3)
+SCORE_TOLERANCE = 0.02  # of the z-score's mean and standard deviation
+VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
+# Bins of 0.1 standard deviations; what lies beyond is counted in the outermost bins.
+HISTOGRAM_EDGES = np.linspace(-10.0, 10.0, 201)
+
+# (organ, direction, other organ): the first one's centre lies in that direction of the other's in every patient.
+ANATOMY = (
+    ("liver", "R", "spleen"),
+    ("right_kidney", "R", "left_kidney"),
+    ("ascending_aorta", "S", "left_ventricle"),
+    ("left_atrium", "P", "left_ventricle"),
+)
+# World axis (RAS), sign along it, and words for a direction and its opposite.
+DIRECTIONS = {
+    "R": (0, 1, "right of", "left of"),
+    "P": (1, -1, "behind", "in front of"),
+    "S": (2, 1, "above", "below"),
+}
+
+
+@dataclass
+class Summary:
+    """What the page says about one case. Intensities are those of the prepared voxels that the scan covers.
+
+    Attributes:
+        case_id: Its id.
+        modality: Its modality.
+        part: "train", "validation", "test" or `UNUSED`.
+        original_size: Voxels of the scan along its own axes.
+        original_spacing_mm: Voxel spacing of the scan along its own axes.
+        size: Rows, columns and slices as prepared.
+        intensity: "min", "max", "mean" and "std".
+        voxels: Prepared voxels by foreground class.
+        millilitres: Volume of those voxels by foreground class.
+        histogram: Fraction of voxels in each bin of `HISTOGRAM_EDGES`.
+        warnings: One sentence each.
+    """
+
+    case_id: str
+    modality: str
+    part: str
+    original_size: tuple[int, ...]
+    original_spacing_mm: tuple[float, ...]
+    size: tuple[int, ...]
+    intensity: Mapping[str, float]
+    voxels: Mapping[str, int]
+    millilitres: Mapping[str, float]
+    histogram: NDArray[np.float64]
+    warnings: list[str] = field(default_factory=list)
+
+
+# --- looking at the cases --------------------------------------------------------------------------------------------
+
+
+def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Summary:
+    """Numbers and warnings of one case, as far as they need no other case.
+
+    Args:
+        case: As prepared.
+        original_label: Class map on the scan's own grid.
+        task: Row of the task table.
+        part: Its part of the split.
+
+    Raises:
+        InputError: The stored geometry puts the prepared window beside the scan.
+    """
+    values = case.image[_scanned(case)]
+    if not values.size:
+        raise InputError(
+            f"case {case.case_id}: the prepared window lies outside the scan: expected an overlap; prepare it again"
+        )
+    names = task.class_names
+    counts = np.bincount(case.label.ravel(), minlength=len(names))
+    millilitres = counts * np.prod(case.grid.spacing_mm) / 1000
+    before = np.bincount(original_label.ravel(), minlength=len(names)) * np.prod(case.original.spacing_mm) / 1000
+    inner = np.clip(values, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
+    summary = Summary(
+        case_id=case.case_id,
+        modality=case.modality,
+        part=part,
+        original_size=case.original.shape,
+        original_spacing_mm=case.original.spacing_mm,
+        size=case.image.shape,
+        intensity={
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "mean": float(values.mean(dtype=np.float64)),
+            "std": float(values.std(dtype=np.float64)),
+        },
+        voxels={names[c]: int(counts[c]) for c in range(1, len(names))},
+        millilitres={names[c]: float(millilitres[c]) for c in range(1, len(names))},
+        histogram=np.histogram(inner, HISTOGRAM_EDGES)[0] / values.size,
+    )
+    summary.warnings += [
+        *_class_warnings(case, task, millilitres, before),
+        *_side_warnings(case, task),
+        *_image_warnings(summary),
+    ]
+    return summary
+
+
+def _scanned(case: Case) -> tuple[slice, ...]:
+    """Box of the prepared voxels whose centre lies in the scan; beyond it the window was padded.
+
+    A box suffices, because preparation permutes and flips a scan's axes but never turns them.
+    """
+    to_scan = np.linalg.inv(case.original.affine) @ case.grid.affine
+    box = []
+    for axis, count in enumerate(case.grid.shape):
+        scan_axis = int(np.abs(to_scan[:3, axis]).argmax())
+        index = to_scan[scan_axis, axis] * np.arange(count) + to_scan[scan_axis, 3]
+        inside = np.flatnonzero((index >= -0.5) & (index <= case.original.shape[scan_axis] - 0.5))
+        box.append(slice(inside[0], inside[-1] + 1) if inside.size else slice(0))
+    return tuple(box)
+
+
+def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> Iterable[str]:
+    for c, name in enumerate(task.class_names[1:], start=1):
+        if not after[c]:
+            yield f"{_words(name)}: absent" + (f", although the scan has {before[c]:.1f} ml" if before[c] else "")
+            continue
+        rim = np.ones(case.label.shape[:2], np.bool_)
+        rim[1:-1, 1:-1] = False
+        if (case.label[rim] == c).any():
+            yield f"{_words(name)}: cut by the edge of the prepared window"
+        if abs(after[c] - before[c]) > VOLUME_TOLERANCE * before[c]:
+            yield f"{_words(name)}: {after[c]:.1f} ml as prepared but {before[c]:.1f} ml in the scan"
+
+
+def _side_warnings(case: Case, task: Task) -> Iterable[str]:
+    for organ, direction, other in ANATOMY:
+        if organ not in task.class_names or other not in task.class_names:
+            continue
+        here, there = (np.argwhere(case.label == task.class_names.index(name)) for name in (organ, other))
+        axis, sign, expected, found = DIRECTIONS[direction]
+        if (
+            here.size
+            and there.size
+            and sign * (case.grid.world(here.mean(0)) - case.grid.world(there.mean(0)))[axis] <= 0
+        ):
+            yield (
+                f"{_words(organ)}: lies {found} the {_words(other)} instead of {expected} it; "
+                "the orientation or the labels may be wrong"
+            )
+
+
+def _image_warnings(summary: Summary) -> Iterable[str]:
+    mean, std = summary.intensity["mean"], summary.intensity["std"]
+    if abs(mean) > SCORE_TOLERANCE or abs(std - 1) > SCORE_TOLERANCE:
+        yield f"intensities: mean {mean:.3f} and standard deviation {std:.3f} instead of 0 and 1"
+    if summary.size[2] < FEW_SLICES:
+        yield f"only {summary.size[2]} slices"
+
+
+def warn_of_outliers(summaries: Sequence[Summary]) -> None:
+    """Adds a warning to each case whose organ volume is far from the median of its modality."""
+    for modality in {s.modality for s in summaries}:
+        group = [s for s in summaries if s.modality == modality]
+        for name in group[0].voxels:
+            having = [s for s in group if s.voxels[name]]
+            if len(having) < FEWEST_FOR_OUTLIERS:
+                continue
+            volumes = np.array([s.millilitres[name] for s in having])
+            median = np.median(volumes)
+            allowed = ROBUST_Z * 1.4826 * np.median(np.abs(volumes - median))
+            for summary, volume in zip(having, volumes, strict=True):
+                # The second term covers rounding where most volumes are equal.
+                if abs(volume - median) > allowed + 1e-6 * median:
+                    summary.warnings.append(
+                        f"{_words(name)}: {volume:.1f} ml is far from the {modality} median of {median:.1f} ml "
+                        f"(usual: within {allowed:.1f} ml)"
+                    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+    """Draws every case and writes the page; files of an earlier run are replaced.
+
+    Args:
+        data_dir: Prepared data set.
+        out_dir: Folder for the page and its pictures; `<data_dir>/qc` by default.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        InputError: No or damaged prepared data, or the folder cannot be written to.
+    """
+    dataset = Dataset.load(data_dir)
+    out = Path(data_dir) / "qc" if out_dir is None else Path(out_dir)
+    part_of = {case_id: part for part in PARTS for case_id in dataset.split[part]}
+    summaries = []
+    order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
+    for case_id in tqdm(order, desc="drawing", unit="case"):
+        case, part = dataset.case(case_id), part_of.get(case_id, UNUSED)
+        figure = overlay_figure(
+            case.image,
+            case.label,
+            task=dataset.task,
+            spacing_mm=case.grid.spacing_mm,
+            title=f"{case_id} · {case.modality} · {part}",
+        )
+        save_figure(figure, out / _picture(case_id))
+        summaries.append(summarize(case, read_original_label(dataset.path(case_id)), dataset.task, part))
+    warn_of_outliers(summaries)
+    save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
+    page = out / "index.html"
+    with replacing(page) as temporary:
+        temporary.write_text(render(dataset, summaries), encoding="utf-8")
+    return page
+
+
+def _picture(case_id: str) -> str:
+    return f"case_{case_id}.png"
+
+
+def histogram_figure(summaries: Sequence[Summary], modalities: Sequence[str]) -> Figure:
+    """Intensity histograms, one plot per modality: every case thin, their mean thick."""
+    figure = Figure(figsize=(8, 2.8 * len(modalities)), layout="constrained")
+    centers = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
+    used = np.flatnonzero(sum(s.histogram for s in summaries))
+    plots = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, modality in zip(plots, modalities, strict=True):
+        curves = np.array([s.histogram for s in summaries if s.modality == modality])
+        # Zeros would break the line of a logarithmic plot into specks.
+        axes.semilogy(centers, np.where(curves.T > 0, curves.T, np.nan), color="tab:blue", alpha=0.35, linewidth=0.8)
+        axes.semilogy(centers, np.where(curves.any(0), curves.mean(0), np.nan), color="black", linewidth=1.8)
+        axes.set_title(f"{modality}: {len(curves)} cases (blue) and their mean (black)", fontsize=10, parse_math=False)
+        axes.set_ylabel("fraction of voxels")
+        axes.grid(alpha=0.3)
+    plots[-1].set_xlim(centers[used[0]] - 0.2, centers[used[-1]] + 0.2)
+    plots[-1].set_xlabel("prepared intensity (standard deviations from the scan's mean)")
+    return figure
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 84rem; padding: 1rem; background: #fff; color: #1c2024;
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0.2rem 0 0.6rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; }
+dt { color: #5a6570; }
+dd { margin: 0; overflow-wrap: anywhere; }
+a { color: #0b57a4; }
+.scroll { overflow-x: auto; border: 1px solid #d5dbe1; border-radius: 4px; }
+.fit { width: fit-content; max-width: 100%; margin-top: 0.8rem; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6eaee; }
+th { background: #f2f5f7; font-weight: 600; vertical-align: bottom; }
+th.text, td.text { text-align: left; }
+tbody tr:last-child td { border-bottom: 0; }
+td ul { margin: 0; padding-left: 1.1rem; min-width: 24rem; white-space: normal; }
+.sortable th:first-child, .sortable td:first-child { position: sticky; left: 0; background: #fff;
+  max-width: 12rem; overflow: hidden; text-overflow: ellipsis; }
+.sortable th:first-child { background: #f2f5f7; }
+th button { all: unset; cursor: pointer; }
+th button:focus-visible { outline: 2px solid #0b57a4; }
+th button::after { content: " \\2195"; color: #9aa5af; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
+th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+.sortable td.flagged { background: #fff3d6; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 0; padding: 0.5rem; border: 1px solid #d5dbe1; border-radius: 4px; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption { font-size: 0.85rem; overflow-wrap: anywhere; }
+figcaption ul { margin: 0.2rem 0 0; padding-left: 1.1rem; }
+.histogram { max-width: 55rem; }
+"""
+
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", {numeric: true}) : a - b;
+    const rows = [...body.rows].sort((a, b) => compare(key(a), key(b)) * (up ? 1 : -1));
+    body.append(...rows);
+  }));
+}
+"""
+
+_RULES = (
+    "A class is absent from a case.",
+    f"An organ's volume is more than {ROBUST_Z:g} robust z-scores (1.4826 × the median absolute deviation) from the "
+    f"median of its modality. Asked only where at least {FEWEST_FOR_OUTLIERS} cases have the organ.",
+    f"An organ's volume as prepared differs by more than {VOLUME_TOLERANCE:.0%} from its volume in the scan.",
+    "An organ touches the first or last row or column of the prepared window, so part of it may be cut off.",
+    "An organ's centre lies on the wrong side of another's: the liver belongs right of the spleen, the right kidney "
+    "right of the left kidney, the ascending aorta above and the left atrium behind the left ventricle.",
+    f"The intensities' mean differs from 0, or their standard deviation from 1, by more than {SCORE_TOLERANCE:g}.",
+    f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
+)
+
+_DIRECTION_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}
+
+
+def render(dataset: Dataset, summaries: Sequence[Summary]) -> str:
+    """The page as HTML; whatever comes from the data is escaped."""
+    title = f"Prepared data: {_text(dataset.task.name)}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"{_facts(dataset)}\n{_counts(dataset, summaries)}\n"
+        f"<h2>Warnings</h2>\n{_warning_section(summaries)}\n"
+        "<h2>Cases</h2>\n<p>A click on a column's head sorts by it. Intensities are those of the voxels that the "
+        f"scan covers.</p>\n{_case_table(dataset.task, summaries)}\n"
+        "<h2>Intensities</h2>\n"
+        "<p>One bin is 0.1 standard deviations wide; values beyond ±10 are counted in the outermost bins.</p>\n"
+        '<figure class="histogram"><img src="histograms.png" alt="Intensity histogram of each modality"></figure>\n'
+        f"<h2>Pictures</h2>\n{_gallery(summaries)}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _numbers(values: Iterable[float], digits: int = 0) -> str:
+    return " × ".join(f"{v:.{digits}f}" for v in values)
+
+
+def _facts(dataset: Dataset) -> str:
+    task = dataset.task
+    directions = ", ".join(
+        f"{what} run to the {_DIRECTION_WORDS[letter]}"
+        for what, letter in zip(("rows", "columns", "slices"), task.axes, strict=True)
+    )
+    facts = {
+        "Task": task.name,
+        "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
+        "Spacing": f"{_numbers(task.spacing_mm, 1)} mm (rows × columns × slices)",
+        "Axes": f"{task.axes} ({directions})",
+        "Split": dataset.split_name,
+        "Split checksum": dataset.split_checksum,
+    }
+    return "<dl>\n" + "\n".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items()) + "\n</dl>"
+
+
+def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
+    parts = (*PARTS, UNUSED)
+    rows = []
+    for modality in dataset.modalities:
+        of = [s.part for s in summaries if s.modality == modality]
+        cells = "".join(f"<td>{n}</td>" for n in (*map(of.count, parts), len(of)))
+        rows.append(f'<tr><td class="text">{_text(modality)}</td>{cells}</tr>')
+    heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
+    return (
+        f'<div class="scroll fit"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
+        f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
+    )
+
+
+def _warning_section(summaries: Sequence[Summary]) -> str:
+    flagged = [(number, s) for number, s in enumerate(summaries) if s.warnings]
+    total = sum(len(s.warnings) for _, s in flagged)
+    found = f"{total} in {len(flagged)} of {len(summaries)} cases." if total else "None."
+    items = "\n".join(
+        f'<li><a href="#case-{number}">{_text(s.case_id)}</a>{_warning_list(s)}</li>' for number, s in flagged
+    )
+    rules = "\n".join(f"<li>{_text(rule)}</li>" for rule in _RULES)
+    return (
+        f"<p>{found} A warning says where to look; it is no verdict.</p>\n"
+        + (f"<ul>\n{items}\n</ul>\n" if items else "")
+        + f"<details><summary>What is looked for</summary>\n<ul>\n{rules}\n</ul>\n</details>"
+    )
+
+
+def _warning_list(summary: Summary) -> str:
+    return "<ul>" + "".join(f"<li>{_text(w)}</li>" for w in summary.warnings) + "</ul>" if summary.warnings else ""
+
+
+def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
+    organs = task.class_names[1:]
+    heads = [
+        *(f'<th class="text" scope="col"><button>{head}</button></th>' for head in ("case", "modality", "part")),
+        *(
+            f'<th scope="col"><button>{_text(head)}</button></th>'
+            for head in (
+                *("original size", "original spacing mm", "prepared size", "min", "max", "mean", "std"),
+                *(f"{_words(organ)} {unit}" for organ in organs for unit in ("voxels", "ml")),
+            )
+        ),
+        '<th class="text" scope="col"><button>warnings</button></th>',
+    ]
+    rows = "\n".join(_case_row(number, s) for number, s in enumerate(summaries))
+    return (
+        f'<div class="scroll"><table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _case_row(number: int, s: Summary) -> str:
+    # Triples sort by voxel count and voxel volume.
+    cells = [
+        (np.prod(s.original_size), _numbers(s.original_size)),
+        (np.prod(s.original_spacing_mm), _numbers(s.original_spacing_mm, 2)),
+        (np.prod(s.size), _numbers(s.size)),
+        *((value, f"{value:z.3f}") for value in s.intensity.values()),
+    ]
+    for organ, voxels in s.voxels.items():
+        cells += [(voxels, str(voxels)), (s.millilitres[organ], f"{s.millilitres[organ]:.1f}")]
+    kind = "text flagged" if s.warnings else "text"
+    return (
+        f'<tr><td class="{kind}"><a href="#case-{number}">{_text(s.case_id)}</a></td>'
+        f'<td class="text">{_text(s.modality)}</td><td class="text">{_text(s.part)}</td>'
+        + "".join(f'<td data-value="{value}">{shown}</td>' for value, shown in cells)
+        + f'<td class="{kind}" data-value="{len(s.warnings)}">{_warning_list(s)}</td></tr>'
+    )
+
+
+def _gallery(summaries: Sequence[Summary]) -> str:
+    cards = []
+    for number, s in enumerate(summaries):
+        link = _text(quote(_picture(s.case_id)))
+        cards.append(
+            f'<figure id="case-{number}"><a href="{link}"><img src="{link}" loading="lazy" '
+            f'alt="{_text(s.case_id)} in three planes with its labels"></a>'
+            f"<figcaption><strong>{_text(s.case_id)}</strong> {_text(s.modality)}, {_text(s.part)}"
+            f"{_warning_list(s)}</figcaption></figure>"
+        )
+    return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
+
+
+# --- program ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    """Program."""
+    print(write_report(flags.FLAGS.data_dir, flags.FLAGS.out_dir))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "Folder of the prepared data set.", required=True)
+    flags.DEFINE_string("out_dir", None, "Folder for the report; <data_dir>/qc by default.")
+    run(main)

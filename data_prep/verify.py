@@ -1,0 +1,50 @@
+"""Looks through a raw data set and reports every problem at once, as 'file: problem: fix'.
+
+    python -m data_prep.verify --source=btcv --dir=RAW
+
+Nothing is written. Exit code 1 when there is a problem. Every preparation starts with the same check.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from data_prep import pipeline, source_flags
+from data_prep.raw import Problem
+from ummkd_tf.cli import run
+from ummkd_tf.tasks import get_task
+
+flags.adopt_module_key_flags(source_flags)
+
+
+def report(problems: Sequence[Problem]) -> int:
+    """Prints the problems; the exit code that goes with them."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def note(text: str) -> None:
+    """Prints what is worth knowing."""
+    print(f"note: {text}")
+
+
+def main(argv: list[str]) -> int:
+    """Program."""
+    source = source_flags.chosen_source()
+    found = source.find(source_flags.options())
+    problems, _ = pipeline.verify(found.cases, get_task(source.task), source_flags.workers(), note)
+    code = report([*found.problems, *problems])
+    if not code:
+        print(f"{len(found.cases)} cases, no problem")
+    return code
+
+
+if __name__ == "__main__":
+    flags.DEFINE_alias("dir", "raw")
+    run(main)

@@ -1,0 +1,44 @@
+"""What `experiments.train --describe` prints: sharing per stage and parameter counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ummkd_tf.reporting import markdown
+from ummkd_tf.segmenter import UnpairedSegmenter
+
+
+def describe(model_arguments: dict[str, Any]) -> str:
+    """Table of stages, and the trainable parameters beside the paper's."""
+    model = UnpairedSegmenter(**model_arguments)
+    rows = []
+    for stage in model.stages:
+        count = sum(v.value.shape.num_elements() for v in stage.trainable_variables)
+        rows.append(
+            [
+                stage.row.name,
+                "separate" if stage.separate_kernels else "shared",
+                ("separate" if stage.separate_norms else "shared") if _has_norm(stage) else "none",
+                f"{count:,}",
+            ]
+        )
+    total = sum(v.value.shape.num_elements() for v in model.trainable_variables)
+    setting = model.setting
+    paper = model.network.paper_parameters.get(setting.name)
+    as_in_paper = model_arguments["width"] == 16 and model_arguments["normalization"] == "batch" and paper
+    return "\n".join(
+        [
+            f"{setting.title} with {model.network.name}, width {model_arguments['width']}, "
+            f"{model.num_classes} classes, {model_arguments['normalization']} normalization, "
+            f"modalities {', '.join(model.modalities)}",
+            f"knowledge-distillation loss (Eq. 4): {'on' if setting.distill else 'off'}",
+            "",
+            markdown(["stage", "kernels", "norms", "parameters"], rows),
+            "",
+            f"trainable parameters: {total:,}" + (f" (the paper prints {paper})" if as_in_paper else ""),
+        ]
+    )
+
+
+def _has_norm(stage: Any) -> bool:
+    return any("/norm/" in v.path for v in stage.variables)

@@ -1,0 +1,103 @@
+"""Evaluates a trained run on whole volumes: Dice and surface distances per case and class, and their table.
+
+    python -m experiments.evaluate --run_dir=runs/ours
+
+Writes <run_dir>/evaluation_<part>[_original].json with every number and prints the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from ummkd_tf.cli import run, start_tensorflow
+from ummkd_tf.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
+flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
+flags.DEFINE_enum("part", "test", ["train", "validation", "test"], "Part of the split to evaluate.")
+flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
+flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
+flags.mark_flag_as_required("run_dir")
+
+
+def main(_: list[str]) -> None:
+    start_tensorflow()
+    from tqdm import tqdm
+
+    from ummkd_tf import evaluation, reporting
+    from ummkd_tf.cases import Dataset
+    from ummkd_tf.inference import Predictor
+    from ummkd_tf.runs import environment, load_model, write_json
+
+    run_dir = Path(FLAGS.run_dir)
+    model, record, step = load_model(run_dir, FLAGS.selection)
+    dataset = Dataset.load(FLAGS.data_dir or record["data_dir"])
+    if dataset.split_checksum != record["split_sha256"]:
+        raise InputError(
+            f"{dataset.directory}: another split ({dataset.split_name}) than the run was trained with "
+            f"({record['split_name']}): test cases may have been trained on; evaluate on the run's own data"
+        )
+    factor = dataset.task.size[0] // record["flags"]["size"]
+    predictor = Predictor(model)
+    pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
+
+    def predict(case_id: str):
+        reduced = dataset.case(case_id, factor)
+        probabilities = predictor.probabilities(reduced.image, reduced.modality, factor)
+        if pictures:
+            from ummkd_tf.pictures import overlay_figure, save_figure
+
+            case = dataset.case(case_id)
+            figure = overlay_figure(
+                case.image,
+                probabilities.argmax(-1),
+                task=dataset.task,
+                spacing_mm=case.grid.spacing_mm,
+                reference=case.label,
+                title=f"{case_id}: {model.setting.title}, step {step}",
+            )
+            save_figure(figure, pictures / f"{case_id}.png")
+        return probabilities
+
+    cases = evaluation.evaluate(
+        predict,
+        dataset,
+        dataset.ids(FLAGS.part),
+        original_grid=FLAGS.grid == "original",
+        progress=lambda ids: tqdm(ids, unit="case", desc="evaluate"),
+    )
+    result = {
+        "run_dir": str(run_dir),
+        "setting": record["setting"],
+        "task": dataset.task.name,
+        "preset": record["flags"]["preset"],
+        "seed": record["seed"],
+        "step": step,
+        "selection": FLAGS.selection or record["flags"]["selection"],
+        "part": FLAGS.part,
+        "grid": FLAGS.grid,
+        "split_name": dataset.split_name,
+        "split_sha256": dataset.split_checksum,
+        "trained_at_commit": record["environment"]["commit"],
+        "environment": environment(),
+        "modalities": list(dataset.modalities),
+        "cases": cases,
+        "summary": evaluation.summarize_cases(cases, dataset.task, dataset.modalities),
+    }
+    path = run_dir / f"evaluation_{FLAGS.part}{'' if FLAGS.grid == 'prepared' else '_original'}.json"
+    write_json(path, result)
+    print(
+        f"\n{model.setting.title} on the {FLAGS.part} part of {dataset.split_name}, {FLAGS.grid} grid; "
+        f"preset {result['preset']}, step {step} ({result['selection']}), seed {result['seed']}, "
+        f"commit {result['trained_at_commit']}\n"
+    )
+    print(reporting.evaluation_table(result, dataset.task))
+    print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")
+
+
+if __name__ == "__main__":
+    run(main)

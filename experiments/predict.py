@@ -1,0 +1,80 @@
+"""Segments one scan with a trained run.
+
+    python -m experiments.predict --run_dir=runs/ours --modality=ct --input=scan.nii.gz --output=labels.nii.gz
+    python -m experiments.predict --run_dir=runs/ours --modality=mr --input=dicom_folder --output=labels.nii.gz
+
+The label map has the shape, orientation and place of the scan itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from ummkd_tf.cli import run, start_tensorflow
+from ummkd_tf.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
+flags.DEFINE_string("input", None, "NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.")
+flags.DEFINE_string("modality", None, "The scan's modality, as the run names it, e.g. ct or mr.")
+flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz.")
+flags.DEFINE_string(
+    "overlay", None, "Picture to write (.png or .pdf): the scan with the label's contours in three planes."
+)
+flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+for _name in ("run_dir", "input", "modality", "output"):
+    flags.mark_flag_as_required(_name)
+
+
+def main(_: list[str]) -> None:
+    import numpy as np
+
+    from ummkd_tf.preprocessing import prepare, reduce_in_plane, restore
+    from ummkd_tf.runs import load_model, read_run
+    from ummkd_tf.tasks import get_task
+    from ummkd_tf.volumes import Volume, read_volume, write_nifti
+
+    output = Path(FLAGS.output)
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"--output={output}: expected a name that ends in .nii or .nii.gz")
+    record = read_run(FLAGS.run_dir)
+    if FLAGS.modality not in record["model"]["modalities"]:
+        known = ", ".join(record["model"]["modalities"])
+        raise InputError(f"--modality={FLAGS.modality}: the run knows {known}; give the scan's modality")
+    task = get_task(record["task"])
+    scan = read_volume(FLAGS.input)
+    try:
+        prepared = prepare(scan, None, task, FLAGS.modality)
+    except InputError as error:
+        raise InputError(f"{FLAGS.input}: {error}") from error
+    start_tensorflow()
+    model, record, step = load_model(FLAGS.run_dir, FLAGS.selection)
+
+    from ummkd_tf.inference import Predictor
+
+    factor = task.size[0] // record["flags"]["size"]
+    reduced, _ = reduce_in_plane(prepared.image, np.zeros(prepared.image.shape, np.uint8), factor)
+    probabilities = Predictor(model).probabilities(reduced, FLAGS.modality, factor)
+    labels = restore(probabilities, prepared.grid, prepared.original)
+    write_nifti(output, Volume(labels, scan.affine))
+    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * np.prod(scan.grid.spacing_mm) / 1000
+    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {scan.grid.axes}")
+    print("; ".join(f"{c} {task.class_names[c]} {milliliters[c]:.0f} ml" for c in range(1, task.num_classes)))
+    if FLAGS.overlay:
+        from ummkd_tf.pictures import overlay_figure, save_figure
+
+        figure = overlay_figure(
+            prepared.image,
+            probabilities.argmax(-1),
+            task=task,
+            spacing_mm=prepared.grid.spacing_mm,
+            title=f"{Path(FLAGS.input).name}: {model.setting.title}",
+        )
+        save_figure(figure, FLAGS.overlay)
+        print(f"picture: {FLAGS.overlay}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""Recipes and presets: every number of a training run that the paper or the released code fixes (SPEC §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        learning_rate: Adam's, at the start.
+        decay_every: Steps after which the learning rate falls by 5 %.
+        batch_size: Examples per modality.
+        steps: Length of training (the paper gives none; the released code's).
+        l2_on: Which variables the L2 term holds.
+        l2_weight: eta, with the released code's factor ½ where it has one.
+    """
+
+    learning_rate: float
+    decay_every: int
+    batch_size: int
+    steps: int
+    l2_on: Literal["all", "kernels"]
+    l2_weight: float
+
+
+RECIPES: Mapping[str, Mapping[str, Recipe]] = MappingProxyType(
+    {
+        "paper": {
+            "dilated2d": Recipe(1e-4, 1000, 8, 150_000, "all", 1e-4),
+            "unet3d": Recipe(1e-4, 500, 2, 50_000, "all", 1e-4),
+        },
+        "released": {
+            "dilated2d": Recipe(1e-3, 1000, 8, 150_000, "kernels", 0.5e-4),
+            "unet3d": Recipe(1e-4, 500, 2, 50_000, "all", 1e-4),
+        },
+    }
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large a run is. The reduced ones are our choice, for machines without a GPU.
+
+    Attributes:
+        size: Rows and columns the network sees; the prepared volumes are reduced by 256 / size.
+        width: Base width w.
+        steps: Length of training; None for the recipe's.
+        learning_rate: None for the recipe's; a short training needs a larger one.
+        batch_size: Examples per modality; None for the recipe's.
+        validate_every: Steps between validations (and checkpoints).
+    """
+
+    size: int
+    width: int
+    steps: int | None
+    learning_rate: float | None
+    batch_size: int | None
+    validate_every: int
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "paper": Preset(256, 16, None, None, None, 1000),
+        "small": Preset(128, 8, 600, 1e-3, 2, 100),
+        "tiny": Preset(64, 4, 300, 2e-3, 2, 50),
+    }
+)

@@ -1,0 +1,206 @@
+"""Trains one of the paper's seven settings.
+
+    python -m experiments.train --task=abdomen --setting=ours --data_dir=data/abdomen --run_dir=runs/ours
+    python -m experiments.train --setting=x_shaped --describe
+
+The same command continues a run that was stopped. Look at it with `tensorboard --logdir runs`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.recipes import PRESETS, RECIPES, Recipe
+from ummkd_tf.cli import run, start_tensorflow
+from ummkd_tf.errors import InputError
+from ummkd_tf.settings import SETTINGS
+from ummkd_tf.tasks import TASKS
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("task", "abdomen", list(TASKS), "What is segmented. Decides the network and the data's grid.")
+flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
+flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json), see data_prep/README.md.")
+flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
+flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch as in the paper or the released code.")
+flags.DEFINE_enum(
+    "preset",
+    "paper",
+    list(PRESETS),
+    "Size of the run: " + "; ".join(f"{name} = {p.size}², width {p.width}" for name, p in PRESETS.items()) + ".",
+)
+flags.DEFINE_enum("network", None, ["dilated2d", "unet3d"], "Network; by default the task's.")
+flags.DEFINE_enum("decoder", "paper", ["paper", "released"], "Decoder of unet3d: Table II's counts, or the upload's.")
+flags.DEFINE_enum("normalization", "batch", ["batch", "instance", "layer", "group"], "Normalization (Table V).")
+flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
+flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
+flags.DEFINE_float(
+    "learning_rate", None, "Initial learning rate; by default the preset's or the recipe's.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
+)
+flags.DEFINE_float("alpha", 0.5, "Weight of the distillation loss in Eq. 5.", lower_bound=0)
+flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
+flags.DEFINE_enum(
+    "absent", "uniform", ["uniform", "skip"], "A class that a batch lacks: uniform (released) or skipped."
+)
+flags.DEFINE_enum(
+    "selection", "best", ["best", "last"], "Checkpoint that evaluation uses: best validation Dice, or last."
+)
+flags.DEFINE_integer("validate_every", None, "Steps between validations; by default the preset's.", lower_bound=1)
+flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
+flags.DEFINE_integer("log_every", 10, "Steps between log lines.", lower_bound=1)
+flags.DEFINE_float(
+    "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
+)
+flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
+flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")
+flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
+
+
+def resolve(network: str) -> dict[str, Any]:
+    """The flags that decide a run's result, with recipe and preset filled in."""
+    preset = PRESETS[FLAGS.preset]
+    recipe: Recipe = RECIPES[FLAGS.recipe][network]
+
+    def chosen(name: str) -> Any:
+        candidates = (getattr(FLAGS, name), getattr(preset, name), getattr(recipe, name))
+        return next(value for value in candidates if value is not None)
+
+    return {
+        "task": FLAGS.task,
+        "setting": FLAGS.setting,
+        "recipe": FLAGS.recipe,
+        "preset": FLAGS.preset,
+        "size": preset.size,
+        "steps": chosen("steps"),
+        "learning_rate": chosen("learning_rate"),
+        "decay_every": recipe.decay_every,
+        "batch_size": chosen("batch_size"),
+        "alpha": FLAGS.alpha,
+        "temperature": FLAGS.temperature,
+        "absent": FLAGS.absent,
+        "l2_on": recipe.l2_on,
+        "l2_weight": recipe.l2_weight,
+        "selection": FLAGS.selection,
+        "validate_every": FLAGS.validate_every or preset.validate_every,
+        "seed": FLAGS.seed,
+        "deterministic": FLAGS.deterministic,
+    }
+
+
+def main(_: list[str]) -> int:
+    network = FLAGS.network or TASKS[FLAGS.task].network
+    if network != "unet3d" and FLAGS.decoder != "paper":
+        raise InputError(f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network}; leave it out")
+    model_arguments = {
+        "network": network,
+        "setting": FLAGS.setting,
+        "num_classes": TASKS[FLAGS.task].num_classes,
+        "width": PRESETS[FLAGS.preset].width,
+        "normalization": FLAGS.normalization,
+        "decoder": FLAGS.decoder,
+    }
+    if FLAGS.describe:
+        start_tensorflow()
+        from experiments.describe import describe
+
+        print(describe(model_arguments))
+        return 0
+    if not FLAGS.data_dir or not FLAGS.run_dir:
+        raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
+    return train(Path(FLAGS.data_dir), Path(FLAGS.run_dir), model_arguments, resolve(network))
+
+
+def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> int:
+    """Trains, or continues, one run; returns the exit code."""
+    from ummkd_tf.cases import Dataset
+
+    dataset = Dataset.load(data_dir)
+    if dataset.task.name != settings["task"]:
+        raise InputError(
+            f"{data_dir}: data of task {dataset.task.name!r}, but --task={settings['task']}; give that task"
+        )
+    factor, rest = divmod(dataset.task.size[0], settings["size"])
+    assert not rest
+
+    start_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from ummkd_tf import training
+    from ummkd_tf.evaluation import mean_dice
+    from ummkd_tf.inference import Predictor
+    from ummkd_tf.runs import finish_session, start_run
+    from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
+    from ummkd_tf.segmenter import UnpairedSegmenter
+
+    keras.utils.set_random_seed(settings["seed"])
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
+    model_arguments = {**model_arguments, "modalities": dataset.modalities}
+    model = UnpairedSegmenter(**model_arguments)
+    schedule = keras.optimizers.schedules.ExponentialDecay(
+        settings["learning_rate"], settings["decay_every"], 0.95, staircase=True
+    )
+    model.compile(
+        keras.optimizers.Adam(schedule, epsilon=1e-8),
+        kd_weight=settings["alpha"],
+        temperature=settings["temperature"],
+        absent=settings["absent"],
+        l2_on=settings["l2_on"],
+        l2_weight=settings["l2_weight"],
+        jit_compile=False,  # measured: no reliable gain in 2D, ten times slower in 3D on a CPU
+    )
+    record = start_run(run_dir, flags=settings, model=model_arguments, dataset=dataset)
+    examples = SliceExamples if model.network.rank == 2 else PatchExamples
+    sampler = UnpairedSampler(
+        {m: examples([dataset.case(c, factor) for c in dataset.ids("train", m)]) for m in dataset.modalities},
+        settings["batch_size"],
+        settings["seed"],
+    )
+    validation = [dataset.case(c, factor) for c in dataset.ids("validation")]
+    predictor = Predictor(model)
+    cases = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+    print(
+        f"{model.setting.title} with {model.network.name}, preset {settings['preset']}, "
+        f"{settings['steps']} steps; training cases: {cases}; split {dataset.split_name}; run in {run_dir}"
+    )
+    started = time.monotonic()
+
+    def session(status: str, **more: Any) -> None:
+        seconds = round(record["seconds"] + time.monotonic() - started, 1)
+        finish_session(run_dir, record, status=status, seconds=seconds, **more)
+
+    try:
+        progress = training.train(
+            model,
+            sampler,
+            run_dir,
+            steps=settings["steps"],
+            validate=lambda: mean_dice(predictor, validation),
+            validate_every=settings["validate_every"],
+            checkpoint_every=FLAGS.checkpoint_every,
+            log_every=FLAGS.log_every,
+            max_hours=FLAGS.max_hours,
+            num_threads=FLAGS.threads,
+        )
+    except training.Stopped as stopped:
+        session("stopped")
+        print(stopped)
+        return stopped.exit_code
+    session("finished", progress=vars(progress))
+    best = (
+        f"{100 * progress.best_dice:.1f} % at step {progress.best_step}" if progress.best_dice is not None else "none"
+    )
+    print(f"finished {progress.step} steps; best validation Dice {best}")
+    print(f"next: python -m experiments.evaluate --run_dir={run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,311 @@
+"""Prepared data on disk: one HDF5 file per case and one `dataset.json` with the split.
+
+<data_dir>/dataset.json
+<data_dir>/cases/<case_id>.h5      image  float32 [rows, columns, slices]   chunked by slice
+                                   label  uint8   [rows, columns, slices]
+                                   original_label uint8 [i, j, k]           the scan's own grid and axis order
+                                   attributes: case_id, modality, task, spacing_mm, affine, original_affine,
+                                   source (file names), source_sha256, recipe
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf import preprocessing
+from ummkd_tf.errors import InputError
+from ummkd_tf.preprocessing import Prepared, reduce_in_plane
+from ummkd_tf.tasks import Task, get_task
+from ummkd_tf.volumes import Grid, replacing
+
+PARTS = ("train", "validation", "test")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prepared scan.
+
+    Attributes:
+        case_id: Unique in the data set.
+        modality: Its modality's name.
+        image: float32 [rows, columns, slices].
+        label: uint8 class map of the same shape.
+        grid: Where the voxels lie.
+        original: Where the scan's own voxels lie.
+        factor: In-plane reduction against the file (1 = as prepared).
+    """
+
+    case_id: str
+    modality: str
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    grid: Grid
+    original: Grid
+    factor: int = 1
+
+
+def write_case(
+    path: Path, prepared: Prepared, *, case_id: str, modality: str, task: Task, source: Mapping[str, str]
+) -> None:
+    """Writes a prepared, labelled scan whole or not at all.
+
+    Args:
+        path: `<data_dir>/cases/<case_id>.h5`.
+        prepared: Result of `preprocessing.prepare` with a label.
+        case_id: Unique in the data set.
+        modality: The scan's modality.
+        task: Row of the task table.
+        source: sha256 by source file name.
+    """
+    assert prepared.label is not None and prepared.original_label is not None
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        # By slice, because batches read slices; gzip level 1 is the fastest that still halves the size.
+        slice_chunk = (*prepared.image.shape[:2], 1)
+        packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        file.create_dataset("image", data=prepared.image, chunks=slice_chunk, **packed)
+        file.create_dataset("label", data=prepared.label, chunks=slice_chunk, **packed)
+        file.create_dataset("original_label", data=prepared.original_label, chunks=True, **packed)
+        file.attrs.update(
+            format=FORMAT,
+            case_id=case_id,
+            modality=modality,
+            task=task.name,
+            spacing_mm=prepared.grid.spacing_mm,
+            affine=prepared.grid.affine,
+            original_affine=prepared.original.affine,
+            source=json.dumps(sorted(source)),
+            source_sha256=source_checksum(source),
+            recipe=recipe_checksum(task),
+        )
+
+
+def source_checksum(source: Mapping[str, str]) -> str:
+    """One checksum over the checksums of a case's source files."""
+    return hashlib.sha256(json.dumps(sorted(source.items())).encode()).hexdigest()
+
+
+def file_checksum(path: str | Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recipe_checksum(task: Task) -> str:
+    """Checksum of everything that decides how a scan is prepared: the task table and the version of the steps."""
+    recipe = {k: v for k, v in asdict(task).items() if k not in ("network", "table_classes", "class_colors")}
+    recipe["steps"] = preprocessing.VERSION
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def read_case(path: Path, factor: int = 1) -> Case:
+    """Reads a prepared case; `factor` > 1 reduces it in the plane for the reduced presets.
+
+    Raises:
+        InputError: Missing, damaged or incomplete file.
+    """
+    with _opened(path) as file:
+        image, label = file["image"][()], file["label"][()]
+        attributes = dict(file.attrs)
+        original_shape = file["original_label"].shape
+    if image.shape != label.shape or image.ndim != 3:
+        raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
+    affine = np.asarray(attributes["affine"], np.float64)
+    image, label = reduce_in_plane(image, label, factor)
+    if factor > 1:
+        # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
+        to_fine = np.diag([factor, factor, 1.0, 1.0])
+        to_fine[:2, 3] = (factor - 1) / 2
+        affine = affine @ to_fine
+    return Case(
+        case_id=str(attributes["case_id"]),
+        modality=str(attributes["modality"]),
+        image=image,
+        label=label,
+        grid=Grid(affine, image.shape),
+        original=Grid(np.asarray(attributes["original_affine"], np.float64), original_shape),
+        factor=factor,
+    )
+
+
+def read_original_label(path: Path) -> NDArray[np.uint8]:
+    """Class map on the scan's own grid."""
+    with _opened(path) as file:
+        return file["original_label"][()]
+
+
+def read_source_checksum(path: Path) -> tuple[str, str]:
+    """(source, recipe) checksums a case was prepared with."""
+    with _opened(path) as file:
+        return str(file.attrs["source_sha256"]), str(file.attrs["recipe"])
+
+
+class _opened:
+    """h5py.File for reading whose every failure, also while reading, is one clear line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> h5py.File:
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: missing case file: prepare the data again")
+        try:
+            self.file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise InputError(f"{self.path}: not a readable HDF5 file: delete it and prepare the case again") from error
+        for name in self.file:
+            # A link could lead to any file on the machine.
+            if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
+                self.file.close()
+                raise InputError(f"{self.path}: {name!r} is a link: expected data in the file itself; prepare it again")
+        if self.file.attrs.get("format") != FORMAT:
+            found = self.file.attrs.get("format", "none")
+            self.file.close()
+            raise InputError(f"{self.path}: case format {found}, expected {FORMAT}: prepare the data again")
+        return self.file
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self.file.close()
+        if isinstance(error, (OSError, KeyError)):
+            raise InputError(f"{self.path}: damaged or incomplete case file: prepare the case again") from error
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of prepared cases.
+
+    Attributes:
+        directory: The folder.
+        task: Row of the task table.
+        modalities: Names, in the order batches use.
+        case_modality: Modality of every case.
+        split: Case ids by part ("train", "validation", "test").
+        split_name: Where the split comes from.
+    """
+
+    directory: Path
+    task: Task
+    modalities: tuple[str, ...]
+    case_modality: Mapping[str, str]
+    split: Mapping[str, tuple[str, ...]]
+    split_name: str
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Dataset:
+        """Reads `dataset.json` and checks it against the case files.
+
+        Raises:
+            InputError: No data set, a missing case file, or an inconsistent split.
+        """
+        directory = Path(directory)
+        path = directory / "dataset.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            dataset = cls(
+                directory=directory,
+                task=get_task(content["task"]),
+                modalities=tuple(content["modalities"]),
+                case_modality={c: entry["modality"] for c, entry in content["cases"].items()},
+                split={part: tuple(content["split"][part]) for part in PARTS},
+                split_name=content["split_name"],
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a data set description ({error!r}): prepare the data again") from error
+        check_split(dataset.split, dataset.case_modality, dataset.modalities, path)
+        for case_id in dataset.case_modality:
+            if not dataset.path(case_id).is_file():
+                raise InputError(f"{dataset.path(case_id)}: missing case file: prepare the data again")
+        return dataset
+
+    def path(self, case_id: str) -> Path:
+        """HDF5 file of a case.
+
+        Raises:
+            InputError: The id is not a plain name, so that no id can lead outside the folder.
+        """
+        if not case_id or Path(case_id).name != case_id or case_id.startswith("."):
+            raise InputError(f"case id {case_id!r}: expected a plain name without path separators; rename the case")
+        return self.directory / "cases" / f"{case_id}.h5"
+
+    def case(self, case_id: str, factor: int = 1) -> Case:
+        """Reads one case, reduced in the plane by `factor`."""
+        return read_case(self.path(case_id), factor)
+
+    def ids(self, part: str, modality: str | None = None) -> list[str]:
+        """Case ids of a part, of one modality or of all in the order of `modalities`."""
+        wanted = self.modalities if modality is None else (modality,)
+        return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
+
+    @property
+    def split_checksum(self) -> str:
+        """sha256 of the split, so that two runs can be shown to use the same one."""
+        return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+
+
+def write_dataset(
+    directory: Path,
+    *,
+    task: Task,
+    case_modality: Mapping[str, str],
+    split: Mapping[str, Sequence[str]],
+    split_name: str,
+    modalities: Iterable[str] | None = None,
+) -> None:
+    """Writes `dataset.json` for the cases prepared in `directory`.
+
+    Raises:
+        InputError: As `check_split`.
+    """
+    path = directory / "dataset.json"
+    names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(sorted(case_modality.values())))
+    check_split(split, case_modality, names, path)
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "classes": list(task.class_names),
+        "modalities": list(names),
+        "axes": task.axes,
+        "spacing_mm": list(task.spacing_mm),
+        "size": list(task.size),
+        "recipe": recipe_checksum(task),
+        "cases": {c: {"modality": case_modality[c], "file": f"cases/{c}.h5"} for c in sorted(case_modality)},
+        "split_name": split_name,
+        "split": {part: list(split.get(part, ())) for part in PARTS},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_split(
+    split: Mapping[str, Sequence[str]], case_modality: Mapping[str, str], modalities: Sequence[str], where: object
+) -> None:
+    """No case twice, none unknown, and every modality present in every part.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    seen: dict[str, str] = {}
+    for part in PARTS:
+        for case_id in split.get(part, ()):
+            if case_id not in case_modality:
+                raise InputError(f"{where}: the split's {part} part names {case_id!r}, which is not among the cases")
+            if case_id in seen:
+                raise InputError(f"{where}: case {case_id!r} is in {seen[case_id]} and in {part}: keep it in one part")
+            seen[case_id] = part
+        for modality in modalities:
+            if not any(case_modality[c] == modality for c in split.get(part, ())):
+                raise InputError(
+                    f"{where}: the {part} part has no {modality} case: expected at least one; "
+                    "add cases or choose another split"
+                )

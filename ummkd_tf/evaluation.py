@@ -1,0 +1,112 @@
+"""Evaluation of whole cases and its summary (SPEC §6, Tables I and II)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.cases import Case, Dataset, read_original_label
+from ummkd_tf.inference import Predictor
+from ummkd_tf.metrics import case_metrics, dice_coefficient, pooled_surface_distance, summarize
+from ummkd_tf.preprocessing import restore
+from ummkd_tf.tasks import Task
+
+METRICS = {
+    # key in the JSON: (title, factor for printing, decimals)
+    "dice": ("Dice (%)", 100.0, 1),
+    "hausdorff_mm": ("Hausdorff distance (mm)", 1.0, 2),
+    "hausdorff95_mm": ("95th percentile Hausdorff distance (mm)", 1.0, 2),
+    "average_mm": ("Average symmetric surface distance (mm)", 1.0, 2),
+    "surface_dice": ("Surface Dice at 1 voxel (%)", 100.0, 1),
+}
+POOLED = "pooled_mm"
+POOLED_TITLE = "Paper-comparable (pooled surface distance, an assumption; mm)"
+
+
+def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
+    """Validation score: mean Dice over cases, then classes, then modalities, on the model's own grid.
+
+    Returns:
+        "dice" and "<modality>_dice", 0..1. A class that a case lacks in prediction and reference is left out.
+    """
+    by_modality: dict[str, list[list[float]]] = {}
+    for case in cases:
+        probabilities = predictor.probabilities(case.image, case.modality)
+        predicted = probabilities.argmax(-1)
+        dice = [dice_coefficient(predicted == c, case.label == c) for c in range(1, probabilities.shape[-1])]
+        by_modality.setdefault(case.modality, []).append(dice)
+    scores = {
+        f"{m}_dice": float(np.mean([summarize(column).mean for column in zip(*dice, strict=True)]))
+        for m, dice in by_modality.items()
+    }
+    return {"dice": float(np.mean(list(scores.values()))), **scores}
+
+
+def evaluate(
+    predict: Callable[[str], NDArray[np.float32]],
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    *,
+    original_grid: bool = False,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of every case.
+
+    Args:
+        predict: Case id → class probabilities [rows, columns, slices, classes] on the prepared grid.
+        dataset: The data set.
+        case_ids: Cases to evaluate.
+        original_grid: Evaluate on the scans' own grids instead of the prepared one.
+        progress: Wraps the loop over cases, e.g. with a progress bar.
+
+    Returns:
+        Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
+    """
+    results = {}
+    for case_id in progress(case_ids):
+        case = dataset.case(case_id)
+        probabilities = predict(case_id)
+        if original_grid:
+            predicted: NDArray = restore(probabilities, case.grid, case.original)
+            reference, grid = read_original_label(dataset.path(case_id)), case.original
+        else:
+            predicted, reference, grid = probabilities.argmax(-1), case.label, case.grid
+        results[case_id] = {
+            "modality": case.modality,
+            "spacing_mm": grid.spacing_mm,
+            "classes": case_metrics(predicted, reference, grid.spacing_mm, dataset.task.class_names[1:]),
+        }
+    return results
+
+
+def summarize_cases(
+    results: Mapping[str, Mapping[str, Any]], task: Task, modalities: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Mean ± std over cases for every metric, modality and class, and the means the paper prints.
+
+    "mean" of a modality is the mean of its classes' means; "overall" is the mean of the modalities' means.
+
+    Returns:
+        Metric → {modality → {class → {mean, std, count, excluded, missed}, "mean" → float}, "overall" → float}.
+        "pooled_mm" has the surface distance pooled over all surface voxels of all cases.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for metric in (*METRICS, POOLED):
+        by_modality: dict[str, Any] = {}
+        for modality in modalities:
+            cases = [r["classes"] for r in results.values() if r["modality"] == modality]
+            columns: dict[str, Any] = {}
+            for name in task.table_classes:
+                records = [classes[name] for classes in cases]
+                missed = sum(record["status"] in ("missed", "spurious") for record in records)
+                if metric == POOLED:
+                    mean, std, points = pooled_surface_distance(records)
+                    columns[name] = {"mean": mean, "std": std, "points": points, "missed": missed}
+                else:
+                    columns[name] = {**vars(summarize(record[metric] for record in records)), "missed": missed}
+            by_modality[modality] = {**columns, "mean": float(np.mean([c["mean"] for c in columns.values()]))}
+        summary[metric] = {**by_modality, "overall": float(np.mean([m["mean"] for m in by_modality.values()]))}
+    return summary

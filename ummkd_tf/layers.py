@@ -1,0 +1,246 @@
+"""The layers both networks are made of.
+
+What is shared and what is separate is decided in one place, `PerModality`. Every other layer passes the name of the
+modality on and otherwise looks like an ordinary layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+SHARED = "shared"
+"""Scope name of a layer that all modalities share, and the `modality` of a batch that holds all of them."""
+
+Normalization = Literal["batch", "instance", "layer", "group"]
+
+
+class PerModality(keras.layers.Layer):
+    """One layer for all modalities, or one for each under its own name scope (Sec. III-A).
+
+    Variable paths end in `…/<name>/shared/gamma`, or in `…/<name>/ct/gamma` and `…/<name>/mr/gamma`.
+
+    Args:
+        make: Makes the layer, given its name.
+        modalities: Names of the modalities.
+        separate: One layer for each modality instead of one for all.
+        name: Scope.
+
+    Call arguments:
+        inputs: Tensor.
+        modality: Which layer to use; any value where one layer is shared.
+        training: Passed on where the layer takes it.
+    """
+
+    def __init__(
+        self, make: Callable[[str], keras.layers.Layer], modalities: Sequence[str], *, separate: bool, name: str
+    ) -> None:
+        super().__init__(name=name)
+        self.separate = separate
+        self.sublayers = {key: make(key) for key in (modalities if separate else (SHARED,))}
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for layer in self.sublayers.values():
+            layer.build(input_shape)
+
+    def call(self, inputs: tf.Tensor, *, modality: str, **kwargs: Any) -> tf.Tensor:
+        return self.sublayers[modality if self.separate else SHARED](inputs, **kwargs)
+
+
+class BatchNorm(keras.layers.Layer):
+    """Eq. 1 over the whole batch: decay 0.90, epsilon 1e-3, scale and centre on (released code, SPEC §1).
+
+    The running variance follows the released code: unbiased N/(N-1) in 2D (TF 1's fused kernel), biased in 3D.
+    Uses TensorFlow's fused kernel in both, which keeps fewer copies for the gradient.
+
+    Call arguments:
+        inputs: [batch, *space, channels].
+        training: Normalize with, and keep, the batch's statistics instead of the running ones.
+    """
+
+    decay = 0.90
+    epsilon = 1e-3
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = (input_shape[-1],)
+        self.unbiased = len(input_shape) == 4
+        self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros")
+        for name, initializer in (("moving_mean", "zeros"), ("moving_variance", "ones")):
+            weight = self.add_weight(
+                name=name, shape=channels, initializer=initializer, trainable=False, autocast=False, dtype="float32"
+            )
+            setattr(self, name, weight)
+
+    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
+        shape = tf.shape(inputs)
+        # The fused kernel takes images: depth becomes part of the width.
+        images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [shape[0], shape[1], -1, inputs.shape[-1]])
+        statistics = {} if training else {"mean": self.moving_mean.value, "variance": self.moving_variance.value}
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            images,
+            tf.cast(self.gamma, tf.float32),
+            tf.cast(self.beta, tf.float32),
+            epsilon=self.epsilon,
+            is_training=training,
+            **statistics,
+        )
+        if training:
+            if not self.unbiased:
+                count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+                variance *= (count - 1.0) / count
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving - (moving - batch) * (1.0 - self.decay))
+        return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape)
+
+
+def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Layer:
+    """A normalization layer of Table V, all with epsilon 1e-3 and a scale and shift per channel."""
+    if kind == "batch":
+        return BatchNorm(name=name)
+    groups = {
+        "instance": channels,
+        "layer": 1,
+        # Our choice, because the paper gives no number: eight groups, fewer where eight does not divide.
+        "group": math.gcd(8, channels),
+    }
+    if kind not in groups:
+        raise ValueError(f"unknown normalization {kind!r}: expected one of batch, {', '.join(groups)}")
+    return keras.layers.GroupNormalization(groups=groups[kind], epsilon=1e-3, name=name)
+
+
+def leaky_relu(inputs: tf.Tensor) -> tf.Tensor:
+    """The released code's activation, slope 0.2."""
+    return tf.nn.leaky_relu(inputs, 0.2)
+
+
+def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
+    """Rearranges `[batch, h, w, factor² · channels]` into `[batch, h · factor, w · factor, channels]`.
+
+    One TensorFlow operation. The released code orders the input channels differently; `tf1_names.py` permutes them on
+    import, which makes the two networks the same.
+    """
+    return tf.nn.depth_to_space(inputs, factor)
+
+
+class ConvUnit(keras.layers.Layer):
+    """A convolution with the normalization and activation that belong to it.
+
+    Args:
+        filters: Output channels.
+        kernel_size: Kernel along each spatial axis.
+        order: "norm-act-conv" (2D network), "conv-norm-act" (3D network), or "conv" alone.
+        dilation: Dilation rate.
+        up: Transposed convolution with stride 2 along every axis.
+        symmetric_pad: Mirror the border instead of padding with zeros.
+        use_bias: Adds a bias to the convolution.
+        dropout: Share of activations set to zero after the convolution, in training only.
+        modalities: Names of the modalities.
+        separate_kernel: One kernel per modality.
+        separate_norm: One normalization layer per modality.
+        normalization: Kind of normalization.
+        name: Scope.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: tuple[int, ...],
+        *,
+        order: Literal["norm-act-conv", "conv-norm-act", "conv"],
+        modalities: Sequence[str],
+        separate_kernel: bool,
+        separate_norm: bool,
+        normalization: Normalization,
+        name: str,
+        dilation: int = 1,
+        up: bool = False,
+        symmetric_pad: bool = False,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(name=name)
+        self.filters, self.order, self.symmetric_pad = filters, order, symmetric_pad
+        self.kernel_size, self.normalization = kernel_size, normalization
+        self.modalities, self.separate_norm = tuple(modalities), separate_norm
+        kind = {
+            (2, False): keras.layers.Conv2D,
+            (3, False): keras.layers.Conv3D,
+            (3, True): keras.layers.Conv3DTranspose,
+        }[len(kernel_size), up]
+
+        def make_conv(name: str) -> keras.layers.Layer:
+            normal = keras.initializers.RandomNormal if up else keras.initializers.TruncatedNormal
+            return kind(
+                filters,
+                kernel_size,
+                strides=2 if up else 1,
+                padding="valid" if symmetric_pad else "same",
+                dilation_rate=dilation,
+                use_bias=use_bias,
+                kernel_initializer=normal(stddev=0.01),
+                name=name,
+            )
+
+        self.conv = PerModality(make_conv, modalities, separate=separate_kernel, name="conv")
+        self.dropout = keras.layers.Dropout(dropout) if dropout else None
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.conv.build(input_shape)
+        if self.order != "conv":
+            channels = input_shape[-1] if self.order == "norm-act-conv" else self.filters
+            assert channels is not None
+            self.norm = PerModality(
+                lambda name: make_norm(self.normalization, channels, name),
+                self.modalities,
+                separate=self.separate_norm,
+                name="norm",
+            )
+            self.norm.build((*input_shape[:-1], channels))
+        if self.dropout:
+            self.dropout.build((*input_shape[:-1], self.filters))
+
+    def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
+        x = inputs
+        if self.order == "norm-act-conv":
+            x = leaky_relu(self.norm(x, modality=modality, training=training))
+        if self.symmetric_pad:
+            border = [[k // 2, k // 2] for k in self.kernel_size]
+            x = tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
+        x = self.conv(x, modality=modality)
+        if self.order == "conv-norm-act":
+            x = leaky_relu(self.norm(x, modality=modality, training=training))
+        return self.dropout(x, training=training) if self.dropout else x
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Two units plus the identity; where the channels grow, the identity is zero-padded on both sides of their axis.
+
+    Args:
+        units: The two `ConvUnit`s.
+        name: Scope.
+    """
+
+    def __init__(self, units: Sequence[ConvUnit], *, name: str) -> None:
+        super().__init__(name=name)
+        self.units = list(units)
+        self.filters = units[-1].filters
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for unit in self.units:
+            unit.build(input_shape)
+            input_shape = (*input_shape[:-1], unit.filters)
+
+    def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
+        x = inputs
+        for unit in self.units:
+            x = unit(x, modality=modality, training=training)
+        grown = self.filters - inputs.shape[-1]
+        if grown:
+            none = [[0, 0]] * (inputs.shape.rank - 1)
+            inputs = tf.pad(inputs, [*none, [grown // 2, grown - grown // 2]])
+        return x + inputs

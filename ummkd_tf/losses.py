@@ -1,0 +1,115 @@
+"""The losses of the paper as pure functions (Sec. III-B and III-C; details of the released code in SPEC §1).
+
+All take logits `[batch, *space, classes]` (2D or 3D) before the softmax, and one-hot references of the same shape.
+A voxel whose one-hot is all zero (a label outside the classes) is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Literal
+
+import tensorflow as tf
+
+AbsentClass = Literal["uniform", "skip"]
+
+
+def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
+    """Dice loss on probabilities: `-(1/C) sum_c 2 sum(p_c y_c) / (sum(p_c²) + sum(y_c) + 1e-7)`.
+
+    Sums run over batch and space; background counts as a class.
+
+    Returns:
+        Scalar in [-1, 0]; -1 is a perfect prediction.
+    """
+    probabilities = tf.nn.softmax(logits)
+    axes = list(range(logits.shape.rank - 1))
+    intersection = tf.reduce_sum(probabilities * one_hot, axes)
+    union = tf.reduce_sum(tf.square(probabilities), axes) + tf.reduce_sum(one_hot, axes)
+    return -tf.reduce_mean(2.0 * intersection / (union + 1e-7))
+
+
+def weighted_cross_entropy(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy with rare classes weighted up: mean over voxels of `sum_c -w_c y_c log(clip(p_c, 0.005, 1))`.
+
+    `w_c = 1 - |c| / (all labelled voxels)`, counted in this batch of one modality.
+
+    Returns:
+        Scalar >= 0.
+    """
+    axes = list(range(logits.shape.rank - 1))
+    counts = tf.reduce_sum(one_hot, axes)
+    weights = 1.0 - counts / tf.reduce_sum(counts)
+    log_probabilities = tf.math.log(tf.clip_by_value(tf.nn.softmax(logits), 0.005, 1.0))
+    return tf.reduce_mean(tf.reduce_sum(-weights * one_hot * log_probabilities, -1))
+
+
+def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
+    """Eq. 2: `z_c`, the mean logits over all voxels of true class c in the batch.
+
+    Returns:
+        [C, C]; row = true class. A class without voxels has a row of zeros.
+    """
+    classes = logits.shape[-1]
+    indicators = tf.reshape(one_hot, [-1, classes])
+    sums = tf.matmul(indicators, tf.reshape(logits, [-1, classes]), transpose_a=True)
+    return sums / (tf.reduce_sum(indicators, 0)[:, tf.newaxis] + 1e-6)
+
+
+def class_knowledge(logits: tf.Tensor, one_hot: tf.Tensor, temperature: float = 2.0) -> tf.Tensor:
+    """Eq. 3: `q_c = softmax(z_c / T)`, how the voxels of class c are distributed over all classes.
+
+    Returns:
+        [C, C]; rows q_c sum to 1. A class without voxels has a uniform row, as in the released code.
+    """
+    return tf.nn.softmax(class_logits(logits, one_hot) / temperature)
+
+
+def knowledge_distillation_loss(
+    logits_by_modality: Mapping[str, tf.Tensor],
+    one_hot_by_modality: Mapping[str, tf.Tensor],
+    temperature: float = 2.0,
+    absent: AbsentClass = "uniform",
+) -> tf.Tensor:
+    """Eq. 4: `L_kd = (1/C) sum_c [KL(qa_c || qb_c) + KL(qb_c || qa_c)]`, without a factor T².
+
+    Gradients flow into both modalities. With more than two modalities: the mean over all pairs (our choice, because
+    the paper has two; with two it is Eq. 4).
+
+    Args:
+        logits_by_modality: Modality → logits; at least two.
+        one_hot_by_modality: Modality → one-hot reference.
+        temperature: T of Eq. 3.
+        absent: A class without voxels in one modality has a uniform q_c that stays in the mean ("uniform", as
+            released), or is left out of the mean for that pair ("skip").
+
+    Returns:
+        Scalar >= 0; 0 where all modalities confuse the classes alike.
+
+    Raises:
+        ValueError: Fewer than two modalities.
+    """
+    if len(logits_by_modality) < 2:
+        raise ValueError(
+            f"the distillation loss compares modalities: expected at least two, got {len(logits_by_modality)}"
+        )
+    log_q = {
+        m: tf.nn.log_softmax(class_logits(logits, one_hot_by_modality[m]) / temperature)
+        for m, logits in logits_by_modality.items()
+    }
+    present = {m: tf.reduce_any(_flat(one_hot_by_modality[m]) > 0, 0) for m in log_q}
+    pairs = []
+    for a, b in combinations(log_q, 2):
+        # KL(qa || qb) + KL(qb || qa) in one sum, in log space.
+        divergence = tf.reduce_sum((tf.exp(log_q[a]) - tf.exp(log_q[b])) * (log_q[a] - log_q[b]), -1)
+        if absent == "skip":
+            counted = tf.cast(present[a] & present[b], divergence.dtype)
+            pairs.append(tf.math.divide_no_nan(tf.reduce_sum(divergence * counted), tf.reduce_sum(counted)))
+        else:
+            pairs.append(tf.reduce_mean(divergence))
+    return tf.add_n(pairs) / len(pairs)
+
+
+def _flat(one_hot: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(one_hot, [-1, one_hot.shape[-1]])

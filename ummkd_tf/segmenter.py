@@ -1,0 +1,278 @@
+"""The model: one network for several unpaired modalities (Sec. III), with its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from ummkd_tf import losses
+from ummkd_tf.layers import SHARED, Normalization
+from ummkd_tf.networks import Stage, get_network
+from ummkd_tf.settings import SETTINGS
+
+Streams = dict[tuple[str, ...], tf.Tensor]
+"""Tensors by the modalities they hold: one tensor for each modality, or one concatenated tensor for all."""
+
+
+class UnpairedSegmenter(keras.Model):
+    """Segments unpaired images of several modalities with one compact network.
+
+    All seven settings of the paper are this class with another row of `settings.SETTINGS`. A stage with separate
+    normalization runs once per modality. A stage with shared normalization runs once on all modalities concatenated,
+    so that its batch statistics are those of both together (SPEC §1, "Joint batches").
+
+    Args:
+        network: "dilated2d" (Network-1) or "unet3d" (Network-2).
+        setting: A key of `SETTINGS`.
+        modalities: Names; also the order of concatenation.
+        num_classes: C, background included.
+        width: Base width w (the paper: 16).
+        normalization: "batch", "instance", "layer" or "group" (Table V).
+        decoder: "paper" or "released" (3D only, SPEC §3).
+        dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
+
+    Call arguments:
+        images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
+            [batch, height, width, depth, 1] for the 3D one. Any subset of the modalities.
+        training: Whether to normalize with batch statistics and drop out.
+
+    Returns:
+        Modality → logits [batch, *space, num_classes].
+
+    Example:
+        model = UnpairedSegmenter(network="unet3d", setting="ours")
+        model.compile(optimizer=keras.optimizers.Adam(1e-4, epsilon=1e-8))
+        model.fit(sampler.batches(0, 1000))      # ({"ct": images, "mr": images}, {"ct": labels, "mr": labels})
+        logits = model({"mr": images})["mr"]
+    """
+
+    def __init__(
+        self,
+        network: str = "unet3d",
+        setting: str = "ours",
+        modalities: Sequence[str] = ("ct", "mr"),
+        num_classes: int = 5,
+        width: int = 16,
+        normalization: Normalization = "batch",
+        decoder: str = "paper",
+        dropout: float | None = None,
+        name: str = "segmenter",
+    ) -> None:
+        super().__init__(name=name)
+        if setting not in SETTINGS:
+            raise ValueError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
+        names = tuple(modalities)
+        if not names or len(set(names)) < len(names) or any(not m.isidentifier() or m == SHARED for m in names):
+            raise ValueError(f"modalities {names!r}: expected different plain names, none of them {SHARED!r}")
+        if num_classes < 2 or width < 1:
+            raise ValueError(f"num_classes={num_classes}, width={width}: expected at least 2 and 1")
+        self.network = get_network(network, decoder)
+        self.setting = SETTINGS[setting]
+        self.modalities = names
+        self.num_classes = num_classes
+        self._config = {
+            "network": network,
+            "setting": setting,
+            "modalities": names,
+            "num_classes": num_classes,
+            "width": width,
+            "normalization": normalization,
+            "decoder": decoder,
+            "dropout": dropout,
+        }
+        self.stages = [
+            Stage(
+                row,
+                self.network,
+                self.setting,
+                width=width,
+                num_classes=num_classes,
+                normalization=normalization,
+                modalities=names,
+                dropout=self.network.dropout if dropout is None else dropout,
+            )
+            for row in self.network.stages
+        ]
+        terms = ["loss", "kd_loss", "l2_loss"]
+        terms += [f"{m}_{part}" for m in names for part in ("segmentation_loss", "dice_loss", "cross_entropy")]
+        self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all variables; the network is fully convolutional, so no input shape is needed."""
+        space = (None,) * (self.network.rank + 1)
+        channels = {"": self.network.input_channels}
+        previous = ""
+        for stage in self.stages:
+            row = stage.row
+            stage.build((*space, channels[previous]), skip_channels=channels[row.skip] if row.skip else 0)
+            previous = row.name
+            channels[previous] = stage.filters
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._config, "name": self.name}
+
+    # --- forward pass ------------------------------------------------------------------------------------------------
+
+    def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        present = self._present(images)
+        sizes = {m: tf.shape(images[m])[0] for m in present}
+        current: Streams = {(m,): images[m] for m in present}
+        outputs: dict[str, Streams] = {}
+        for stage in self.stages:
+            current = _regroup(current, stage.separate_norms, sizes)
+            skips = _regroup(outputs[stage.row.skip], stage.separate_norms, sizes) if stage.row.skip else {}
+            current = {
+                group: stage(
+                    x,
+                    modality=group[0] if stage.separate_norms else SHARED,
+                    skip=skips.get(group),
+                    training=training,
+                )
+                for group, x in current.items()
+            }
+            outputs[stage.row.name] = current
+        return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
+
+    def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:
+        """Modalities of a batch in the model's order.
+
+        Raises:
+            ValueError: Unknown modality, wrong rank or channels, or a size that pooling does not allow.
+        """
+        unknown = set(images) - set(self.modalities)
+        if unknown or not images:
+            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
+        rank, multiple = self.network.rank, self.network.multiple
+        for modality, x in images.items():
+            if x.shape.rank != rank + 2 or x.shape[-1] != self.network.input_channels:
+                raise ValueError(
+                    f"{modality} images of shape {tuple(x.shape)}: {self.network.name} expects rank {rank + 2} with "
+                    f"{self.network.input_channels} channels last"
+                )
+            if any(size is not None and size % multiple for size in x.shape[1:-1]):
+                raise ValueError(
+                    f"{modality} images of size {tuple(x.shape[1:-1])}: every side must be a multiple of {multiple}"
+                )
+        return [m for m in self.modalities if m in images]
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        *,
+        kd_weight: float = 0.5,
+        temperature: float = 2.0,
+        absent: losses.AbsentClass = "uniform",
+        l2_weight: float = 1e-4,
+        l2_on: Literal["all", "kernels"] = "all",
+        **kwargs: Any,
+    ) -> None:
+        """Configures Eq. 5.
+
+        Args:
+            optimizer: Keras optimizer; the paper's is Adam with epsilon 1e-8.
+            kd_weight: alpha. Used by the settings that distill; the others only report the loss.
+            temperature: T of Eq. 3.
+            absent: What a class does that a batch lacks, see `losses.knowledge_distillation_loss`.
+            l2_weight: eta.
+            l2_on: Whether the L2 term holds all trainable variables (paper) or kernels only (released 2D code).
+            **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
+        """
+        super().compile(optimizer=optimizer, **kwargs)
+        self.kd_weight, self.temperature, self.absent = kd_weight, temperature, absent
+        self.l2_weight, self.l2_on = l2_weight, l2_on
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of all loss terms, which Keras resets between epochs."""
+        return list(self._trackers.values())
+
+    def batch_losses(
+        self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor], *, training: bool
+    ) -> dict[str, tf.Tensor]:
+        """Every term of Eq. 5 for one batch.
+
+        Args:
+            images: As for calling the model.
+            labels: Modality → integer class maps [batch, *space]; a value outside 0..C-1 is ignored.
+            training: As for calling the model.
+
+        Returns:
+            Scalars: "loss" (Eq. 5); for each modality "<m>_dice_loss", "<m>_cross_entropy" and their sum
+            "<m>_segmentation_loss"; "kd_loss" (Eq. 4, with two modalities or more; unweighted); "l2_loss" (unweighted).
+        """
+        logits = {m: tf.cast(x, tf.float32) for m, x in self(images, training=training).items()}
+        one_hot = {m: tf.one_hot(tf.cast(labels[m], tf.int32), self.num_classes) for m in logits}
+        terms: dict[str, tf.Tensor] = {}
+        total = 0.0
+        for m in logits:
+            terms[f"{m}_dice_loss"] = losses.soft_dice_loss(logits[m], one_hot[m])
+            terms[f"{m}_cross_entropy"] = losses.weighted_cross_entropy(logits[m], one_hot[m])
+            terms[f"{m}_segmentation_loss"] = terms[f"{m}_dice_loss"] + terms[f"{m}_cross_entropy"]
+            total += terms[f"{m}_segmentation_loss"]
+        if len(logits) > 1:
+            terms["kd_loss"] = losses.knowledge_distillation_loss(logits, one_hot, self.temperature, self.absent)
+            if self.setting.distill:
+                total += 0.5 * self.kd_weight * terms["kd_loss"]
+        terms["l2_loss"] = self._l2_loss(logits)
+        terms["loss"] = total + self.l2_weight * terms["l2_loss"]
+        return terms
+
+    def _l2_loss(self, present: Mapping[str, Any]) -> tf.Tensor:
+        """Sum of squares of the regularized variables that the present modalities use."""
+        regularized = [
+            v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")
+        ]
+        return tf.add_n([tf.reduce_sum(tf.square(tf.cast(v, tf.float32))) for v in regularized])
+
+    def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
+        """Variables that a batch of these modalities uses: the shared ones and their own."""
+        others = set(self.modalities) - set(modalities)
+        return [v for stage in self.stages for v in stage.variables if v.path.split("/")[-2] not in others]
+
+    def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One optimizer step; returns the terms of `batch_losses` before it.
+
+        Variables and optimizer slots of a modality that is not in the batch stay as they are.
+        """
+        trainable = [v for v in self.variables_of(images) if v.trainable]
+        with tf.GradientTape() as tape:
+            terms = self.batch_losses(images, labels, training=True)
+        self.optimizer.build(self.trainable_variables)
+        self.optimizer.apply(tape.gradient(terms["loss"], [v.value for v in trainable]), trainable)
+        return terms
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Keras hook: `optimize` on one batch `(images, labels)`."""
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._track(self.optimize(images, labels))
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Keras hook: `batch_losses` on one batch `(images, labels)`, in inference mode."""
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._track(self.batch_losses(images, labels, training=False))
+
+    def predict_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Keras hook: logits."""
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self(images, training=False)
+
+    def _track(self, terms: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for name, value in terms.items():
+            self._trackers[name].update_state(value)
+        return {name: self._trackers[name].result() for name in terms}
+
+
+def _regroup(streams: Streams, separate: bool, sizes: Mapping[str, tf.Tensor]) -> Streams:
+    """Splits concatenated modalities, or concatenates separate ones, along the batch axis, where needed."""
+    if separate and any(len(group) > 1 for group in streams):
+        ((group, x),) = streams.items()
+        return {(m,): part for m, part in zip(group, tf.split(x, [sizes[m] for m in group]), strict=True)}
+    if not separate and len(streams) > 1:
+        return {tuple(m for group in streams for m in group): tf.concat(list(streams.values()), 0)}
+    return streams

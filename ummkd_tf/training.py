@@ -1,0 +1,192 @@
+"""The training loop: steps, logs, validation, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from ummkd_tf.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.errors import InputError
+from ummkd_tf.sampling import UnpairedSampler
+from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.volumes import replacing
+
+HISTORY = "history.jsonl"
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved its state.
+
+    Attributes:
+        exit_code: What the process should end with: 130 (Ctrl-C), 143 (SIGTERM), or 0 (time is up).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def train(
+    model: UnpairedSegmenter,
+    sampler: UnpairedSampler,
+    run_dir: Path,
+    *,
+    steps: int,
+    validate: Callable[[], dict[str, float]],
+    validate_every: int,
+    checkpoint_every: int,
+    log_every: int = 10,
+    keep_checkpoints: int = 2,
+    max_hours: float | None = None,
+    num_threads: int = 1,
+) -> Progress:
+    """Trains to `steps` optimizer steps, from the newest checkpoint in `run_dir` or from the start.
+
+    The loop drives `model.optimize`, the same step that `fit` drives. Each logged step is a line of
+    `history.jsonl` and a TensorBoard scalar.
+
+    Args:
+        model: Compiled model.
+        sampler: Batch of a step.
+        run_dir: The run's folder.
+        steps: Total number of optimizer steps.
+        validate: Gives validation scores; "dice" selects the best checkpoint.
+        validate_every: Steps between validations; the last step is always validated.
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between log lines.
+        keep_checkpoints: How many of the newest to keep.
+        max_hours: Stop cleanly after this time.
+        num_threads: Threads that prepare batches ahead.
+
+    Raises:
+        Stopped: A signal, or the time is up; the state is saved.
+        InputError: A loss is not finite, or the run directory cannot be used.
+    """
+    started = time.monotonic()
+    folder = CheckpointFolder(run_dir / "checkpoints", keep_checkpoints)
+    progress = folder.restore_newest(model)
+    if progress.step >= steps:
+        return progress
+    step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
+    with (
+        History(run_dir / HISTORY, progress.step) as history,
+        _events(run_dir / "tensorboard", progress.step),
+        _stop_signal() as stop,
+        tqdm(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
+    ):
+        for images, labels in sampler.batches(progress.step, steps, num_threads):
+            terms = step_function(_tensors(images), _tensors(labels))
+            step = progress.step + 1
+            if not bool(tf.math.is_finite(terms["loss"])):
+                broken = [name for name, value in terms.items() if not bool(tf.math.is_finite(value))]
+                raise InputError(
+                    f"step {step}: {', '.join(broken)} is not finite: lower --learning_rate or check the data; "
+                    f"the last good state is in {folder.folder}"
+                )
+            progress = replace(progress, step=step)
+            if step % log_every == 0 or step == steps:
+                values = {name: float(value) for name, value in terms.items()}
+                history.write(step, values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+            bar.update()
+            if step % validate_every == 0 or step == steps:
+                scores = validate()
+                history.write(step, {f"validation_{name}": value for name, value in scores.items()})
+                tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
+                if progress.best_dice is None or scores["dice"] > progress.best_dice:
+                    progress = replace(progress, best_dice=scores["dice"], best_step=step)
+                    folder.save_best(model, progress)
+            reason = stop() or _time_is_up(started, max_hours)
+            if step % checkpoint_every == 0 or step == steps or reason:
+                folder.save(model, progress)
+            if reason and step < steps:
+                message, code = reason
+                raise Stopped(f"{message} at step {step}; the same command continues from here", code)
+    return progress
+
+
+def _tensors(arrays: dict) -> dict[str, tf.Tensor]:
+    return {modality: tf.constant(array) for modality, array in arrays.items()}
+
+
+def _time_is_up(started: float, max_hours: float | None) -> tuple[str, int] | None:
+    if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
+        return f"stopped after --max_hours={max_hours:g}", 0
+    return None
+
+
+class History:
+    """`history.jsonl`: one JSON object a line with "step" and values; also the current TensorBoard writer's scalars.
+
+    Lines after the step that a run continues from are dropped, since those steps will be done again.
+
+    Args:
+        path: The file.
+        step: Steps already done.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_history(path) if line["step"] <= step] if path.exists() else []
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a")  # noqa: SIM115, closed in __exit__
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            tf.summary.scalar(name, value, step=step)
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Lines of a history; a last line cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+@contextlib.contextmanager
+def _events(folder: Path, step: int) -> Iterator[None]:
+    # Events of steps that will be done again stay in older files; TensorBoard shows the newest value of a step.
+    writer = tf.summary.create_file_writer(str(folder), filename_suffix=f".from-step-{step}")
+    with writer.as_default():
+        yield
+    writer.close()
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], tuple[str, int] | None]]:
+    """Turns SIGTERM and Ctrl-C into a question that the loop asks after each step."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = {number: signal.signal(number, remember) for number in numbers}
+    except ValueError:  # not the main thread: leave signals to whoever started us
+        before = {}
+    try:
+        yield lambda: (f"stopped by {signal.Signals(received[0]).name}", 128 + received[0]) if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
