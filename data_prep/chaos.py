@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from data_prep.raw import Found, Note, Problem, RawCase, first_folder, numbered, png_files
+from data_prep.raw import Found, Note, Problem, RawCase, first_folder, numbered
 from ummkd_tf.errors import InputError
-from ummkd_tf.volumes import Volume, read_dicom_series, read_png
+from ummkd_tf.volumes import Volume, files_in_order, read_dicom_series, read_png
 
 MODALITY = "mr"
 # Published grey ranges: liver, right kidney, left kidney, spleen.
@@ -63,7 +63,7 @@ def read_grey_values(case: RawCase, note: Note) -> Volume:
         InputError: A PNG too many or too few, of another size, or in colour.
     """
     scan, file_of_slice = read_dicom_series(case.image)
-    files = png_files(case.label)
+    files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
     if len(files) != len(file_of_slice):
         raise InputError(
             f"{case.label}: {len(files)} PNG files for {len(file_of_slice)} DICOM files: "
@@ -78,6 +78,6 @@ def read_grey_values(case: RawCase, note: Note) -> Volume:
                 "expected the same; use the scan's own label"
             )
         grey[:, :, k] = values
-    if file_of_slice[0] > file_of_slice[-1]:
-        note(f"{case.case_id}: files run from head to feet; slices are ordered by their position")
+    if file_of_slice != sorted(file_of_slice):
+        note(f"{case.case_id}: files do not run from feet to head; slices are ordered by their position")
     return Volume(grey, scan.affine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,9 +22,11 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from data_prep.raw import Note, Problem, RawCase, source_names
-from data_prep.splits import Split, by_part
+from data_prep.sources import Options, Source
+from data_prep.splits import Choice, Split, by_part
 from ummkd_tf import preprocessing
 from ummkd_tf.cases import (
+    RELEASED,
     check_split,
     file_checksum,
     read_source_checksum,
@@ -97,23 +99,36 @@ def inspect(case: RawCase, task: Task) -> Inspection:
     return Inspection(problems, notes, size)
 
 
-def verify(cases: Sequence[RawCase], task: Task, workers: int, note: Note) -> tuple[list[Problem], int]:
-    """Inspects all cases.
+def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
+    """Inspects all cases; every problem of each."""
+    return _report(pool.each(partial(inspect, task=task), cases, "verify"), note)[0]
+
+
+def prepare_source(
+    source: Source,
+    options: Options,
+    out: Path,
+    *,
+    choice: Choice,
+    pool: Workers,
+    note: Note,
+    dry_run: bool = False,
+) -> list[Problem]:
+    """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
     Returns:
-        Every problem, and the bytes their prepared files need at most.
+        Problems; when there is one, nothing has been written.
+
+    Raises:
+        InputError: As `Choice.split` and `prepare`.
     """
-    inspections = list(over_cases(partial(inspect, task=task), cases, workers, "verify"))
-    for inspection in inspections:
-        for text in inspection.notes:
-            note(text)
-    return [p for i in inspections for p in i.problems], sum(i.size_bytes for i in inspections)
-
-
-def outdated(cases: Sequence[RawCase], task: Task, out: Path, workers: int) -> list[RawCase]:
-    """Cases whose prepared file is missing, damaged, or made from other source files or by another recipe."""
-    current = over_cases(partial(_is_current, task=task, out=out), cases, workers, "compare")
-    return [case for case, is_current in zip(cases, current, strict=True) if not is_current]
+    task, found = source.task_for(options), source.find(options)
+    if found.problems:
+        return [*found.problems, *verify(found.cases, task, pool, note)]
+    modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
+    ids = {m: [case.case_id for case in found.cases if case.modality == m] for m in modalities}
+    split_name, split = choice.split(ids, found.split)
+    return prepare(found.cases, task, out, split=split, split_name=split_name, pool=pool, note=note, dry_run=dry_run)
 
 
 def prepare(
@@ -123,7 +138,7 @@ def prepare(
     *,
     split: Split,
     split_name: str,
-    workers: int,
+    pool: Workers,
     note: Note,
     dry_run: bool = False,
 ) -> list[Problem]:
@@ -135,7 +150,7 @@ def prepare(
         out: Folder of the prepared data set.
         split: Case ids by modality (in the order batches use) and part.
         split_name: Said in `dataset.json`.
-        workers: Processes.
+        pool: The processes that do it.
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
 
@@ -145,6 +160,8 @@ def prepare(
     Raises:
         InputError: A split that does not fit, a full disk, or a worker that was ended.
     """
+    if (out / RELEASED).exists():
+        raise InputError(f"{out}: holds released records: expected an empty folder; choose another --out")
     parts = by_part(split)
     chosen = {case_id for ids in parts.values() for case_id in ids}
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
@@ -153,18 +170,19 @@ def prepare(
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
     wanted = [case for case in cases if case.case_id in chosen]
-    to_do = outdated(wanted, task, out, workers)
-    problems, size_bytes = verify(to_do, task, workers, note)
+    inspections = list(pool.each(partial(_inspect_unless_current, task=task, out=out), wanted, "verify"))
+    to_do = [case for case, inspection in zip(wanted, inspections, strict=True) if inspection]
+    problems, size_bytes = _report(filter(None, inspections), note)
     if problems:
         return problems
-    _check_space(out, size_bytes)
+    check_space(out, size_bytes)
     if dry_run:
         for case in wanted:
             note(f"{case.case_id}: {'would be prepared from' if case in to_do else 'is up to date with'} {case.image}")
         return []
 
     _remove_leftovers(out)
-    for _ in over_cases(partial(_prepare_case, task=task, out=out), to_do, workers, "prepare"):
+    for _ in pool.each(partial(_prepare_case, task=task, out=out), to_do, "prepare"):
         pass
     write_dataset(
         out, task=task, case_modality=case_modality, split=parts, split_name=split_name, modalities=tuple(split)
@@ -176,31 +194,41 @@ def prepare(
     return []
 
 
-def over_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
-) -> Iterator[Result]:
-    """Results in the order of the items, computed by `workers` processes behind a progress bar.
+class Workers:
+    """Processes that work on cases, one core each; started when first needed and kept until the end of the block."""
 
-    Raises:
-        InputError: A process was ended from outside.
-    """
-    bar = partial(tqdm, total=len(items), desc=title, unit="case", disable=not items)
-    if workers == 1 or len(items) < 2:
-        _one_thread()
-        yield from bar(map(function, items))
-        return
-    # Spawned, because a forked process can inherit a lock of a library's thread.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), context, _one_thread) as pool:
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, function: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:
+        """Results in the order of the items, behind a progress bar.
+
+        Raises:
+            InputError: A process was ended from outside.
+        """
+        bar = partial(tqdm, total=len(items), desc=title, unit="case", disable=not items)
+        if self._count == 1 or len(items) < 2:
+            _one_thread()
+            yield from bar(map(function, items))
+            return
+        if not self._pool:
+            # Spawned, because a forked process can inherit a lock of a library's thread.
+            self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), _one_thread)
         try:
-            yield from bar(pool.map(function, items))
+            yield from bar(self._pool.map(function, items))
         except BrokenProcessPool as error:
             raise InputError(
-                f"a worker process was ended while doing '{title}', most likely for want of memory: "
+                f"a worker process was ended during '{title}', most likely for want of memory: "
                 "finished cases are kept; run again with fewer --workers"
             ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _one_thread() -> None:
@@ -222,8 +250,24 @@ def _is_current(case: RawCase, task: Task, out: Path) -> bool:
     try:
         found = read_source_checksum(_case_path(out, case))
         return found == (source_checksum(_source(case)), recipe_checksum(task))
-    except (InputError, OSError):  # verification tells the reason
+    except (InputError, OSError):  # nothing prepared yet, or the inspection tells what is wrong
         return False
+
+
+def _inspect_unless_current(case: RawCase, task: Task, out: Path) -> Inspection | None:
+    return None if _is_current(case, task, out) else inspect(case, task)
+
+
+def _report(inspections: Iterable[Inspection], note: Note) -> tuple[list[Problem], int]:
+    """Passes the notes on; every problem, and the bytes the prepared files need at most."""
+    problems: list[Problem] = []
+    size_bytes = 0
+    for inspection in inspections:
+        problems += inspection.problems
+        size_bytes += inspection.size_bytes
+        for text in inspection.notes:
+            note(text)
+    return problems, size_bytes
 
 
 def _prepare_case(case: RawCase, task: Task, out: Path) -> None:
@@ -233,18 +277,21 @@ def _prepare_case(case: RawCase, task: Task, out: Path) -> None:
         prepared = preprocessing.prepare(image, label, task, case.modality)
     except InputError as error:
         raise InputError(f"{case.image}: {error}") from error
-    write_case(
-        _case_path(out, case), prepared, case_id=case.case_id, modality=case.modality, task=task, source=source
-    )
+    write_case(_case_path(out, case), prepared, case_id=case.case_id, modality=case.modality, task=task, source=source)
 
 
-def _check_space(out: Path, size_bytes: int) -> None:
+def check_space(out: Path, size_bytes: int) -> None:
+    """Refuses to begin what cannot be finished.
+
+    Raises:
+        InputError: Less than `size_bytes` free where `out` is or would be.
+    """
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < size_bytes:
         raise InputError(
-            f"{out}: disk full, {free / 2**20:.0f} MiB free: expected {size_bytes / 2**20:.0f} MiB; make room or choose "
-            "another --out; nothing was written"
+            f"{out}: disk full, {free / 2**20:.0f} MiB free: expected {size_bytes / 2**20:.0f} MiB; make room "
+            "or choose another --out; nothing was written"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.errors import InputError
-from ummkd_tf.volumes import Volume, dicom_files, read_label, read_volume
+from ummkd_tf.volumes import Volume, files_in_order, read_label, read_volume
 
 Note = Callable[[str], None]
 
@@ -69,7 +69,9 @@ class RawCase:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every source file of the case."""
-        return tuple(file for path in (self.image, self.label) for file in _files(path))
+        return tuple(
+            file for path in (self.image, self.label) for file in (files_in_order(path) if path.is_dir() else [path])
+        )
 
     def read_image(self) -> Volume:
         """Reads the scan."""
@@ -96,7 +98,7 @@ class Found:
     Attributes:
         cases: In the order of their ids.
         problems: What is missing or twice.
-        split: Case ids by modality and part, where the source itself gives them.
+        split: Case ids by modality and part, where the source itself says so.
     """
 
     cases: Sequence[RawCase]
@@ -163,7 +165,9 @@ def pair(images: Mapping[str, Sequence[Path]], labels: Mapping[str, Sequence[Pat
         missing = "label" if kind == "image" else "image"
         for key, paths in mine.items():
             if key not in other:
-                problems.append(Problem(str(paths[0]), f"no {missing} for this {kind}", f"add it, or remove the {kind}"))
+                problems.append(
+                    Problem(str(paths[0]), f"no {missing} for this {kind}", f"add it, or remove the {kind}")
+                )
             if len(paths) > 1:
                 names = " and ".join(path.name for path in paths)
                 problems.append(Problem(str(paths[0].parent), f"the same case twice ({names})", "keep one of them"))
@@ -180,17 +184,6 @@ def first_folder(candidates: Sequence[Path], fits: Callable[[Path], bool], what:
         if folder.is_dir() and fits(folder):
             return folder
     raise InputError(f"{candidates[0]}: no {what} found: expected {tree}; see data_prep/README.md")
-
-
-def _files(path: Path) -> Sequence[Path]:
-    if not path.is_dir():
-        return [path]
-    return png_files(path) or dicom_files(path)
-
-
-def png_files(folder: Path) -> list[Path]:
-    """PNG files of a folder in file-name order."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
 
 
 def source_names(files: Sequence[Path]) -> dict[str, Path]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from absl import flags
 
 from data_prep.chaos import SEQUENCES
-from data_prep.pipeline import default_workers
+from data_prep.pipeline import Workers, default_workers
 from data_prep.sources import SOURCES, Options, Source
+from ummkd_tf.tasks import TASKS
 
 _SOURCE = flags.DEFINE_enum(
     "source",
@@ -21,6 +22,14 @@ _RAW = flags.DEFINE_string("raw", None, "Raw folder, laid out as downloaded (dat
 _RAW_CT = flags.DEFINE_string("raw_ct", None, "Raw folder of the CT, where it is not below --raw.")
 _RAW_MR = flags.DEFINE_string("raw_mr", None, "Raw folder of the MR, where it is not below --raw.")
 _SEQUENCE = flags.DEFINE_enum("sequence", "t2spir", list(SEQUENCES), "CHAOS sequence; the paper's is t2spir.")
+_CSV = flags.DEFINE_string("csv", None, "CSV file of --source=csv.")
+_LABEL_MAP = flags.DEFINE_string(
+    "label_map",
+    None,
+    'JSON file of --source=csv from label value to class name or index, e.g. {"7": "liver"}; '
+    "default: the values are the task's class indices.",
+)
+_TASK = flags.DEFINE_enum("task", None, list(TASKS), "Task of --source=csv; the other sources have their own.")
 _WORKERS = flags.DEFINE_integer(
     "workers", default_workers(), "Cases worked on at once, each by one process of at most 3 GiB.", lower_bound=1
 )
@@ -33,10 +42,21 @@ def chosen_source() -> Source:
 
 def options() -> Options:
     """The flags as data."""
-    folders = (Path(flag.value) if flag.value else None for flag in (_RAW, _RAW_CT, _RAW_MR))
-    return Options(*folders, sequence=_SEQUENCE.value)
+    return Options(
+        raw=_path(_RAW),
+        raw_ct=_path(_RAW_CT),
+        raw_mr=_path(_RAW_MR),
+        sequence=_SEQUENCE.value,
+        csv=_path(_CSV),
+        label_map=_path(_LABEL_MAP),
+        task=_TASK.value,
+    )
 
 
-def workers() -> int:
-    """Value of --workers."""
-    return _WORKERS.value
+def _path(flag: flags.FlagHolder[str | None]) -> Path | None:
+    return Path(flag.value) if flag.value else None
+
+
+def workers() -> Workers:
+    """Processes as many as --workers says."""
+    return Workers(_WORKERS.value)

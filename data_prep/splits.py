@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ummkd_tf.cases import PARTS
@@ -43,7 +44,7 @@ def seeded(ids: Mapping[str, Sequence[str]], seed: int) -> Split:
                 f"{len(cases)} {modality} case(s): expected at least three, one each to train, validate and test; "
                 "add cases"
             )
-        order = _shuffled(cases, seed)
+        order = shuffled(cases, seed)
         test, validation = _share(len(order), TEST_SHARE), _share(len(order), VALIDATION_SHARE)
         split[modality] = _parts(order[test + validation :], order[test : test + validation], order[:test])
     return split
@@ -63,7 +64,7 @@ def k_fold(ids: Mapping[str, Sequence[str]], seed: int, folds: int, fold: int) -
     for modality, cases in ids.items():
         if len(cases) < folds:
             raise InputError(f"{len(cases)} {modality} cases for {folds} folds: expected one or more a fold; add cases")
-        order = _shuffled(cases, seed)
+        order = shuffled(cases, seed)
         test, following = order[fold::folds], order[(fold + 1) % folds :: folds]
         validation = following[: _share(len(order), VALIDATION_SHARE)]
         split[modality] = _parts([c for c in order if c not in {*test, *validation}], validation, test)
@@ -98,30 +99,78 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
         raise InputError(f"{path}: not a split file ({error!r}): expected the form in data_prep/README.md") from error
 
 
-def select(split: Split, modalities: Sequence[str], cases: Collection[str], excluded: Collection[str]) -> Split:
-    """The split's part for `modalities`, without the excluded cases.
-
-    Raises:
-        InputError: It names cases that are not there.
-    """
-    chosen = {
-        m: {part: [c for c in ids if c not in excluded] for part, ids in split.get(m, {}).items()} for m in modalities
-    }
-    absent = sorted(c for parts in chosen.values() for ids in parts.values() for c in ids if c not in cases)
-    if absent:
-        raise InputError(
-            f"the split names {len(absent)} absent case(s), {', '.join(absent)}: expected all of them in the raw "
-            f"folder; add them, use --exclude_cases={','.join(absent)}, or choose another --split"
-        )
-    return chosen
-
-
 def by_part(split: Split) -> dict[str, list[str]]:
     """Case ids by part, all modalities together."""
     return {part: [c for parts in split.values() for c in parts.get(part, ())] for part in PARTS}
 
 
-def _shuffled(cases: Sequence[str], seed: int) -> list[str]:
+@dataclass(frozen=True)
+class Choice:
+    """Which split the user wants.
+
+    Attributes:
+        name: "seeded", "k_fold", a committed split, the path of a split file, or None: the source's own split where it
+            has one, else seeded.
+        seed: Of "seeded" and "k_fold".
+        folds: Number of folds of "k_fold".
+        fold: The tested fold, from 0.
+        excluded: Case ids to leave out.
+    """
+
+    name: str | None = None
+    seed: int = 0
+    folds: int = 5
+    fold: int = 0
+    excluded: frozenset[str] = frozenset()
+
+    def split(self, ids: Mapping[str, Sequence[str]], own: Split | None) -> tuple[str, Split]:
+        """(name for `dataset.json`, split) without the excluded cases.
+
+        Args:
+            ids: Cases found, by modality.
+            own: The source's own split.
+
+        Raises:
+            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named by the split or excluded.
+        """
+        kept = {modality: [c for c in cases if c not in self.excluded] for modality, cases in ids.items()}
+        if self.name is None and own is not None:
+            name, split = "the CSV's split column", own
+        elif self.name in (None, "seeded"):
+            name, split = f"seeded 70/10/20, seed {self.seed}", seeded(kept, self.seed)
+        elif self.name == "k_fold":
+            name = f"fold {self.fold} of {self.folds}, seed {self.seed}"
+            split = k_fold(kept, self.seed, self.folds, self.fold)
+        else:
+            name, split = read(self.name, self.fold)
+        known = {c for cases in ids.values() for c in cases}
+        unknown = self.excluded - known - {c for cases in by_part(split).values() for c in cases}
+        if unknown:
+            raise InputError(
+                f"no case {', '.join(sorted(unknown))} to exclude: expected some of {', '.join(sorted(known))}; "
+                "correct --exclude_cases"
+            )
+        return name, _select(split, kept, self.excluded)
+
+
+def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collection[str]) -> Split:
+    chosen = {
+        m: {part: [c for c in split.get(m, {}).get(part, ()) if c not in excluded] for part in PARTS} for m in kept
+    }
+    absent = [
+        c for cases in by_part(chosen).values() for c in cases if c not in {c for of in kept.values() for c in of}
+    ]
+    if absent:
+        names = ",".join(sorted(absent))
+        raise InputError(
+            f"{len(absent)} absent case(s) in the split: expected every case it names among the raw ones; add them, "
+            f"choose another --split, or leave them out with --exclude_cases={names}"
+        )
+    return chosen
+
+
+def shuffled(cases: Sequence[str], seed: int) -> list[str]:
+    """Cases in a random order that depends on the seed and their ids alone."""
     # By hash rather than by a generator: the same for every version of NumPy, and another case moves no other.
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_prep import pipeline, source_flags
+from data_prep import pipeline, released, source_flags
 from data_prep.raw import Problem
-from ummkd_tf.cli import run
-from ummkd_tf.tasks import get_task
+from ummkd_tf.cli import run, start_tensorflow
 
 flags.adopt_module_key_flags(source_flags)
 
@@ -37,8 +36,13 @@ def note(text: str) -> None:
 def main(argv: list[str]) -> int:
     """Program."""
     source = source_flags.chosen_source()
-    found = source.find(source_flags.options())
-    problems, _ = pipeline.verify(found.cases, get_task(source.task), source_flags.workers(), note)
+    options = source_flags.options()
+    if source.name == "released":
+        start_tensorflow()
+        return report(released.verify(options.folder(), note))
+    task, found = source.task_for(options), source.find(options)
+    with source_flags.workers() as pool:
+        problems = pipeline.verify(found.cases, task, pool, note)
     code = report([*found.problems, *problems])
     if not code:
         print(f"{len(found.cases)} cases, no problem")

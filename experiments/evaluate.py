@@ -29,18 +29,20 @@ def main(_: list[str]) -> None:
     from tqdm import tqdm
 
     from ummkd_tf import evaluation, reporting
-    from ummkd_tf.cases import Dataset
+    from ummkd_tf.cases import open_dataset
     from ummkd_tf.inference import Predictor
     from ummkd_tf.runs import environment, load_model, write_json
 
     run_dir = Path(FLAGS.run_dir)
     model, record, step = load_model(run_dir, FLAGS.selection)
-    dataset = Dataset.load(FLAGS.data_dir or record["data_dir"])
+    dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
     if dataset.split_checksum != record["split_sha256"]:
         raise InputError(
             f"{dataset.directory}: another split ({dataset.split_name}) than the run was trained with "
             f"({record['split_name']}): test cases may have been trained on; evaluate on the run's own data"
         )
+    if not dataset.ids(FLAGS.part):
+        raise InputError(f"{dataset.directory}: no case in the {FLAGS.part} part: expected one to evaluate; see --part")
     factor = dataset.task.size[0] // record["flags"]["size"]
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None

@@ -31,7 +31,7 @@ for _name in ("run_dir", "input", "modality", "output"):
 def main(_: list[str]) -> None:
     import numpy as np
 
-    from ummkd_tf.preprocessing import prepare, reduce_in_plane, restore
+    from ummkd_tf.preprocessing import prepare, reduce_image, restore
     from ummkd_tf.runs import load_model, read_run
     from ummkd_tf.tasks import get_task
     from ummkd_tf.volumes import Volume, read_volume, write_nifti
@@ -55,8 +55,7 @@ def main(_: list[str]) -> None:
     from ummkd_tf.inference import Predictor
 
     factor = task.size[0] // record["flags"]["size"]
-    reduced, _ = reduce_in_plane(prepared.image, np.zeros(prepared.image.shape, np.uint8), factor)
-    probabilities = Predictor(model).probabilities(reduced, FLAGS.modality, factor)
+    probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), FLAGS.modality, factor)
     labels = restore(probabilities, prepared.grid, prepared.original)
     write_nifti(output, Volume(labels, scan.affine))
     milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * np.prod(scan.grid.spacing_mm) / 1000

@@ -23,7 +23,9 @@ from ummkd_tf.tasks import TASKS
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("task", "abdomen", list(TASKS), "What is segmented. Decides the network and the data's grid.")
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
-flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json), see data_prep/README.md.")
+flags.DEFINE_string(
+    "data_dir", None, "Folder with prepared data (dataset.json or released.json), see data_prep/README.md."
+)
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
 flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch as in the paper or the released code.")
 flags.DEFINE_enum(
@@ -118,9 +120,9 @@ def main(_: list[str]) -> int:
 
 def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> int:
     """Trains, or continues, one run; returns the exit code."""
-    from ummkd_tf.cases import Dataset
+    from ummkd_tf.cases import open_dataset
 
-    dataset = Dataset.load(data_dir)
+    dataset = open_dataset(data_dir)
     if dataset.task.name != settings["task"]:
         raise InputError(
             f"{data_dir}: data of task {dataset.task.name!r}, but --task={settings['task']}; give that task"
@@ -133,10 +135,9 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     import tensorflow as tf
 
     from ummkd_tf import training
-    from ummkd_tf.evaluation import mean_dice
     from ummkd_tf.inference import Predictor
     from ummkd_tf.runs import finish_session, start_run
-    from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
+    from ummkd_tf.sampling import UnpairedSampler
     from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(settings["seed"])
@@ -156,19 +157,22 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
         l2_weight=settings["l2_weight"],
         jit_compile=False,  # measured: no reliable gain in 2D, ten times slower in 3D on a CPU
     )
-    record = start_run(run_dir, flags=settings, model=model_arguments, dataset=dataset)
-    examples = SliceExamples if model.network.rank == 2 else PatchExamples
     sampler = UnpairedSampler(
-        {m: examples([dataset.case(c, factor) for c in dataset.ids("train", m)]) for m in dataset.modalities},
+        {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities},
         settings["batch_size"],
         settings["seed"],
     )
-    validation = [dataset.case(c, factor) for c in dataset.ids("validation")]
-    predictor = Predictor(model)
-    cases = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+    validate = dataset.validation(Predictor(model), factor)
+    if validate is None and settings["selection"] == "best":
+        raise InputError(
+            f"{data_dir}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "
+            "add the validation lists, or give --selection=last to train without"
+        )
+    record = start_run(run_dir, flags=settings, model=model_arguments, dataset=dataset)
+    counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
     print(
         f"{model.setting.title} with {model.network.name}, preset {settings['preset']}, "
-        f"{settings['steps']} steps; training cases: {cases}; split {dataset.split_name}; run in {run_dir}"
+        f"{settings['steps']} steps; training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}"
     )
     started = time.monotonic()
 
@@ -182,7 +186,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
             sampler,
             run_dir,
             steps=settings["steps"],
-            validate=lambda: mean_dice(predictor, validation),
+            validate=validate,
             validate_every=settings["validate_every"],
             checkpoint_every=FLAGS.checkpoint_every,
             log_every=FLAGS.log_every,

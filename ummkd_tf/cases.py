@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h5py
 import numpy as np
@@ -23,10 +24,15 @@ from numpy.typing import NDArray
 
 from ummkd_tf import preprocessing
 from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared, reduce_in_plane
+from ummkd_tf.preprocessing import Prepared, reduce_image, reduce_label
 from ummkd_tf.tasks import Task, get_task
 from ummkd_tf.volumes import Grid, replacing
 
+if TYPE_CHECKING:
+    from ummkd_tf.inference import Predictor
+    from ummkd_tf.sampling import Examples
+
+DATASET, RELEASED = "dataset.json", "released.json"
 PARTS = ("train", "validation", "test")
 FORMAT = 1
 
@@ -68,7 +74,9 @@ def write_case(
         source: sha256 by source file name.
     """
     assert prepared.label is not None and prepared.original_label is not None
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    # In memory first, because HDF5 can bring the process down when the disk is full.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         # By slice, because batches read slices; gzip level 1 is the fastest that still halves the size.
         slice_chunk = (*prepared.image.shape[:2], 1)
         packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
@@ -87,6 +95,8 @@ def write_case(
             source_sha256=source_checksum(source),
             recipe=recipe_checksum(task),
         )
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def source_checksum(source: Mapping[str, str]) -> str:
@@ -115,24 +125,24 @@ def read_case(path: Path, factor: int = 1) -> Case:
     """
     with _opened(path) as file:
         image, label = file["image"][()], file["label"][()]
-        attributes = dict(file.attrs)
+        case_id, modality = (str(file.attrs[name]) for name in ("case_id", "modality"))
+        affine, original_affine = (np.asarray(file.attrs[name], np.float64) for name in ("affine", "original_affine"))
         original_shape = file["original_label"].shape
     if image.shape != label.shape or image.ndim != 3:
         raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
-    affine = np.asarray(attributes["affine"], np.float64)
-    image, label = reduce_in_plane(image, label, factor)
+    image, label = reduce_image(image, factor), reduce_label(label, factor)
     if factor > 1:
         # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
         to_fine = np.diag([factor, factor, 1.0, 1.0])
         to_fine[:2, 3] = (factor - 1) / 2
         affine = affine @ to_fine
     return Case(
-        case_id=str(attributes["case_id"]),
-        modality=str(attributes["modality"]),
+        case_id=case_id,
+        modality=modality,
         image=image,
         label=label,
         grid=Grid(affine, image.shape),
-        original=Grid(np.asarray(attributes["original_affine"], np.float64), original_shape),
+        original=Grid(original_affine, original_shape),
         factor=factor,
     )
 
@@ -199,6 +209,8 @@ class Dataset:
     split: Mapping[str, tuple[str, ...]]
     split_name: str
 
+    unit: ClassVar[str] = "cases"  # what the ids of the train part name
+
     @classmethod
     def load(cls, directory: str | Path) -> Dataset:
         """Reads `dataset.json` and checks it against the case files.
@@ -207,7 +219,7 @@ class Dataset:
             InputError: No data set, a missing case file, or an inconsistent split.
         """
         directory = Path(directory)
-        path = directory / "dataset.json"
+        path = directory / DATASET
         if not path.is_file():
             raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
         try:
@@ -247,10 +259,38 @@ class Dataset:
         wanted = self.modalities if modality is None else (modality,)
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
+    def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
+        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`."""
+        from ummkd_tf.sampling import PatchExamples, SliceExamples
+
+        kind = SliceExamples if rank == 2 else PatchExamples
+        return kind([self.case(c, factor) for c in self.ids("train", modality)])
+
+    def validation(self, predictor: Predictor, factor: int = 1) -> Callable[[], dict[str, float]] | None:
+        """What computes the score of the validation part, see `evaluation.mean_dice`; None where there is no part."""
+        from ummkd_tf.evaluation import mean_dice
+
+        cases = [self.case(c, factor) for c in self.ids("validation")]
+        return lambda: mean_dice(predictor, cases)
+
     @property
     def split_checksum(self) -> str:
         """sha256 of the split, so that two runs can be shown to use the same one."""
         return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+
+
+def open_dataset(directory: str | Path) -> Dataset:
+    """The data set in a folder: prepared cases (`dataset.json`) or the authors' released files (`released.json`).
+
+    Raises:
+        InputError: None, both, or an inconsistent one.
+    """
+    from ummkd_tf.released import ReleasedDataset
+
+    prepared, released = ((Path(directory) / name).is_file() for name in (DATASET, RELEASED))
+    if prepared and released:
+        raise InputError(f"{directory}: holds {DATASET} and {RELEASED}: expected one data set; remove one of the two")
+    return ReleasedDataset.load(directory) if released else Dataset.load(directory)
 
 
 def write_dataset(
@@ -267,7 +307,7 @@ def write_dataset(
     Raises:
         InputError: As `check_split`.
     """
-    path = directory / "dataset.json"
+    path = directory / DATASET
     names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(sorted(case_modality.values())))
     check_split(split, case_modality, names, path)
     content = {

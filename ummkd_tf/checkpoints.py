@@ -38,7 +38,8 @@ def _variables(model: UnpairedSegmenter) -> dict[str, Any]:
     model.optimizer.build(model.trainable_variables)
     return {
         **{f"model/{v.path}": v for stage in model.stages for v in stage.variables},
-        **{f"optimizer/{v.path}": v for v in model.optimizer.variables},
+        # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
+        **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
     }
 
 
@@ -47,7 +48,7 @@ def write_checkpoint(path: Path, model: UnpairedSegmenter, progress: Progress) -
     arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()}
     meta = np.frombuffer(json.dumps(vars(progress)).encode(), np.uint8)
     with replacing(path) as temporary:
-        np.savez(temporary, meta=meta, **arrays)
+        np.savez(temporary, allow_pickle=False, meta=meta, **arrays)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:

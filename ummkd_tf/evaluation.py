@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.cases import Case, Dataset, read_original_label
-from ummkd_tf.inference import Predictor
 from ummkd_tf.metrics import case_metrics, dice_coefficient, pooled_surface_distance, summarize
 from ummkd_tf.preprocessing import restore
 from ummkd_tf.tasks import Task
+
+if TYPE_CHECKING:
+    from ummkd_tf.inference import Predictor
 
 METRICS = {
     # key in the JSON: (title, factor for printing, decimals)

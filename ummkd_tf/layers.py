@@ -127,6 +127,23 @@ def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
     return tf.nn.depth_to_space(inputs, factor)
 
 
+class Dropout(keras.layers.Layer):
+    """Sets a share of the activations to zero in training, and scales up the rest.
+
+    As `keras.layers.Dropout`, but its random state has the same path in every model, so that checkpoints hold it.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(name="dropout")
+        self.rate = rate
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.seed_generator = keras.random.SeedGenerator(name="seed_generator")
+
+    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
+        return keras.random.dropout(inputs, self.rate, seed=self.seed_generator) if training else inputs
+
+
 class ConvUnit(keras.layers.Layer):
     """A convolution with the normalization and activation that belong to it.
 
@@ -187,7 +204,7 @@ class ConvUnit(keras.layers.Layer):
             )
 
         self.conv = PerModality(make_conv, modalities, separate=separate_kernel, name="conv")
-        self.dropout = keras.layers.Dropout(dropout) if dropout else None
+        self.dropout = Dropout(dropout) if dropout else None
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self.conv.build(input_shape)
@@ -202,7 +219,7 @@ class ConvUnit(keras.layers.Layer):
             )
             self.norm.build((*input_shape[:-1], channels))
         if self.dropout:
-            self.dropout.build((*input_shape[:-1], self.filters))
+            self.dropout.build(input_shape)
 
     def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
         x = inputs

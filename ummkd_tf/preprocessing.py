@@ -142,15 +142,19 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
     score = np.concatenate([1 - occupancy.sum(axis=0, keepdims=True), occupancy])
     # Between two slices, whole rings have one occupancy; the part near the inside goes first.
     score += _TIE_WEIGHT * ndimage.gaussian_filter(score, (0, _TIE_SIGMA, _TIE_SIGMA, 0))
+    covered = occupancy.any(axis=0)
+    occupancy, score = occupancy[:, covered], score[:, covered]
     score[1:][occupancy == 0] = -np.inf
-    bias = np.zeros((len(score), 1, 1, 1), np.float32)
+    bias = np.zeros((len(score), 1), np.float32)
     for c in 2 * list(range(1, len(score))):  # twice, because touching classes take voxels from one another
         rivals = np.delete(score + bias, c, axis=0).max(axis=0)
-        lead = np.sort((score[c] - rivals)[occupancy[c - 1] > 0])
+        lead = (score[c] - rivals)[occupancy[c - 1] > 0]
         wanted = round(float(occupancy[c - 1].sum(dtype=np.float64)))
         if 0 < wanted < lead.size:
-            bias[c] = -(lead[-wanted] + lead[-wanted - 1]) / 2
-    return np.argmax(score + bias, axis=0).astype(np.uint8)
+            bias[c] = -np.partition(lead, (-wanted - 1, -wanted))[[-wanted - 1, -wanted]].mean()
+    classes = np.zeros(covered.shape, np.uint8)
+    classes[covered] = np.argmax(score + bias, axis=0)
+    return classes
 
 
 def _window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
@@ -235,27 +239,32 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
     return labels
 
 
-def reduce_in_plane(image: NDArray, label: NDArray, factor: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Makes rows and columns `factor` times coarser for the reduced presets.
+def reduce_image(image: NDArray, factor: int) -> NDArray[np.float32]:
+    """Makes rows and columns of an image [rows, columns, slices] `factor` times coarser, for the reduced presets.
 
-    The image takes the mean of each block and the label its most frequent class (the lower class at a tie), so both
-    stay centred on the block and no label is invented.
+    Each voxel is the mean of its block of `factor` × `factor` voxels, so the image stays in place.
+    """
+    return image if factor == 1 else _blocks(image, factor).mean(axis=(1, 3), dtype=np.float32)
 
-    Args:
-        image: [rows, columns, slices].
-        label: Class map of the same shape.
-        factor: Whole number that divides rows and columns.
+
+def reduce_label(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Does to a class map what `reduce_image` does to its image: the most frequent class of each block.
+
+    At a tie the lower class; no label is invented.
     """
     if factor == 1:
-        return image, label
-    rows, columns, slices = image.shape
-    blocks = (rows // factor, factor, columns // factor, factor, slices)
-    counts = [(label == c).reshape(blocks).sum(axis=(1, 3)) for c in range(int(label.max()) + 1)]
-    return image.reshape(blocks).mean(axis=(1, 3), dtype=np.float32), np.argmax(counts, axis=0).astype(np.uint8)
+        return label
+    counts = [_blocks(label == c, factor).sum(axis=(1, 3)) for c in range(int(label.max()) + 1)]
+    return np.argmax(counts, axis=0).astype(np.uint8)
+
+
+def _blocks(volume: NDArray, factor: int) -> NDArray:
+    rows, columns, slices = volume.shape
+    return volume.reshape(rows // factor, factor, columns // factor, factor, slices)
 
 
 def enlarge_in_plane(values: NDArray, factor: int) -> NDArray[np.float32]:
-    """Undoes `reduce_in_plane` for `[rows, columns, slices, ...]`: linear interpolation between block centres."""
+    """Undoes `reduce_image` for `[rows, columns, slices, ...]`: linear interpolation between block centres."""
     if factor == 1:
         return values
     zoom = (factor, factor) + (1,) * (values.ndim - 2)

@@ -41,7 +41,7 @@ def train(
     run_dir: Path,
     *,
     steps: int,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, float]] | None,
     validate_every: int,
     checkpoint_every: int,
     log_every: int = 10,
@@ -59,7 +59,7 @@ def train(
         sampler: Batch of a step.
         run_dir: The run's folder.
         steps: Total number of optimizer steps.
-        validate: Gives validation scores; "dice" selects the best checkpoint.
+        validate: Gives validation scores; "dice" selects the best checkpoint. None: no validation, and no best one.
         validate_every: Steps between validations; the last step is always validated.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between log lines.
@@ -98,7 +98,7 @@ def train(
                 history.write(step, values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
-            if step % validate_every == 0 or step == steps:
+            if validate and (step % validate_every == 0 or step == steps):
                 scores = validate()
                 history.write(step, {f"validation_{name}": value for name, value in scores.items()})
                 tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -72,7 +73,7 @@ class Volume:
     @property
     def grid(self) -> Grid:
         """The voxels' places."""
-        return Grid(self.affine, self.array.shape)  # type: ignore[arg-type]
+        return Grid(self.affine, self.array.shape)
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
@@ -92,8 +93,6 @@ def read_volume(path: str | Path) -> Volume:
         raise InputError(f"{path}: no such file or folder: check the path")
     if path.is_dir():
         return read_dicom_series(path)[0]
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: not readable: check the file's permissions")
     if path.name.endswith(_NIFTI_SUFFIXES):
         return _read_nifti(path)
     if path.name.endswith(_ITK_SUFFIXES):
@@ -103,11 +102,17 @@ def read_volume(path: str | Path) -> Volume:
     )
 
 
-def _read_nifti(path: Path) -> Volume:
+def _check_content(path: Path) -> None:
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: not readable: check the file's permissions")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
+
+
+def _read_nifti(path: Path) -> Volume:
+    _check_content(path)
     try:
-        image = nib.load(path)
+        image = cast(nib.Nifti1Image, nib.load(path))
         _check_rank(image.ndim, image.shape, path)
         codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
         if codes == (0, 0):
@@ -124,6 +129,7 @@ def _read_nifti(path: Path) -> Volume:
 
 
 def _read_sitk(path: Path) -> sitk.Image:
+    _check_content(path)
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -197,9 +203,22 @@ def as_labels(array: NDArray, path: str | Path) -> NDArray[np.int32]:
     return array.astype(np.int32)
 
 
+def files_in_order(folder: str | Path) -> list[Path]:
+    """Visible regular files of a folder in file-name order, where 2 comes before 10.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    try:
+        files = [p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
+    return sorted(files, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", p.name)])
+
+
 def dicom_files(folder: str | Path) -> list[Path]:
-    """Image files of a DICOM folder in *file-name order*: `*.dcm` and `*.ima`, else every visible regular file."""
-    entries = sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith("."))
+    """Image files of a DICOM folder in file-name order: `*.dcm` and `*.ima`, else every visible regular file."""
+    entries = files_in_order(folder)
     named = [p for p in entries if p.suffix.lower() in (".dcm", ".ima")]
     files = named or [p for p in entries if p.name.upper() != "DICOMDIR"]
     if not files:
@@ -218,8 +237,7 @@ class _Slice:
 
 
 def _read_slice_header(path: Path) -> _Slice:
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
+    _check_content(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -345,7 +363,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: could not be written ({error.strerror or error}): the file is as before") from error
+        reason = error.strerror or _one_line(error)
+        raise InputError(f"{path}: could not be written ({reason}): make room or check permissions") from error
 
 
 def _one_line(error: Exception) -> str:

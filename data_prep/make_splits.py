@@ -1,0 +1,85 @@
+"""Writes the committed split files, so that each can be made again and none is edited by hand.
+
+python -m data_prep.make_splits
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from data_prep import splits
+from ummkd_tf.cases import PARTS
+from ummkd_tf.cli import run
+from ummkd_tf.volumes import replacing
+
+SEED, FOLDS = 0, 5
+PAPER_NUM_CASES = {"ct": 29, "mr": 9}
+ABDOMEN = {
+    "ct": [f"ct_{n:04d}" for n in (*range(1, 11), *range(21, 41))],
+    "mr": [f"mr_{n}" for n in (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)],
+}
+MMWHS = {m: [f"{m}_{n}" for n in range(1001, 1021)] for m in ("ct", "mr")}
+SIFA_TEST = {"ct": (1003, 1008, 1014, 1019), "mr": (1007, 1009, 1018, 1019)}
+
+
+def contents() -> dict[str, dict[str, Any]]:
+    """Every committed split file by name."""
+    drawn = f"in the seeded order of seed {SEED}"
+    paper_sized = {m: splits.shuffled(ids, SEED)[: PAPER_NUM_CASES[m]] for m, ids in ABDOMEN.items()}
+    result: dict[str, dict[str, Any]] = {
+        "mmwhs_sifa": {
+            "description": "MM-WHS: the test cases published by the same group (SIFA). Which two cases per modality "
+            f"validate is our choice: the first of the rest {drawn}.",
+            "split": {m: _sifa(m) for m in MMWHS},
+        },
+        "abdomen_paper_size": {
+            "description": "BTCV and CHAOS sized as in the paper: 29 CT and 9 MR. The paper's own ids, and the CT it "
+            f"excluded, are unpublished; these are our choice: the first 29 and 9 {drawn}, which claims nothing about "
+            "any case.",
+            "split": splits.seeded(paper_sized, SEED),
+        },
+    }
+    for name, of, ids in (
+        ("abdomen", "all 30 BTCV and 20 CHAOS cases", ABDOMEN),
+        ("mmwhs", "all 20 + 20 cases", MMWHS),
+    ):
+        result[f"{name}_seeded"] = {
+            "description": f"70/10/20 % of {of} per modality, seed {SEED}.",
+            "split": splits.seeded(ids, SEED),
+        }
+        result[f"{name}_{FOLDS}fold"] = {
+            "description": f"{FOLDS} folds of {of} per modality, seed {SEED}; --fold chooses the tested one; "
+            "a tenth of the cases, from the next fold, validates.",
+            "folds": [splits.k_fold(ids, SEED, FOLDS, fold) for fold in range(FOLDS)],
+        }
+    return {name: {"name": name, **content} for name, content in result.items()}
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """A split file's text."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _sifa(modality: str) -> dict[str, Sequence[str]]:
+    test = [f"{modality}_{n}" for n in SIFA_TEST[modality]]
+    rest = splits.shuffled([c for c in MMWHS[modality] if c not in test], SEED)
+    return dict(zip(PARTS, (sorted(rest[2:]), sorted(rest[:2]), test), strict=True))
+
+
+def main(argv: list[str]) -> None:
+    """Program."""
+    for name, content in contents().items():
+        path = Path(flags.FLAGS.dir) / f"{name}.json"
+        with replacing(path) as temporary:
+            temporary.write_text(text(content))
+        print(path)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("dir", str(splits.COMMITTED), "Folder of the split files.")
+    run(main)

@@ -1,0 +1,32 @@
+"""Package of the TensorFlow 2 reproduction of unpaired multi-modal segmentation via knowledge distillation."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ummkd_tf",
+    version="0.1.0",
+    description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
+    packages=find_packages(include=["ummkd_tf", "experiments", "data_prep"]),
+    package_data={"data_prep": ["splits/*.json"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it
+        "numpy>=2.0",  # arrays everywhere
+        "nibabel>=5.3",  # NIfTI files and orientations
+        "SimpleITK>=2.4",  # DICOM, NRRD, MetaImage and PNG files; resampling
+        "scipy>=1.13",  # distance transforms, nearest neighbours, connected parts
+        "absl-py>=2.1",  # flags of the command-line programs
+        "h5py>=3.11",  # one file per prepared case
+        "tqdm>=4.66",  # progress bars
+        "matplotlib>=3.9",  # pictures
+        "tensorboard>=2.20",  # tf.summary needs it; learning curves
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",  # tests
+            "hypothesis>=6.100",  # property tests
+            "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
+            "mypy==2.4.1",  # types; pinned for the same reason
+        ]
+    },
+)

@@ -1,0 +1,114 @@
+"""From predictions to the table: known numbers, nothing dropped silently."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ummkd_tf import evaluation, reporting
+from ummkd_tf.cases import Case
+from ummkd_tf.metrics import summarize
+from ummkd_tf.runs import write_json
+from ummkd_tf.tasks import TASKS
+from ummkd_tf.volumes import Grid
+
+TASK = TASKS["abdomen"]
+
+
+def perfect(dataset):
+    return lambda case_id: np.eye(5, dtype=np.float32)[dataset.case(case_id).label]
+
+
+@pytest.mark.parametrize("original_grid", [False, True])
+def test_the_reference_itself_is_perfect(prepared_dataset, original_grid):
+    ids = prepared_dataset.ids("test")
+    results = evaluation.evaluate(perfect(prepared_dataset), prepared_dataset, ids, original_grid=original_grid)
+    assert list(results) == ["ct_3", "mr_3"]
+    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    assert summary["dice"]["overall"] == 1
+    assert summary["hausdorff_mm"]["overall"] == summary[evaluation.POOLED]["overall"] == 0
+
+
+def test_missed_organ_counts_as_zero_and_is_reported(prepared_dataset):
+    def without_spleen(case_id):
+        probabilities = perfect(prepared_dataset)(case_id).copy()
+        spleen = probabilities[..., 4] == 1
+        probabilities[spleen] = [1, 0, 0, 0, 0]
+        return probabilities
+
+    results = evaluation.evaluate(without_spleen, prepared_dataset, ["ct_3", "mr_3"])
+    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    assert summary["dice"]["ct"]["spleen"] == {"mean": 0, "std": 0, "count": 1, "excluded": 0, "missed": 1}
+    assert summary["dice"]["ct"]["mean"] == 0.75  # the mean of 1, 0, 1, 1
+    diagonal = np.linalg.norm(np.array(prepared_dataset.case("ct_3").label.shape) * (1.5, 1.5, 8.0))
+    assert summary["hausdorff_mm"]["ct"]["spleen"]["mean"] == pytest.approx(diagonal)
+    record = {"modalities": ["ct", "mr"], "cases": results, "summary": summary}
+    assert "ct spleen missed or invented in 1" in reporting.counts_line(record, TASK)
+
+
+def record_of(dice_by_case):
+    """An evaluation record with given Dice values per case (the four classes of the abdomen, in class order)."""
+    results = {}
+    for case_id, values in dice_by_case.items():
+        classes = {}
+        for name, dice in zip(TASK.class_names[1:], values, strict=True):
+            classes[name] = {
+                "status": "absent" if dice is None else "ok",
+                "dice": float("nan") if dice is None else dice,
+                **dict.fromkeys(("hausdorff_mm", "hausdorff95_mm", "average_mm", "surface_dice"), 1.0),
+                "surface_points": 2,
+                "surface_distance_sum_mm": 2.0,
+                "surface_distance_square_sum_mm2": 2.0,
+            }
+        results[case_id] = {"modality": case_id.split("_")[0], "classes": classes}
+    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    return {"modalities": ["ct", "mr"], "cases": results, "summary": summary}
+
+
+def test_means_and_deviations_by_hand():
+    record = record_of({"ct_1": (0.9, 0.8, 0.7, 0.6), "ct_2": (0.7, 0.8, None, 0.2), "mr_1": (0.5, 0.5, 0.5, 0.5)})
+    dice = record["summary"]["dice"]
+    assert dice["ct"]["liver"] == pytest.approx({"mean": 0.8, "std": 0.1, "count": 2, "excluded": 0, "missed": 0})
+    assert dice["ct"]["left_kidney"] == pytest.approx({"mean": 0.7, "std": 0, "count": 1, "excluded": 1, "missed": 0})
+    assert dice["ct"]["mean"] == pytest.approx((0.8 + 0.8 + 0.7 + 0.4) / 4)
+    assert dice["overall"] == pytest.approx((0.675 + 0.5) / 2)
+    assert record["summary"][evaluation.POOLED]["ct"]["liver"]["mean"] == 1.0  # 4 mm over 4 surface points
+
+
+def test_table_has_the_papers_columns_and_the_printed_numbers():
+    record = record_of({"ct_1": (0.9, 0.8, 0.7, 0.6), "ct_2": (0.7, 0.8, None, 0.2), "mr_1": (0.5, 0.5, 0.5, None)})
+    lines = reporting.evaluation_table(record, TASK).splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header[1:6] == ["ct liver", "ct spleen", "ct right kidney", "ct left kidney", "ct mean"]
+    assert header[-2:] == ["mr mean", "overall"]
+    row = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert row[:5] == ["Dice (%)", "80.0 ± 10.0", "40.0 ± 20.0", "80.0 ± 0.0", "70.0 ± 0.0"]
+    assert row[header.index("mr spleen")] == "–"  # absent everywhere: no number is invented
+    assert "mr spleen absent in 1 (left out)" in reporting.counts_line(record, TASK)
+
+
+def test_nan_becomes_null_in_json_and_comes_back_as_left_out(tmp_path):
+    record = record_of({"ct_1": (0.9, 0.8, None, 0.6), "mr_1": (0.5, 0.5, 0.5, 0.5)})
+    write_json(tmp_path / "evaluation.json", record)
+    text = (tmp_path / "evaluation.json").read_text()
+    assert "NaN" not in text
+    again = json.loads(text)
+    assert again["cases"]["ct_1"]["classes"]["left_kidney"]["dice"] is None
+    assert summarize([again["cases"]["ct_1"]["classes"]["left_kidney"]["dice"], 0.5]).excluded == 1
+    assert reporting.evaluation_table(again, TASK) == reporting.evaluation_table(record, TASK)
+
+
+def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[:4], label[4:] = 1, 2
+    grid = Grid(np.eye(4), label.shape)
+
+    class Always1:
+        def probabilities(self, image, modality):
+            return np.eye(3, dtype=np.float32)[np.ones(label.shape, int)]
+
+    cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
+    # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
+    assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})

@@ -1,0 +1,132 @@
+"""The losses on numbers that can be checked by hand; agreement with the authors' code is in test_golden.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ummkd_tf import losses
+
+
+def one_hot(labels, classes=2):
+    return tf.one_hot(labels, classes)
+
+
+LABELS = np.array([[[0, 1]]])  # [batch 1, height 1, width 2]: one background pixel, one of class 1
+UNDECIDED = tf.zeros((1, 1, 2, 2))  # p = ½ everywhere
+SURE = 100.0 * (one_hot(LABELS) - 0.5)  # p = the reference
+
+
+def test_soft_dice_by_hand():
+    # Each class: 2 · ½ · 1 / (2 · ¼ + 1) = 2/3.
+    assert float(losses.soft_dice_loss(UNDECIDED, one_hot(LABELS))) == pytest.approx(-2 / 3, abs=1e-6)
+    assert float(losses.soft_dice_loss(SURE, one_hot(LABELS))) == pytest.approx(-1, abs=1e-6)
+    assert float(losses.soft_dice_loss(-SURE, one_hot(LABELS))) == pytest.approx(0, abs=1e-6)
+
+
+def test_weighted_cross_entropy_by_hand():
+    # Both weights are 1 - ½ = ½, so each pixel costs ½ · ln 2.
+    assert float(losses.weighted_cross_entropy(UNDECIDED, one_hot(LABELS))) == pytest.approx(0.5 * np.log(2))
+    # One pixel in four is class 1: weights 1/4 (three background pixels) and 3/4; mean over four pixels.
+    labels = np.array([[[0, 0], [0, 1]]])
+    expected = (3 * 0.25 + 1 * 0.75) / 4 * np.log(2)
+    assert float(losses.weighted_cross_entropy(tf.zeros((1, 2, 2, 2)), one_hot(labels))) == pytest.approx(expected)
+    # A probability of 0 is clipped to 0.005.
+    assert float(losses.weighted_cross_entropy(-SURE, one_hot(LABELS))) == pytest.approx(-0.5 * np.log(0.005))
+
+
+def test_class_knowledge_by_hand():
+    # Two pixels of class 0 with logits (4, 0) and (0, 0): z_0 = (2, 0), and with T = 2 q_0 = softmax(1, 0).
+    logits = tf.constant([[[[4.0, 0.0], [0.0, 0.0], [0.0, 2 * np.log(3)]]]])
+    q = losses.class_knowledge(logits, one_hot([[[0, 0, 1]]]), temperature=2.0)
+    np.testing.assert_allclose(q, [[np.e / (np.e + 1), 1 / (np.e + 1)], [0.25, 0.75]], atol=1e-5)
+
+
+def test_absent_class_is_uniform():
+    q = losses.class_knowledge(SURE, one_hot(np.array([[[0, 0]]])))
+    np.testing.assert_allclose(q[1], [0.5, 0.5])
+
+
+def kd(logits_a, logits_b, labels_a=LABELS, labels_b=LABELS, **arguments):
+    pair = ({"ct": logits_a, "mr": logits_b}, {"ct": one_hot(labels_a), "mr": one_hot(labels_b)})
+    return float(losses.knowledge_distillation_loss(*pair, **arguments))
+
+
+def test_distillation_by_hand():
+    # T = 1. Class 0: qa = (¾, ¼), qb = (½, ½); class 1 alike in both.
+    # KL(a||b) + KL(b||a) = sum (qa - qb)(ln qa - ln qb) = ¼ ln(3/2) - ¼ ln(1/2) = ¼ ln 3; mean over C = 2.
+    a = tf.constant([[[[np.log(3.0), 0.0], [0.0, 0.0]]]], tf.float32)
+    assert kd(a, UNDECIDED, temperature=1.0) == pytest.approx(0.25 * np.log(3) / 2, rel=1e-4)
+
+
+def test_distillation_is_zero_for_equal_symmetric_and_has_no_temperature_factor():
+    rng = np.random.default_rng(0)
+    a, b = (tf.constant(rng.normal(size=(1, 1, 2, 2)), tf.float32) for _ in range(2))
+    assert kd(a, a) == pytest.approx(0, abs=1e-7)
+    assert kd(a, b) == pytest.approx(kd(b, a), rel=1e-5)
+    assert kd(a, b) > 0
+    assert kd(2 * a, 2 * b, temperature=2.0) == pytest.approx(kd(a, b, temperature=1.0), rel=1e-4)
+
+
+def test_absent_class_uniform_or_skipped():
+    only_background = np.array([[[0, 0]]])
+    a = tf.constant([[[[0.0, 0.0], [0.0, 2 * np.log(3.0)]]]], tf.float32)
+    # CT has class 1 with q = (¼, ¾); MR lacks it, so uniform: ¼ ln 3 / 2. Class 0 is alike.
+    assert kd(a, UNDECIDED, LABELS, only_background) == pytest.approx(0.25 * np.log(3) / 2, rel=1e-4)
+    assert kd(a, UNDECIDED, LABELS, only_background, absent="skip") == pytest.approx(0, abs=1e-6)
+
+
+def test_three_modalities_are_the_mean_of_their_pairs():
+    rng = np.random.default_rng(1)
+    logits = {m: tf.constant(rng.normal(size=(1, 1, 2, 2)), tf.float32) for m in ("ct", "mr", "pet")}
+    references = dict.fromkeys(logits, one_hot(LABELS))
+    three = float(losses.knowledge_distillation_loss(logits, references))
+    pairs = [kd(logits[a], logits[b]) for a, b in (("ct", "mr"), ("ct", "pet"), ("mr", "pet"))]
+    assert three == pytest.approx(np.mean(pairs), rel=1e-5)
+    with pytest.raises(ValueError, match="at least two, got 1"):
+        losses.knowledge_distillation_loss({"ct": SURE}, {"ct": one_hot(LABELS)})
+
+
+def test_2d_and_3d_alike():
+    rng = np.random.default_rng(2)
+    flat = tf.constant(rng.normal(size=(1, 4, 2, 3)), tf.float32)
+    labels = rng.integers(0, 3, (1, 4, 2))
+    deep, deep_labels = tf.reshape(flat, (1, 2, 2, 2, 3)), labels.reshape(1, 2, 2, 2)
+    for loss in (losses.soft_dice_loss, losses.weighted_cross_entropy, losses.class_knowledge):
+        np.testing.assert_allclose(loss(flat, one_hot(labels, 3)), loss(deep, one_hot(deep_labels, 3)), rtol=1e-6)
+
+
+def test_gradients_flow_into_both_modalities():
+    logits = {"ct": tf.Variable(SURE), "mr": tf.Variable(UNDECIDED)}
+    references = dict.fromkeys(logits, one_hot(LABELS))
+    with tf.GradientTape() as tape:
+        loss = losses.knowledge_distillation_loss(dict(logits), references)
+    for gradient in tape.gradient(loss, list(logits.values())):
+        assert np.abs(gradient).max() > 1e-4
+
+
+def test_loss_terms_and_their_sum():
+    """Eq. 5, from its reported parts; only settings that distill add the distillation loss."""
+    from ummkd_tf import UnpairedSegmenter
+
+    rng = np.random.default_rng(3)
+    images = {m: tf.constant(rng.normal(size=(1, 8, 8, 8, 1)), tf.float32) for m in ("ct", "mr")}
+    labels = {m: rng.integers(0, 5, (1, 8, 8, 8)) for m in images}
+    for setting in ("chilopod", "ours"):
+        model = UnpairedSegmenter(network="unet3d", setting=setting, width=4)
+        model.compile(kd_weight=0.7, l2_weight=1e-3)
+        for v in model.trainable_variables:
+            if v.name == "kernel":
+                v.assign(10 * v)  # so that the distillation loss is not negligible
+        terms = {name: float(value) for name, value in model.batch_losses(images, labels, training=True).items()}
+        squares = sum(float(np.sum(np.square(v.numpy()))) for v in model.trainable_variables)
+        assert terms["l2_loss"] == pytest.approx(squares, rel=1e-5)
+        for m in images:
+            assert terms[f"{m}_segmentation_loss"] == pytest.approx(
+                terms[f"{m}_dice_loss"] + terms[f"{m}_cross_entropy"]
+            )
+        expected = terms["ct_segmentation_loss"] + terms["mr_segmentation_loss"] + 1e-3 * squares
+        expected += 0.35 * terms["kd_loss"] if setting == "ours" else 0.0
+        assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+        assert terms["kd_loss"] > 1e-6

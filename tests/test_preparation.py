@@ -1,0 +1,466 @@
+"""From raw folders to a prepared data set: every source, resuming, and the programs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import raw_data
+import SimpleITK as sitk
+from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_abdomen, write_mr, write_nifti
+
+from data_prep import btcv, chaos, mmwhs, own, phantom, pipeline
+from data_prep.raw import Problem, RawCase, remap
+from data_prep.sources import SOURCES, Options
+from data_prep.splits import Choice
+from ummkd_tf import preprocessing
+from ummkd_tf.cases import Dataset, read_case, read_original_label
+from ummkd_tf.errors import InputError
+from ummkd_tf.tasks import get_task
+from ummkd_tf.volumes import Volume, reorient, to_sitk
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = get_task("abdomen")
+
+
+def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, **options):
+    """Notes of a preparation that finds no problem."""
+    notes = []
+    with pipeline.Workers(workers) as pool:
+        problems = pipeline.prepare_source(
+            SOURCES[source],
+            Options(raw=raw, **options),
+            out,
+            choice=choice or Choice(),
+            pool=pool,
+            note=notes.append,
+            dry_run=dry_run,
+        )
+    assert problems == []
+    return notes
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    write_abdomen(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory):
+    """(folder, notes) of a preparation; not to be changed."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    return folder, prepare(raw, folder)
+
+
+@pytest.fixture(scope="module")
+def cardiac_raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cardiac") / "raw"
+    phantom.write_cardiac(folder, num_ct=3, num_mr=3, seed=1, size=40)
+    return folder
+
+
+def times(out):
+    return {path.stem: path.stat().st_mtime_ns for path in (out / "cases").iterdir()}
+
+
+# --- raw cases -------------------------------------------------------------------------------------------------------
+
+
+def test_remap_goes_by_value_and_not_by_rank():
+    """Value 2 is class 2 although 1 is absent."""
+    values = np.array([[[0, 6, 2, 13]]], np.int32)
+    assert remap(values, btcv.CLASSES, Path("a")).tolist() == [[[0, 1, 2, 0]]]
+    with pytest.raises(
+        InputError, match=r"^a: unknown label value -5 \(1 voxels\), 300 \(2 voxels\): expected only 0–13"
+    ):
+        remap(np.array([300, 300, -5, 0]), btcv.CLASSES, Path("a"))
+
+
+def test_label_values_of_the_data_sets():
+    """SPEC §5."""
+    assert {v: c for v, c in btcv.CLASSES.items() if c} == {6: 1, 2: 2, 3: 3, 1: 4}
+    assert sorted(btcv.CLASSES) == list(range(14))
+    for value, c in {
+        55: None,
+        56: 1,
+        70: 1,
+        71: None,
+        110: None,
+        111: 2,
+        135: 2,
+        176: 3,
+        200: 3,
+        241: 4,
+        255: 4,
+    }.items():
+        assert chaos.CLASSES.get(value) == c
+    assert mmwhs.CLASSES == {0: 0, 205: 1, 420: 2, 500: 3, 820: 4, 550: 0, 600: 0, 850: 0}
+
+
+def test_problem_is_one_line_of_three_parts():
+    problem = Problem.parse(InputError("a/b.nii: 2 NaN voxels (first: 7): expected finite values; repair it"))
+    assert (problem.file, problem.problem, problem.fix) == (
+        "a/b.nii", "2 NaN voxels (first: 7)", "expected finite values; repair it"
+    )  # fmt: skip
+    assert str(problem) == "a/b.nii: 2 NaN voxels (first: 7): expected finite values; repair it"
+
+
+@pytest.mark.parametrize("below", [".", "btcv", "RawData/Training", "Training", "btcv/RawData/Training"])
+def test_btcv_trees(below, raw, tmp_path):
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    for name in ("img", "label"):
+        (tmp_path / below / name).symlink_to(raw / "btcv" / name)
+    assert [case.case_id for case in btcv.find(tmp_path).cases] == ["ct_0001", "ct_0002", "ct_0003"]
+
+
+@pytest.mark.parametrize("below", [".", "MR", "Train_Sets/MR", "chaos/Train_Sets/MR", "chaos"])
+def test_chaos_trees(below, raw, tmp_path):
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    for patient in ("1", "2", "3"):
+        (tmp_path / below / patient).symlink_to(mr(raw, patient).parent)
+    assert [case.case_id for case in chaos.find(tmp_path).cases] == ["mr_1", "mr_2", "mr_3"]
+
+
+def test_cases_come_in_the_order_of_their_numbers(raw, tmp_path):
+    for patient in ("10", "2", "1"):
+        (tmp_path / patient).symlink_to(mr(raw, "1").parent)
+    assert [case.case_id for case in chaos.find(tmp_path).cases] == ["mr_1", "mr_2", "mr_10"]
+
+
+def test_modalities_can_lie_apart(raw, tmp_path):
+    prepare(None, tmp_path / "out", raw_ct=raw / "btcv", raw_mr=raw / "chaos")
+    assert len(Dataset.load(tmp_path / "out").case_modality) == 6
+
+
+# --- what is prepared ------------------------------------------------------------------------------------------------
+
+
+def test_prepared_data_set(prepared):
+    dataset = Dataset.load(prepared[0])
+    assert dataset.task is TASK
+    assert dataset.modalities == ("ct", "mr")
+    assert sorted(dataset.case_modality) == ["ct_0001", "ct_0002", "ct_0003", "mr_1", "mr_2", "mr_3"]
+    assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 2, "validation": 2, "test": 2}
+    case = dataset.case("ct_0001")
+    assert case.image.shape == (256, 256, 8)  # 6 slices of 10 mm
+
+
+@pytest.mark.parametrize("case_id", ["ct_0001", "mr_1", "mr_2"])
+def test_organs_are_on_their_sides_in_the_world(case_id, prepared):
+    """World x grows towards the patient's right (RAS): liver and right kidney there, spleen and left kidney not."""
+    case = read_case(prepared[0] / f"cases/{case_id}.h5")
+    x = {c: case.grid.world(np.argwhere(case.label == c).mean(axis=0))[0] for c in range(1, 5)}
+    assert x[1] > x[4]
+    assert x[2] > x[3]
+    rows = {c: np.argwhere(case.label == c).mean(axis=0) for c in range(1, 5)}
+    assert rows[1][1] < rows[4][1]  # the patient's right is on the picture's left
+
+
+def test_original_label_is_the_file_in_task_classes(prepared, raw):
+    expected = np.zeros(14, np.uint8)
+    expected[[6, 2, 3, 1]] = 1, 2, 3, 4
+    stored = nib.load(ct(raw, "label")).get_fdata().astype(int)
+    assert np.array_equal(read_original_label(prepared[0] / "cases/ct_0001.h5"), expected[stored])
+
+
+def test_slice_order_does_not_matter(tmp_path):
+    """Files from feet to head, from head to feet, and shuffled: the same patient."""
+    orders = {"1": range(6), "2": range(6)[::-1], "3": [3, 0, 5, 1, 4, 2]}
+    for patient, order in orders.items():
+        write_mr(tmp_path / patient / "T2SPIR", 7, order)
+    cases = {case.case_id: case for case in chaos.find(tmp_path).cases}
+    image, label = cases["mr_1"].read()
+    assert set(np.unique(label.array)) == {0, 1, 2, 3, 4}
+    for case_id in ("mr_2", "mr_3"):
+        notes = []
+        other_image, other_label = cases[case_id].read(notes.append)
+        assert np.array_equal(other_image.array, image.array)
+        assert np.array_equal(other_label.array, label.array)
+        np.testing.assert_allclose(other_image.affine, image.affine)
+        assert len(notes) == 1
+
+
+def test_file_numbers_without_padding(tmp_path):
+    """2 comes before 10: twelve slices whose labels tell them apart by their height."""
+    folder = tmp_path / "1/T2SPIR"
+    for n in range(1, 13):
+        pixels = np.full((4, 3), n, np.uint8)
+        raw_data.write_slice(folder / f"DICOM_anon/{n}.dcm", pixels, (0, 0, 5.0 * n))
+        raw_data.write_png(folder / f"Ground/{n}.png", np.full((4, 3), 55 + n, np.uint8))
+    case = RawCase("mr_1", "mr", folder / "DICOM_anon", folder / "Ground", {55 + n: n for n in range(1, 13)},
+                   chaos.read_grey_values)  # fmt: skip
+    image, label = case.read()
+    assert np.array_equal(image.array, label.array)
+
+
+def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
+    assert [note for note in prepared[1] if "mr_2" in note] == [
+        "mr_2: files do not run from feet to head; slices are ordered by their position"
+    ]
+    changed = shutil.copytree(raw, tmp_path / "raw")
+    write_nifti(ct(changed, "label"), label_map(CT_LABELS), CT_AFFINE * (1 + 1e-6))
+    write_nifti(ct(changed, "label", "0002"), label_map((6, 2, 0, 1)))
+    notes = prepare(changed, tmp_path / "out")
+    assert "ct_0001: image and label headers differ by rounding; the image's is used" in notes
+    assert "ct_0002: no left_kidney in the label map" in notes
+    case = read_case(tmp_path / "out/cases/ct_0002.h5")
+    assert set(np.unique(case.label)) == {0, 1, 2, 4}
+
+
+# --- cardiac and T1 --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_cardiac_phantom(modality, cardiac_raw):
+    notes = []
+    image, label = mmwhs.find(cardiac_raw, modality).cases[0].read(notes.append)
+    prepared = preprocessing.prepare(image, label, get_task("cardiac"), modality)
+    assert prepared.grid.axes == "ILP"
+    assert prepared.grid.spacing_mm == pytest.approx((1, 1, 1))
+    assert prepared.image.shape[:2] == (256, 256)
+    assert set(np.unique(prepared.label)) == {0, 1, 2, 3, 4}
+    assert [note.split(" (")[0] for note in notes] == (
+        ["mr_1001: 5 voxels of 421, a known slip, read as 420"] if modality == "mr" else []
+    )
+    # The voxels that the scan covers have mean 0 and deviation 1, and the brightest 2 % have one value.
+    corners = prepared.grid.index(prepared.original.world([(0, 0, 0), np.array(prepared.original.shape) - 1]))
+    low, high = np.ceil(corners.min(axis=0)).clip(0), np.floor(corners.max(axis=0)) + 1
+    values = prepared.image[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+    assert values.mean() == pytest.approx(0, abs=0.05)
+    assert values.std() == pytest.approx(1, abs=0.05)
+    assert (values == values.max()).mean() == pytest.approx(0.02, abs=0.003)
+    # In the logic of the group's sanity ranges (MR −1.8…4.4, CT −2.8…3.2): a few deviations each way, none far off.
+    assert -4 < values.min() < -0.5
+    assert 1 < values.max() < 6
+
+
+def test_cardiac_set_is_found_whole(cardiac_raw, tmp_path):
+    notes = prepare(cardiac_raw, tmp_path / "out", "mmwhs", dry_run=True)
+    assert sum("would be prepared" in note for note in notes) == 6
+
+
+def test_421_is_known_but_422_is_not(cardiac_raw, tmp_path):
+    folder = shutil.copytree(cardiac_raw, tmp_path / "raw")
+    path = folder / "mr_train/mr_train_1001_label.nii.gz"
+    image = nib.load(path)
+    array = np.asarray(image.dataobj)
+    array[array == 421] = 422
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+    case = mmwhs.find(folder, "mr").cases[0]
+    with pytest.raises(InputError, match=r"mr_train_1001_label.nii.gz: unknown label value 422 \(5 voxels\)"):
+        case.read()
+
+
+def test_t1_sequences(tmp_path):
+    phantom.write_abdomen(tmp_path / "raw", num_ct=0, num_mr=1, seed=2, size=32, t1=True)
+    scans = {s: chaos.find(tmp_path / "raw", s).cases[0].read() for s in chaos.SEQUENCES}
+    images, labels = ({s: scan[n].array for s, scan in scans.items()} for n in (0, 1))
+    assert np.array_equal(labels["t1_in"], labels["t1_out"])  # one label map for both phases
+    assert not np.array_equal(images["t1_in"], images["t1_out"])
+    assert labels["t1_in"].shape != labels["t2spir"].shape
+    for case in (images, labels):
+        assert all(array.any() for array in case.values())
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_second_run_does_nothing(prepared, raw):
+    before, contents = times(prepared[0]), snapshot(prepared[0])
+    notes = prepare(raw, prepared[0])
+    assert notes[-1] == f"0 cases prepared, 6 already up to date, in {prepared[0]}"
+    assert times(prepared[0]) == before
+    assert snapshot(prepared[0]) == contents
+
+
+def test_only_what_changed_is_prepared_again(raw, prepared, tmp_path):
+    changed, out = shutil.copytree(raw, tmp_path / "raw"), shutil.copytree(prepared[0], tmp_path / "out")
+    before = times(out)
+    write_nifti(ct(changed, "img", "0002"), raw_data.image(99))
+    (out / "cases/mr_1.h5").write_bytes(b"damaged")
+    (out / "cases/mr_3.h5").unlink()
+    assert prepare(changed, out)[-1].startswith("3 cases prepared, 3 already up to date")
+    assert {case for case, when in times(out).items() if before.get(case) != when} == {"ct_0002", "mr_1", "mr_3"}
+    assert snapshot(out)["cases/mr_1.h5"] == snapshot(prepared[0])["cases/mr_1.h5"]
+
+
+def test_another_recipe_prepares_everything_again(raw, prepared, tmp_path, monkeypatch):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    monkeypatch.setattr(preprocessing, "VERSION", preprocessing.VERSION + 1)
+    assert prepare(raw, out)[-1].startswith("6 cases prepared, 0 already up to date")
+
+
+def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path, monkeypatch):
+    out, real, done = tmp_path / "out", pipeline.write_case, []
+
+    def interrupted(path, *args, **kwargs):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_case", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, out)
+    assert [path.name for path in sorted((out / "cases").iterdir())] == ["ct_0001.h5", "ct_0002.h5"]
+    assert not (out / "dataset.json").exists()
+    (out / "cases/.writing-x").mkdir()  # what a killed process leaves behind
+    (out / "cases/.writing-x/ct_0003.h5").write_bytes(b"half")
+    assert prepare(raw, out)[-1].startswith("4 cases prepared, 2 already up to date")
+    assert snapshot(out) == snapshot(prepared[0])
+
+
+def test_workers_make_no_difference(raw, prepared, tmp_path):
+    prepare(raw, tmp_path / "out", workers=2)
+    assert snapshot(tmp_path / "out") == snapshot(prepared[0])
+
+
+def test_lost_worker_is_told(raw):
+    case = SOURCES["btcv"].find(Options(raw=raw)).cases
+    with pipeline.Workers(2) as pool, pytest.raises(InputError, match="a worker process was ended during 'verify'"):
+        list(pool.each(_leave, case, "verify"))
+
+
+def _leave(case):
+    import os
+
+    os._exit(1)
+
+
+def test_dry_run_writes_nothing(raw, tmp_path):
+    notes = prepare(raw, tmp_path / "out", dry_run=True)
+    assert f"ct_0001: would be prepared from {ct(raw, 'img')}" in notes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_excluded_and_unlisted_cases(raw, prepared, tmp_path):
+    out, more = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
+    shutil.copytree(mr(raw, "1").parent, mr(more, "5").parent)
+    notes = prepare(more, out, choice=Choice(excluded=frozenset({"mr_3"})))
+    assert f"in {out / 'cases'} from an earlier run, and no longer part of the data set: mr_3" in notes
+    assert "not in the split and left out: mr_3" in notes
+    assert sorted(c for c in Dataset.load(out).case_modality if c.startswith("mr")) == ["mr_1", "mr_2", "mr_5"]
+
+
+# --- own data --------------------------------------------------------------------------------------------------------
+
+
+def write_own(folder, split=""):
+    """Three modalities in four formats, one label map in another axis order; label values 6 2 3 1."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    label = label_map(CT_LABELS)
+    for n in range(9):
+        modality, image = ("ct", "t1", "t2")[n % 3], raw_data.image(n)
+        name, stored = f"{modality}_{n}", Volume(label, CT_AFFINE)
+        if modality == "ct":
+            write_nifti(folder / f"{name}.nii.gz", image)
+            file, stored = f"{name}.nii.gz", reorient(stored, "PSR")
+        elif modality == "t1":
+            file = f"{name}{('.nrrd', '.mha', '.nrrd')[n // 3]}"
+            sitk.WriteImage(to_sitk(image, CT_AFFINE), str(folder / file))
+        else:  # the MR of `raw_data` lies elsewhere than its CT
+            file = f"{name}_dicom"
+            for k in range(6):
+                raw_data.write_slice(folder / file / f"{k}.dcm", image[:, :, k], (-130.0, -140.0, raw_data.z_mm(k)))
+            stored = Volume(label, np.array([[-20.0, 0, 0, 130], [0, -25, 0, 140], [0, 0, 10, -25], [0, 0, 0, 1]]))
+        write_nifti(folder / f"{name}_label.nii.gz", stored.array, stored.affine)
+        part = ("train", "validation", "test")[n // 3] if split else ""
+        rows.append(f"{name},{modality},{file},{name}_label.nii.gz,{part}")
+    (folder / "own.csv").write_text("\n".join(["case,modality,image,label,split", *rows]))
+    (folder / "map.json").write_text(json.dumps({"6": "liver", "2": 2, "3": "left_kidney", "1": "spleen"}))
+    return {"csv": folder / "own.csv", "label_map": folder / "map.json", "task": "abdomen"}
+
+
+def test_own_data_of_three_modalities(tmp_path):
+    notes = prepare(None, tmp_path / "out", "csv", **write_own(tmp_path / "own", split="given"))
+    assert "ct_0: the label's axes are PSR, the image's LAS; the label is turned" in notes
+    dataset = Dataset.load(tmp_path / "out")
+    assert dataset.modalities == ("ct", "t1", "t2")
+    assert dataset.split["test"] == ("ct_6", "t1_7", "t2_8")
+    assert dataset.split_name == "the CSV's split column"
+    expected = np.zeros(7, np.uint8)
+    expected[[6, 2, 3, 1]] = 1, 2, 3, 4
+    for case_id in dataset.case_modality:
+        assert np.array_equal(read_original_label(dataset.path(case_id)), expected[label_map(CT_LABELS)])
+
+
+def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
+    prepare(None, tmp_path / "out", "csv", Choice(seed=4), **write_own(tmp_path / "own"))
+    dataset = Dataset.load(tmp_path / "out")
+    assert dataset.split_name == "seeded 70/10/20, seed 4"
+    assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_another_label_map_prepares_again(tmp_path):
+    options = write_own(tmp_path / "own")
+    prepare(None, tmp_path / "out", "csv", **options)
+    options["label_map"].write_text(json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}))
+    assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
+    assert not (read_original_label(tmp_path / "out/cases/ct_0.h5") == 2).any()
+
+
+def test_label_map_by_name_index_and_default(tmp_path):
+    (tmp_path / "map.json").write_text('{"0": "background", "7": "liver", "9": 0, "300": 4}')
+    assert own.read_label_map(tmp_path / "map.json", TASK) == {0: 0, 7: 1, 9: 0, 300: 4}
+    assert own.read_label_map(None, TASK) == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
+
+
+def test_csv_as_spreadsheets_save_it(raw, tmp_path):
+    """Byte-order mark, Windows line ends, blanks around the fields, another order of the columns."""
+    lines = ["modality,case,image,label,split"]
+    for modality in ("ct", "t1"):
+        for n in raw_data.CT_IDS:
+            lines.append(f"{modality}, {modality}_{n}, {ct(raw, 'img', n)} ,{ct(raw, 'label', n)},")
+    (tmp_path / "own.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    (tmp_path / "map.json").write_text(json.dumps({"6": 1, "2": 2, "3": 3, "1": 4}))
+    found = own.find(tmp_path / "own.csv", TASK, tmp_path / "map.json")
+    assert not found.problems
+    assert [case.case_id for case in found.cases] == [f"{m}_{n}" for m in ("ct", "t1") for n in raw_data.CT_IDS]
+    assert set(np.unique(found.cases[0].read()[1].array)) == {0, 1, 2, 3, 4}
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+def run(program, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", f"data_prep.{program}", *flags],
+        cwd=ROOT, capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["prepare", "verify"])
+def test_help_teaches(program):
+    done = run(program, "--help")
+    for word in ("python -m data_prep.", "--source: <btcv|chaos|abdomen|mmwhs|csv", "--workers", "--label_map"):
+        assert word in done.stdout
+
+
+def test_help_does_not_load_tensorflow():
+    code = "import sys, data_prep.prepare; assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_programs(raw, prepared, tmp_path):
+    done = run("verify", "--source=abdomen", f"--dir={raw}", "--workers=1")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem")
+    out = tmp_path / "out"
+    done = run("prepare", "--source=abdomen", f"--raw={raw}", f"--out={out}", "--workers=1")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0, f"note: 6 cases prepared, 0 already up to date, in {out}"
+    )  # fmt: skip
+    assert snapshot(out) == snapshot(prepared[0])
+    done = run("prepare", "--source=abdomen", f"--raw={raw}", f"--out={out}", "--split=mmwhs_sifa")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 40 absent case(s) in the split")
+    done = run("prepare", "--source=brain", f"--raw={raw}", f"--out={out}")
+    assert done.returncode == 1
+    assert "btcv|chaos|abdomen" in done.stderr

@@ -1,0 +1,289 @@
+"""From a scan to the task's grid and back: each step by hand, and the chain by its properties."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ummkd_tf import preprocessing
+from ummkd_tf.errors import InputError
+from ummkd_tf.preprocessing import (
+    body_center,
+    classes_of_same_volume,
+    clip_intensity,
+    enlarge_in_plane,
+    label_centroid,
+    normalize,
+    prepare,
+    reduce_image,
+    reduce_label,
+    resample_label,
+    restore,
+    task_grid,
+)
+from ummkd_tf.tasks import Clip, get_task
+from ummkd_tf.volumes import Grid, Volume, reorient
+
+ABDOMEN, CARDIAC = get_task("abdomen"), get_task("cardiac")
+EYE = np.eye(4)
+
+
+def spaced(i, j, k, origin=(0, 0, 0)):
+    affine = np.diag([i, j, k, 1.0])
+    affine[:3, 3] = origin
+    return affine
+
+
+# --- intensities -----------------------------------------------------------------------------------------------------
+
+
+def test_clip_in_the_images_unit_and_in_percentiles():
+    values = np.arange(101.0)
+    assert clip_intensity(values, Clip(-5, 40)).tolist() == [*range(41), *[40] * 60]
+    assert clip_intensity(values, Clip(0, 98, "percentile")).tolist() == [*range(99), 98, 98]  # top 2 % cut
+
+
+def test_normalize_by_hand():
+    """Scanned voxels 0 and 4 have mean 2 and deviation 2; the voxel outside the scan is as dark as the darkest."""
+    result = normalize(np.array([0.0, 4.0, np.nan]), np.array([True, True, False]), Clip(-10, 10))
+    assert result.tolist() == [-1, 1, -1]
+    assert result.dtype == np.float32
+
+
+def test_normalize_wants_contrast():
+    with pytest.raises(InputError, match="every voxel has the value 10 after clipping"):
+        normalize(np.array([20.0, 30.0]), np.array([True, True]), Clip(-10, 10))
+
+
+# --- the window ------------------------------------------------------------------------------------------------------
+
+
+def test_body_center_leaves_margins_and_table_out():
+    values = np.zeros((20, 30, 4), np.float32)
+    values[4:11, 10:21] = 100  # body: rows 4–10, columns 10–20
+    values[17:19, 0:30] = 80  # table
+    assert body_center(values).tolist() == [7, 15, 1.5]
+
+
+def test_body_center_of_a_blank_scan_is_its_middle():
+    assert body_center(np.zeros((4, 6, 2), np.float32)).tolist() == [1.5, 2.5, 0.5]
+
+
+def test_label_centroid():
+    classes = np.zeros((5, 5, 5), np.uint8)
+    classes[1:4, 2, 0] = 4
+    assert label_centroid(classes).tolist() == [2, 2, 0]
+    with pytest.raises(InputError, match="no foreground voxel"):
+        label_centroid(np.zeros((2, 2, 2)))
+
+
+def test_task_grid_by_hand():
+    """30 slices of 4 mm → 15 of 8 mm; the window's middle lies on the chosen centre and on the scan's mid-plane."""
+    scan = Grid(spaced(2, 2, 4, origin=(10, 20, 30)), (100, 80, 30))
+    grid = task_grid(scan, np.array([40.0, 50.0, 0.0]), ABDOMEN)
+    assert grid.shape == (256, 256, 15)
+    assert grid.spacing_mm == (1.5, 1.5, 8)
+    assert grid.world((127.5, 127.5, 7)).tolist() == [10 + 80, 20 + 100, 30 + 4 * 14.5]
+
+
+def test_task_grid_has_at_least_one_slice():
+    assert task_grid(Grid(spaced(1, 1, 1), (9, 9, 2)), np.zeros(3), ABDOMEN).shape == (256, 256, 1)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_same_grid_keeps_the_label():
+    classes = np.random.default_rng(0).integers(0, 5, (9, 8, 7)).astype(np.uint8)
+    assert np.array_equal(resample_label(Volume(classes, EYE), Grid(EYE, classes.shape), 5), classes)
+
+
+def test_classes_of_same_volume_by_hand():
+    """Occupancies sum to 2: the sure voxel, and of the three equal ones that beside it. Nothing where there is none."""
+    occupancy = np.array([0.4, 1.0, 0.2, 0.2, 0.2, 0, 0, 0], np.float32).reshape(1, 8, 1, 1)
+    assert classes_of_same_volume(occupancy).ravel().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    full = np.array([1, 1, 0, 0], np.float32).reshape(1, 4, 1, 1)
+    assert classes_of_same_volume(full).ravel().tolist() == [1, 1, 0, 0]
+
+
+def test_no_label_stays_none():
+    assert not resample_label(Volume(np.zeros((4, 4, 4), np.uint8), EYE), Grid(EYE, (3, 3, 3)), 5).any()
+
+
+def test_label_beyond_the_window_is_left_out():
+    classes = np.zeros((20, 20, 4), np.uint8)
+    classes[15:, 15:] = 2
+    assert not resample_label(Volume(classes, EYE), Grid(EYE, (8, 8, 4)), 5).any()
+    assert (resample_label(Volume(classes, EYE), Grid(spaced(1, 1, 1, (12, 12, 0)), (8, 8, 4)), 5)[3:, 3:] == 2).all()
+
+
+def ellipsoids(shape=(90, 80, 30), spacing=(1.3, 1.3, 7.7)):
+    """Four classes; the first two touch."""
+    z = np.moveaxis(np.indices(shape), 0, -1) * spacing
+    classes = np.zeros(shape, np.uint8)
+    for c, center, radii in (
+        (1, (40, 50, 110), (30, 38, 70)),
+        (2, (75, 50, 120), (18, 25, 60)),
+        (3, (92, 80, 90), (12, 14, 50)),
+        (4, (95, 30, 100), (15, 11, 45)),
+    ):
+        classes[(((z - center) / radii) ** 2).sum(axis=-1) < 1] = c
+    return Volume(classes, spaced(*spacing))
+
+
+@pytest.mark.parametrize("slice_mm", [8.0, 5.0, 12.0])
+def test_every_class_keeps_its_volume(slice_mm):
+    """Nearest-slice labels would miss by up to a tenth where 7.7 mm meet 8 mm (see `resample_label`)."""
+    label = ellipsoids()
+    grid = Grid(spaced(1.5, 1.5, slice_mm, (-3, -3, 1)), (85, 75, int(231 / slice_mm)))
+    result = resample_label(label, grid, 5)
+    before = np.bincount(label.array.ravel())[1:] * 1.3 * 1.3 * 7.7
+    after = np.bincount(result.ravel())[1:] * 1.5 * 1.5 * slice_mm
+    np.testing.assert_allclose(after, before, rtol=0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    hnp.arrays(np.uint8, (5, 4, 3), elements=st.sampled_from([0, 1, 3])),
+    st.tuples(*[st.floats(0.5, 2.5)] * 3),
+    st.tuples(*[st.floats(-2, 2)] * 3),
+)
+def test_resampling_never_invents_a_label(classes, spacing, origin):
+    result = resample_label(Volume(classes, EYE), Grid(spaced(*spacing, origin), (6, 6, 5)), 5)
+    assert set(np.unique(result)) <= set(np.unique(classes)) | {0}
+
+
+def test_restore_on_its_own_grid_is_the_largest_probability():
+    probabilities = np.random.default_rng(0).dirichlet([1] * 5, (6, 5, 4)).astype(np.float32)
+    grid = Grid(EYE, (6, 5, 4))
+    assert np.array_equal(restore(probabilities, grid, grid), probabilities.argmax(-1))
+
+
+def test_restore_is_background_beyond_the_window():
+    one_hot = np.zeros((4, 4, 4, 5), np.float32)
+    one_hot[..., 3] = 1
+    restored = restore(one_hot, Grid(spaced(1, 1, 1, (2, 2, 2)), (4, 4, 4)), Grid(EYE, (8, 8, 8)))
+    assert (restored[2:6, 2:6, 2:6] == 3).all()
+    assert (restored == 3).sum() == 64
+
+
+# --- reduced presets -------------------------------------------------------------------------------------------------
+
+
+def test_reduce_by_hand():
+    """Block means, and the most frequent class, the lower one at a tie."""
+    image = np.array([[0, 2, 5, 5], [4, 6, 5, 5]], np.float32)[:, :, None]
+    label = np.array([[1, 1, 4, 4], [1, 2, 3, 3]], np.uint8)[:, :, None]
+    assert reduce_image(image, 2)[:, :, 0].tolist() == [[3, 5]]
+    assert reduce_label(label, 2)[:, :, 0].tolist() == [[1, 3]]
+
+
+def test_enlarge_undoes_reduce_between_block_centres():
+    """Centres of the blocks of rows lie at 0.5 and 2.5 of the fine rows 0, 1, 2, 3."""
+    fine = enlarge_in_plane(np.array([0.0, 2.0])[:, None, None].repeat(2, 1), 2)
+    np.testing.assert_allclose(fine[:, 0, 0], [0, 0.5, 1.5, 2])
+    assert fine.shape == (4, 4, 1)
+
+
+# --- the chain -------------------------------------------------------------------------------------------------------
+
+
+def scan_with_label(shape=(60, 50, 24), spacing=(4.0, 4.0, 5.0), seed=0):
+    """A body with two organs, in RAS; smooth noise so that resampling has something to do."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0, 20, shape).astype(np.float32)
+    image[8:52, 6:44] += 100
+    classes = np.zeros(shape, np.uint8)
+    classes[30:45, 15:30, 6:18] = 1
+    classes[12:20, 20:28, 8:16] = 4
+    image += 40.0 * (classes > 0)
+    affine = spaced(*spacing, origin=(-120, -100, 40))
+    return Volume(image, affine), Volume(classes, affine)
+
+
+@pytest.mark.parametrize("task", [ABDOMEN, CARDIAC], ids=lambda task: task.name)
+@pytest.mark.parametrize("axes", ["LPS", "LAS", "PIR", "SAL"])
+def test_stored_axis_order_makes_no_difference(task, axes):
+    scan, label = scan_with_label(spacing=(4.0, 1.0, 5.0))
+    expected = prepare(scan, label, task, "mr")
+    found = prepare(reorient(scan, axes), reorient(label, axes), task, "mr")
+    np.testing.assert_allclose(found.grid.affine, expected.grid.affine, atol=1e-9)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-3)
+    assert (found.label != expected.label).mean() < 1e-4
+    assert found.grid.axes == task.axes
+    assert found.original.axes == axes
+
+
+@pytest.mark.parametrize("task", [ABDOMEN, CARDIAC], ids=lambda task: task.name)
+def test_known_positions_survive_the_chain(task):
+    """A marker at each corner of a box, and one in the middle: the prepared marker lies within half a voxel of it."""
+    scan, label = scan_with_label(spacing=(4.0, 1.5, 8.0))
+    task = dataclasses.replace(task, clip={"default": Clip(0, 1000)})  # so that the marker is not cut
+    markers = np.array([(i, j, k) for i in (18, 42) for j in (14, 36) for k in (5, 18)] + [(30, 25, 12)])
+    for index in markers:
+        array = np.zeros_like(scan.array)
+        array[8:52, 6:44] = 100.0
+        array[tuple(index)] = 200.0
+        prepared = prepare(Volume(array, scan.affine), label, task, "mr")
+        bright = np.argwhere(prepared.image > prepared.image.max() - 1e-3).mean(axis=0)
+        offset = prepared.grid.index(scan.grid.world(index)) - bright
+        assert np.abs(offset).max() <= 0.5 + 1e-6
+
+
+def test_prepared_scan_is_a_z_score_on_the_tasks_grid():
+    scan, label = scan_with_label()
+    prepared = prepare(scan, label, ABDOMEN, "mr")
+    assert prepared.image.shape == prepared.label.shape == (256, 256, 15)  # 24 slices of 5 mm
+    assert prepared.image.dtype == np.float32
+    assert prepared.label.dtype == prepared.original_label.dtype == np.uint8
+    rows = np.flatnonzero((prepared.image != prepared.image.min()).any(axis=(1, 2)))
+    inside = prepared.image[rows[0] : rows[-1] + 1]
+    assert inside.max() == prepared.image.max()
+    assert np.array_equal(prepared.original_label, label.array)
+    # 60 × 4 mm of 256 × 1.5 mm are scanned, and the mean is taken over them alone.
+    grid = prepared.grid
+    world = grid.world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    index = scan.grid.index(world)
+    scanned = ((index > -0.5) & (index < np.array(scan.array.shape) - 0.5)).all(axis=-1)
+    assert prepared.image[scanned].mean() == pytest.approx(0, abs=0.01)
+    assert prepared.image[scanned].std() == pytest.approx(1, abs=0.01)
+    assert (prepared.image[~scanned] == prepared.image.min()).mean() > 0.99
+
+
+def test_heart_window_is_centred_on_the_label():
+    scan, label = scan_with_label()
+    prepared = prepare(scan, label, CARDIAC, "ct")
+    center = prepared.grid.index(label.grid.world(np.argwhere(label.array).mean(axis=0)))
+    np.testing.assert_allclose(center[:2], 127.5, atol=1e-6)
+
+
+def test_scan_without_a_label_gets_the_same_image_for_a_body_window():
+    scan, label = scan_with_label()
+    alone = prepare(scan, None, ABDOMEN, "ct")
+    assert alone.label is alone.original_label is None
+    assert np.array_equal(alone.image, prepare(scan, label, ABDOMEN, "ct").image)
+
+
+def test_label_of_another_scan_is_refused():
+    scan, label = scan_with_label()
+    with pytest.raises(InputError, match=r"label and image do not fit: the label has shape \(60, 50, 23\)"):
+        prepare(scan, Volume(label.array[:, :, :-1], label.affine), ABDOMEN, "ct")
+
+
+def test_reference_label_returns_as_it_was_up_to_resampling():
+    scan, label = scan_with_label()
+    prepared = prepare(scan, label, ABDOMEN, "ct")
+    one_hot = np.eye(5, dtype=np.float32)[prepared.label]
+    restored = restore(one_hot, prepared.grid, prepared.original)
+    for c in (1, 4):
+        both = ((restored == c) & (label.array == c)).sum()
+        assert 2 * both / ((restored == c).sum() + (label.array == c).sum()) > 0.9
+    assert set(np.unique(restored)) == {0, 1, 4}
+
+
+def test_version_is_part_of_what_must_be_prepared_again():
+    """A reminder: whoever changes a step of this file raises VERSION, and this number with it."""
+    assert preprocessing.VERSION == 2

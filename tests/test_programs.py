@@ -1,0 +1,167 @@
+"""The command-line programs as a user meets them: one line and exit code 1 for bad input, and a whole small path."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def program(name, *flags, timeout=240):
+    command = [sys.executable, "-m", name, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def train_flags(data_dir, run_dir, **more):
+    flags = {"preset": "tiny", "data_dir": data_dir, "run_dir": run_dir, **more}
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def assert_one_line(result, *expected):
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for text in expected:
+        assert text in lines[0]
+
+
+@pytest.mark.slow
+def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
+    """Stop, continue, evaluate and predict; what the programs print and write."""
+    run_dir = tmp_path / "run"
+    common = train_flags(prepared_dataset.directory, run_dir, steps=4, validate_every=2)
+    stopped = program("experiments.train", *common, "--max_hours=0.000001")
+    assert stopped.returncode == 0 and "the same command continues from here" in stopped.stdout, stopped.stderr
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "stopped"
+
+    assert_one_line(program("experiments.train", *common, "--alpha=0.9"), "alpha is 0.9, was 0.5", "another --run_dir")
+
+    finished = program("experiments.train", *common)
+    assert finished.returncode == 0, finished.stderr
+    assert "finished 4 steps" in finished.stdout
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["status"] == "finished" and record["progress"]["step"] == 4
+    assert record["setting"] == {
+        "name": "ours",
+        "title": "Ours",
+        "separate_kernels": "nowhere",
+        "separate_norms": "everywhere",
+        "distill": True,
+    }
+    assert record["split_sha256"] == prepared_dataset.split_checksum
+    assert {"tensorflow", "keras", "numpy"} < set(record["environment"]["versions"])
+    assert record["flags"]["learning_rate"] > 0 and record["flags"]["seed"] == 0 and record["seconds"] > 0
+
+    evaluated = program("experiments.evaluate", f"--run_dir={run_dir}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "| Dice (%)" in evaluated.stdout and "ct: n = 1; mr: n = 1" in evaluated.stdout
+    evaluation = json.loads((run_dir / "evaluation_test.json").read_text())
+    assert set(evaluation["cases"]) == {"ct_3", "mr_3"}
+
+    # A scan in another orientation and spacing comes back in its own geometry.
+    scan, label, picture = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", tmp_path / "picture.png"
+    affine = np.array([[0, -3.0, 0, 90], [0, 0, 6.0, -60], [5.0, 0, 0, 10], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(0, 50, (12, 50, 40)).astype(np.float32), affine), scan)
+    arguments = [f"--run_dir={run_dir}", f"--input={scan}", f"--output={label}"]
+    predicted = program("experiments.predict", *arguments, "--modality=ct", f"--overlay={picture}")
+    assert predicted.returncode == 0, predicted.stderr
+    result = nib.load(label)
+    assert result.shape == (12, 50, 40) and result.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(result.affine, affine)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    label.unlink()
+    assert_one_line(program("experiments.predict", *arguments, "--modality=pet"), "pet", "ct, mr")
+    assert not label.exists()
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def without_test_part(path):
+    content = json.loads(path.read_text())
+    content["split"]["test"] = []
+    path.write_text(json.dumps(content))
+
+
+def case_in_two_parts(path):
+    content = json.loads(path.read_text())
+    content["split"]["test"].append("ct_0")
+    path.write_text(json.dumps(content))
+
+
+def external_link(path):
+    with h5py.File(path, "a") as file:
+        del file["image"]
+        file["image"] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+DAMAGE = {
+    # what is damaged, how, and what the line says
+    "no data set": ("dataset.json", Path.unlink, ["dataset.json", "no prepared data set"]),
+    "not JSON": ("dataset.json", lambda p: p.write_text("{"), ["dataset.json", "not a data set description"]),
+    "empty part": ("dataset.json", without_test_part, ["test part has no ct case"]),
+    "leaking split": ("dataset.json", case_in_two_parts, ["'ct_0' is in train and in test"]),
+    "missing case": ("cases/ct_0.h5", Path.unlink, ["ct_0.h5", "missing case file"]),
+    "truncated case": ("cases/ct_0.h5", truncated, ["ct_0.h5", "prepare the case again"]),
+    "external link": ("cases/ct_0.h5", external_link, ["ct_0.h5", "'image' is a link"]),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_data_is_one_line_and_starts_no_run(what, prepared_dataset, tmp_path):
+    file, damage, expected = DAMAGE[what]
+    data_dir, run_dir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(prepared_dataset.directory, data_dir)
+    damage(data_dir / file)
+    assert_one_line(program("experiments.train", *train_flags(data_dir, run_dir)), *expected)
+    assert not run_dir.exists()
+
+
+def test_unknown_setting_lists_all_seven():
+    result = program("experiments.train", "--setting=z_shaped")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "individual|joint|joint_kd|y_shaped|x_shaped|chilopod|ours" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["experiments.evaluate", "experiments.predict"])
+def test_no_run_is_one_line(name, tmp_path):
+    scan = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), scan)
+    flags = ["--modality=ct", f"--input={scan}", f"--output={tmp_path / 'label.nii.gz'}"] if "predict" in name else []
+    assert_one_line(program(name, f"--run_dir={tmp_path}", *flags), "run.json", "no run here")
+
+
+def test_describe_needs_no_data():
+    result = program("experiments.train", "--setting=x_shaped", "--describe")
+    assert result.returncode == 0, result.stderr
+    rows = {
+        c[0]: c[1:]
+        for c in ([x.strip() for x in r.strip("|").split("|")] for r in result.stdout.splitlines())
+        if len(c) == 4
+    }
+    assert rows["encoder_3"][:2] == ["separate", "separate"]
+    assert rows["encoder_4"][:2] == ["shared", "shared"]
+    assert "3,388,522 (the paper prints 3389K)" in result.stdout
+    assert result.stderr == ""  # no start-up banners
+
+
+def test_help_teaches_quickly():
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [sys.executable, "-m", "experiments.train", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert "python -m experiments.train --task=abdomen --setting=ours" in result.stdout
+    assert "individual|joint|joint_kd|y_shaped|x_shaped|chilopod|ours" in result.stdout.replace("\n", "")
+    assert "tensorflow" not in result.stderr  # not imported, so it starts at once

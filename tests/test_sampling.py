@@ -1,0 +1,110 @@
+"""Batches: a pure function of (seed, step), with the authors' way of choosing slices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ummkd_tf.cases import Case
+from ummkd_tf.sampling import (
+    PatchExamples,
+    SliceExamples,
+    UnpairedSampler,
+    adjacent_slices,
+    chunk,
+    chunk_starts,
+)
+from ummkd_tf.volumes import Grid
+
+
+def case(depth, labelled=range(0), name="a"):
+    """Every voxel holds its slice number; labelled slices are of class 1."""
+    image = np.broadcast_to(np.arange(depth, dtype=np.float32), (8, 8, depth)).copy()
+    label = np.zeros((8, 8, depth), np.uint8)
+    label[:, :, list(labelled)] = 1
+    grid = Grid(np.eye(4), label.shape)
+    return Case(name, "ct", image, label, grid, grid)
+
+
+@pytest.mark.parametrize(
+    ("depth", "starts"), [(1, [0]), (8, [0]), (9, [0, 1]), (16, [0, 8]), (17, [0, 8, 9]), (24, [0, 8, 16])]
+)
+def test_chunks_cover_the_volume_and_the_last_is_aligned_to_the_end(depth, starts):
+    assert chunk_starts(depth) == starts
+    assert len(starts) == -(-depth // 8)
+    covered = {z for start in starts for z in range(start, min(start + 8, depth))}
+    assert covered == set(range(depth))
+
+
+def test_thin_volume_repeats_its_last_slice():
+    np.testing.assert_array_equal(chunk(case(3).image, 0)[0, 0], [0, 1, 2, 2, 2, 2, 2, 2])
+
+
+def test_edge_slices_repeat_their_neighbour():
+    image = case(4).image
+    assert [adjacent_slices(image, k)[0, 0].tolist() for k in range(4)] == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+
+
+def test_label_belongs_to_the_middle_slice():
+    examples = SliceExamples([case(10, labelled=[4])])
+    for seed in range(40):
+        image, label = examples.draw(np.random.default_rng(seed))
+        assert label.max() == (image[0, 0, 1] == 4)
+
+
+def test_slices_are_uniform_over_all_slices_of_all_cases():
+    examples = SliceExamples([case(30), case(10)])
+    rng = np.random.default_rng(0)
+    middle = np.array([examples.draw(rng)[0][0, 0, 1] for _ in range(4000)])
+    assert np.mean(middle >= 10) == pytest.approx(20 / 40, abs=0.03)  # only the long case has these slices
+
+
+def test_patches_are_half_chunks_and_half_around_labelled_slices():
+    examples = PatchExamples([case(40, labelled=[20])])
+    rng = np.random.default_rng(0)
+    starts = [int(examples.draw(rng)[0][0, 0, 0, 0]) for _ in range(4000)]
+    # Centred on slice 20: start 16, which is also one of the five chunks, so ½ + ½ · 1/5.
+    assert np.mean(np.array(starts) == 16) == pytest.approx(0.6, abs=0.03)
+    assert set(starts) == {0, 8, 16, 24, 32}
+
+
+def test_patch_and_label_are_the_same_slices():
+    examples = PatchExamples([case(30, labelled=range(11, 14))])
+    for seed in range(30):
+        image, label = examples.draw(np.random.default_rng(seed))
+        assert image.shape == (8, 8, 8, 1) and label.shape == (8, 8, 8)
+        np.testing.assert_array_equal(label[0, 0] == 1, (image[0, 0, :, 0] >= 11) & (image[0, 0, :, 0] < 14))
+
+
+def sampler(seed, batch_size=3):
+    rng = np.random.default_rng(1)
+    cases = {m: [case(int(rng.integers(9, 30)), labelled=[3, 4]) for _ in range(4)] for m in ("ct", "mr")}
+    return UnpairedSampler({m: PatchExamples(c) for m, c in cases.items()}, batch_size, seed)
+
+
+def flat(batch):
+    return np.concatenate([np.ravel(a) for part in batch for a in part.values()])
+
+
+def test_batches_depend_on_seed_and_step_only():
+    first, second = sampler(7), sampler(7)
+    np.testing.assert_array_equal(flat(first.batch(5)), flat(second.batch(5)))
+    assert np.any(flat(first.batch(5)) != flat(first.batch(6)))
+    assert np.any(flat(first.batch(5)) != flat(sampler(8).batch(5)))
+
+
+def test_same_batches_with_any_number_of_threads_and_from_any_step():
+    one = [flat(b) for b in sampler(0).batches(0, 9)]
+    two = [flat(b) for b in sampler(0).batches(0, 9, num_threads=2)]
+    late = [flat(b) for b in sampler(0).batches(6, 9, num_threads=2)]
+    assert len(one) == len(two) == 9
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(one[6:], late, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_half_of_the_batch_is_of_each_modality_and_draws_are_independent():
+    images, labels = sampler(0, batch_size=4).batch(0)
+    assert {m: len(x) for m, x in images.items()} == {m: len(y) for m, y in labels.items()} == {"ct": 4, "mr": 4}
+    assert np.any(images["ct"] != images["mr"])

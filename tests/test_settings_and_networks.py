@@ -1,0 +1,296 @@
+"""The table of settings, generic over all seven: counts, sharing, statistics, forward passes."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ummkd_tf import SETTINGS, UnpairedSegmenter
+from ummkd_tf.layers import BatchNorm, PerModality
+from ummkd_tf.networks import NETWORKS
+
+# SPEC §2 and §3; trainable, width 16, 5 classes.
+COUNTS = {
+    ("dilated2d", "paper"): {
+        "individual": 78_645_296,
+        "joint": 39_322_648,
+        "joint_kd": 39_322_648,
+        "y_shaped": 39_988_136,
+        "x_shaped": 65_956_656,
+        "chilopod": 39_342_840,
+        "ours": 39_342_840,
+    },
+    ("unet3d", "paper"): {
+        "individual": 3_831_658,
+        "joint": 1_915_829,
+        "joint_kd": 1_915_829,
+        "y_shaped": 2_124_293,
+        "x_shaped": 3_388_522,
+        "chilopod": 1_918_741,
+        "ours": 1_918_741,
+    },
+    ("unet3d", "released"): {
+        "individual": 2 * 2_201_589,
+        "joint": 2_201_589,
+        "joint_kd": 2_201_589,
+        # Y and X from their separate parts: the encoders of the two decoders are the same (SPEC §3: 208,464).
+        "y_shaped": 2_201_589 + 208_464,
+        "chilopod": 2_204_565,
+        "ours": 2_204_565,
+    },
+}
+
+
+def small(network, setting, num_classes=2):
+    # Two classes, because group_10 of the 2D network has 512 channels per class whatever the width.
+    return UnpairedSegmenter(network=network, setting=setting, width=4, dropout=0.0, num_classes=num_classes)
+
+
+def batch(network, modalities=("ct", "mr"), size=16, examples=2, seed=0):
+    """Two modalities of opposite contrast, with labels of both classes."""
+    rng = np.random.default_rng(seed)
+    space = (size, size) if network == "dilated2d" else (size, size, 8)
+    channels = NETWORKS[network].input_channels
+    images, labels = {}, {}
+    for number, modality in enumerate(modalities):
+        labels[modality] = rng.integers(0, 2, (examples, *space))
+        contrast = labels[modality] * (1.0 if number % 2 else -1.0) + 3 * number
+        noise = rng.normal(0, 0.3, (examples, *space, channels))
+        images[modality] = tf.constant(contrast[..., np.newaxis] + noise, tf.float32)
+    return images, labels
+
+
+def trainable_count(model):
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("network", "decoder", "setting", "count"),
+    [(*key, setting, count) for key, counts in COUNTS.items() for setting, count in counts.items()],
+)
+def test_parameter_counts(network, decoder, setting, count):
+    assert trainable_count(UnpairedSegmenter(network=network, decoder=decoder, setting=setting)) == count
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_counts_print_as_in_the_papers_param_column(network, setting):
+    """Table I prints twice the rounded 39.32M for Individual (SPEC §2); everything else is plain rounding."""
+    count = COUNTS[network, "paper"][setting]
+    printed = f"{count / 1e6:.2f}M" if network == "dilated2d" else f"{count / 1e3:.0f}K"
+    if (network, setting) == ("dilated2d", "individual"):
+        printed = f"{2 * round(count / 2e6, 2):.2f}M"
+    assert printed == NETWORKS[network].paper_parameters[setting]
+
+
+def per_modality_layers(model):
+    """(stage, layer) of everything that can be shared; the layer's name is "conv" or "norm"."""
+    found = []
+    for stage in model.stages:
+        for layer in stage._flatten_layers():
+            if isinstance(layer, PerModality):
+                found.append((stage, layer))
+    return found
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_sharing_by_identity_and_after_an_update(network, setting):
+    """Shared layers are one object for both modalities, separate ones two whose variables differ after a step."""
+    model = small(network, setting)
+    model.compile(keras.optimizers.Adam(1e-2))
+    images, labels = batch(network)
+    row = SETTINGS[setting]
+    separate = {
+        "conv": NETWORKS[network].separate_stages(row.separate_kernels),
+        "norm": NETWORKS[network].separate_stages(row.separate_norms),
+    }
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    model.optimize(images, labels)
+    layers = per_modality_layers(model)
+    assert len(layers) >= 2 * len(model.stages) - 2
+    for stage, layer in layers:
+        expected_separate = stage.row.name in separate[layer.name]
+        assert layer.separate == expected_separate
+        if not expected_separate:
+            assert set(layer.sublayers) == {"shared"}
+            assert all("/ct/" not in v.path and "/mr/" not in v.path for v in layer.variables)
+        else:
+            ct, mr = layer.sublayers["ct"], layer.sublayers["mr"]
+            assert ct is not mr
+            for a, b in zip(ct.variables, mr.variables, strict=True):
+                assert a.path.replace("/ct/", "/mr/") == b.path
+                assert np.any(a.numpy() != b.numpy()), a.path
+    after = {v.path: v.numpy() for v in model.trainable_variables}
+    still = [path for path in before if np.all(before[path] == after[path])]
+    assert not still, "every trainable variable takes part in a step with both modalities"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_variable_paths_are_unique_and_name_the_modality(network, setting):
+    model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)  # with dropout's state
+    paths = [v.path for v in model.variables]
+    assert len(set(paths)) == len(paths)
+    first = "segmenter/encoder_1/unit_1/norm/" if network == "unet3d" else "segmenter/group_1/block_1/unit_1/norm/"
+    gammas = [p for p in paths if p.startswith(first) and p.endswith("/gamma")]
+    owners = {p.split("/")[-2] for p in gammas}
+    joint = setting in ("joint", "joint_kd")
+    assert owners == ({"shared"} if joint else {"ct", "mr"})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_ct_only_batch_leaves_everything_of_mr_untouched(network, setting):
+    model = small(network, setting)
+    model.compile(keras.optimizers.Adam(1e-2))
+    images, labels = batch(network)
+    model.optimize(images, labels)  # so that Adam has momentum for MR, which would move it
+    state = lambda: {v.path: v.numpy() for v in (*model.variables, *model.optimizer.variables)}  # noqa: E731
+    before = state()
+    model.optimize({"ct": images["ct"]}, {"ct": labels["ct"]})
+    after = state()
+    only_mr = [p for p in before if "/mr/" in p or "_mr_" in p]
+    assert (len(only_mr) > 0) == (setting not in ("joint", "joint_kd"))
+    for path in only_mr:
+        np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+    changed = [p for p in before if np.any(before[p] != after[p])]
+    assert len(changed) > 10
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_individual_is_two_independent_trainings(network):
+    """CT's half of a joint step equals a step on CT alone, bit for bit in what it computes."""
+    both, alone = small(network, "individual"), small(network, "individual")
+    for a, b in zip(both.variables, alone.variables, strict=True):
+        b.assign(a)
+    images, labels = batch(network)
+    for model, modalities in ((both, ("ct", "mr")), (alone, ("ct",))):
+        model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-8))
+        model.optimize({m: images[m] for m in modalities}, {m: labels[m] for m in modalities})
+    for a, b in zip(both.variables, alone.variables, strict=True):
+        if "/ct/" in a.path:
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-6, err_msg=a.path)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_joint_normalizes_both_modalities_together(network):
+    """With opposite means the joint statistics are those of the concatenated batch, not of either half."""
+    model = small(network, "joint")
+    images, _ = batch(network)
+    first = next(layer for stage, layer in per_modality_layers(model) if layer.name == "norm")
+    norm = first.sublayers["shared"]
+    seen = {}
+    original = norm.call
+    norm.call = lambda x, **kwargs: seen.setdefault("out", original(seen.setdefault("in", x), **kwargs))
+    model(images, training=True)
+    assert seen["in"].shape[0] == sum(x.shape[0] for x in images.values())
+    axes = list(range(seen["in"].shape.rank - 1))
+    mean = tf.reduce_mean(seen["in"], axes)
+    np.testing.assert_allclose(norm.moving_mean, (1 - BatchNorm.decay) * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(tf.reduce_mean(seen["out"], axes), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_joint_inference_stays_close_to_training(network, monkeypatch):
+    """The trap of SPEC §1: with one pass per modality through a shared norm, the two modes drift apart."""
+    monkeypatch.setattr(BatchNorm, "decay", 0.0)  # the moving statistics are those of the last batch
+    model = small(network, "joint")
+    for v in model.trainable_variables:  # larger kernels than at the start, so that a drift would show
+        if v.name == "kernel":
+            v.assign(v * 10)
+    # In 2D the moving variance is unbiased, N/(N-1): a larger image keeps that difference small.
+    images, _ = batch(network, size=64 if network == "dilated2d" else 16)
+
+    def gap(training):
+        inference = model(images)
+        return max(
+            float(tf.reduce_mean(tf.abs(tf.nn.softmax(training[m]) - tf.nn.softmax(inference[m])))) for m in images
+        )
+
+    together = gap(model(images, training=True))
+    one_by_one = gap({m: model({m: images[m]}, training=True)[m] for m in images})
+    assert together < 0.02
+    assert one_by_one > 10 * together
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_modality_alone_gives_the_same_inference(network):
+    for setting in ("joint", "y_shaped", "ours"):
+        model = small(network, setting)
+        images, _ = batch(network)
+        together = model(images)
+        for m in images:
+            np.testing.assert_allclose(model({m: images[m]})[m], together[m], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(8, 8), (24, 40)])
+def test_any_size_the_pooling_allows(network, size):
+    model = small(network, "ours", num_classes=3)
+    space = size if network == "dilated2d" else (*size, 8)
+    images = {"mr": tf.zeros((1, *space, NETWORKS[network].input_channels))}
+    assert model(images)["mr"].shape == (1, *space, 3)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_wrong_inputs_are_named(network):
+    model = small(network, "ours")
+    images, _ = batch(network)
+    with pytest.raises(ValueError, match=r"pet.*expected modalities among"):
+        model({"pet": images["ct"]})
+    with pytest.raises(ValueError, match="multiple of 8"):
+        model({"ct": images["ct"][:, :12]})
+    with pytest.raises(ValueError, match="channels last"):
+        model({"ct": images["ct"][..., 0]})
+
+
+@pytest.mark.parametrize("kind", ["batch", "instance", "layer", "group"])
+def test_normalization_kinds_normalize_what_they_say(kind):
+    from ummkd_tf.layers import make_norm
+
+    x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
+    layer = make_norm(kind, 16, "norm")
+    layer.build(x.shape)
+    y = layer(x, training=True).numpy()
+    means = {
+        "batch": y.mean((0, 1, 2)),
+        "instance": y.mean((1, 2)),
+        "layer": y.mean((1, 2, 3)),
+        "group": y.reshape(2, 6, 6, 8, 2).mean((1, 2, 4)),
+    }
+    zero = {
+        "batch": {"batch"},
+        "instance": {"instance", "group", "layer", "batch"},
+        "layer": {"layer"},
+        "group": {"group", "layer"},
+    }
+    assert {other for other, mean in means.items() if np.abs(mean).max() < 1e-4} == zero[kind]
+    assert sum(int(np.prod(v.shape)) for v in layer.trainable_variables) == 32
+
+
+def test_three_modalities():
+    model = UnpairedSegmenter(network="unet3d", setting="ours", modalities=("ct", "mr", "pet"), width=4)
+    model.compile()
+    images, labels = batch("unet3d", ("ct", "mr", "pet"))
+    terms = model.optimize(images, labels)
+    assert {"ct_segmentation_loss", "mr_segmentation_loss", "pet_segmentation_loss", "kd_loss"} <= set(terms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"setting": "z_shaped"}, "unknown setting 'z_shaped'.*individual, joint"),
+        ({"network": "vnet"}, "unknown network 'vnet'.*dilated2d, unet3d"),
+        ({"network": "dilated2d", "decoder": "released"}, "belongs to unet3d"),
+        ({"normalization": "spectral"}, "unknown normalization 'spectral'"),
+        ({"modalities": ("ct", "ct")}, "different plain names"),
+        ({"modalities": ("shared", "mr")}, "different plain names"),
+        ({"num_classes": 1}, "num_classes=1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        UnpairedSegmenter(**{"width": 4, **arguments})

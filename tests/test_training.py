@@ -1,0 +1,235 @@
+"""The loop: what it writes, exact resume, stopping, and a model that learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ummkd_tf import SETTINGS, UnpairedSegmenter, checkpoints, networks, training
+from ummkd_tf.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
+from ummkd_tf.errors import InputError
+from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
+
+
+def toy(rank, dropout):
+    """One pooled level instead of the paper's: everything the loop depends on, quick to trace."""
+    kernel = (3,) * rank
+    order = "norm-act-conv" if rank == 2 else "conv-norm-act"
+    width = networks.Filters(per_width=1)
+    stages = (
+        networks.StageRow("encoder_1", (networks.Conv(width, kernel, "conv-norm-act"),)),
+        networks.StageRow("encoder_2", (networks.Conv(width, kernel, order, dropout=True),)),
+        networks.StageRow("output", (networks.Conv(networks.Filters(per_class=1), kernel, "conv"),)),
+    )
+    names = [stage.name for stage in stages]
+    regions = networks._regions(names, green="encoder_2", blue=("encoder_2", "encoder_2"))
+    return networks.Network(f"toy{rank}d", 3 if rank == 2 else 1, rank, stages, regions, multiple=1, dropout=dropout)
+
+
+@pytest.fixture(autouse=True)
+def _toy_networks(monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", {"toy2d": toy(2, dropout=0.25), "toy3d": toy(3, dropout=0.0)})
+
+
+class Cubes:
+    """Examples of one modality: a bright or dark cube at a random place."""
+
+    def __init__(self, sign, rank):
+        self.sign, self.rank = sign, rank
+
+    def draw(self, rng):
+        label = np.zeros((16, 16, 8), np.uint8)
+        row, column = rng.integers(0, 9, 2)
+        label[row : row + 8, column : column + 8] = 1
+        image = (self.sign * label.astype(np.float32) + rng.normal(0, 0.2, label.shape)).astype(np.float32)
+        return (image[..., None], label) if self.rank == 3 else (image[..., :3], label[..., 1])
+
+
+def compiled_model(network="toy3d", setting="ours", rate=1e-2):
+    keras.utils.set_random_seed(0)
+    model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)
+    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8), l2_weight=0.0, jit_compile=False)
+    return model
+
+
+def cubes(rank=3):
+    return UnpairedSampler({"ct": Cubes(1, rank), "mr": Cubes(-1, rank)}, batch_size=2, seed=0)
+
+
+def run(model, run_dir, steps, **arguments):
+    defaults = {
+        "validate": lambda: {"dice": float(int(model.optimizer.iterations) % 5)},
+        "validate_every": 4,
+        "checkpoint_every": 3,
+        "log_every": 1,
+    }
+    return training.train(model, cubes(model.network.rank), run_dir, steps=steps, **{**defaults, **arguments})
+
+
+def weights(model):
+    """Everything a checkpoint holds, by name."""
+    return {name: np.asarray(v.value) for name, v in checkpoints._variables(model).items()}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("network", "setting"), [*(("toy3d", setting) for setting in SETTINGS), ("toy2d", "ours")])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
+    """Weights, statistics, Adam's moments, dropout's state and the log, bit for bit."""
+    whole = compiled_model(network, setting)
+    run(whole, tmp_path / "whole", 9)
+
+    def die():
+        raise Killed
+
+    first = compiled_model(network, setting)
+    with pytest.raises(Killed):
+        run(first, tmp_path / "cut", 9, validate=die)  # dies at step 4; the newest checkpoint is of step 3
+    again = compiled_model(network, setting)
+    progress = run(again, tmp_path / "cut", 9)
+    assert progress.step == 9
+    resumed = weights(again)
+    for path, value in weights(whole).items():
+        np.testing.assert_array_equal(value, resumed[path], err_msg=path)
+    histories = [(tmp_path / name / training.HISTORY).read_text() for name in ("whole", "cut")]
+    assert histories[0] == histories[1]
+    steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
+    assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    model = compiled_model()
+    progress = run(model, tmp_path, 8, checkpoint_every=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "best.npz",
+        "step-00000006.npz",
+        "step-00000008.npz",
+    ]
+    assert progress == Progress(step=8, best_dice=4.0, best_step=4)  # validated at 4 (4.0) and 8 (3.0)
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
+    line = json.loads((tmp_path / training.HISTORY).read_text().splitlines()[0])
+    assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert run(model, tmp_path, 8) == progress  # nothing left to do
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_leave(tmp_path, number, code):
+    model = compiled_model()
+
+    def validate():
+        os.kill(os.getpid(), number)
+        return {"dice": 0.0}
+
+    with pytest.raises(training.Stopped, match="at step 2; the same command continues") as stopped:
+        run(model, tmp_path, 9, validate=validate, validate_every=2, checkpoint_every=100)
+    assert stopped.value.exit_code == code
+    assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
+
+
+def test_max_hours_stops_cleanly(tmp_path):
+    with pytest.raises(training.Stopped, match="max_hours") as stopped:
+        run(compiled_model(), tmp_path, 9, max_hours=0.0)
+    assert stopped.value.exit_code == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
+    model = compiled_model()
+    model.stages[0].parts[0].conv.sublayers["shared"].kernel.assign(tf.fill((3, 3, 3, 1, 4), np.nan))
+    with pytest.raises(InputError, match=r"step 1: .*ct_dice_loss.* is not finite"):
+        run(model, tmp_path, 3)
+
+
+def test_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path, caplog):
+    model = compiled_model()
+    run(model, tmp_path, 4, checkpoint_every=2)
+    newest = tmp_path / "checkpoints" / "step-00000004.npz"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(content)
+    assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
+    assert "step-00000004.npz: damaged checkpoint" in caplog.text
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(compiled_model(setting="joint"), Progress(step=1))
+    with pytest.raises(InputError, match="another architecture"):
+        folder.restore_newest(compiled_model(setting="ours"))
+
+
+def test_no_pickle_is_loaded_from_a_checkpoint(tmp_path):
+    path = tmp_path / "step-00000001.npz"
+    np.savez(path, meta=np.array([{"step": 1}], dtype=object))
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        read_checkpoint(path)
+
+
+def test_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    model = compiled_model()
+    path = tmp_path / "step-00000001.npz"
+    write_checkpoint(path, model, Progress(step=1))
+    before = path.read_bytes()
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_checkpoint(path, model, Progress(step=2))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_fit_and_the_loop_take_the_same_step():
+    """`fit`, `train_on_batch` and `optimize` give the same losses and weights."""
+    batches = list(cubes().batches(0, 2))
+    by_loop, by_fit, by_batch = (compiled_model(rate=1e-3) for _ in range(3))
+    for images, labels in batches:
+        terms = by_loop.optimize(images, labels)
+        logs = by_batch.train_on_batch(images, labels, return_dict=True)
+        by_batch.reset_metrics()
+        assert logs["loss"] == pytest.approx(float(terms["loss"]), rel=1e-4)
+    history = by_fit.fit((b for b in batches), steps_per_epoch=2, epochs=1, verbose=0).history
+    assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_cross_entropy"} <= set(history)
+    for a, b in zip(by_loop.trainable_variables, by_fit.trainable_variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-4, err_msg=a.path)
+    assert by_fit.evaluate((b for b in batches[:1]), steps=1, verbose=0, return_dict=True)["loss"] < 2
+
+
+def test_learns_cubes_of_opposite_contrast(tmp_path):
+    """Bright in CT, dark in MR: `ours` segments both after 40 steps, and the distillation loss is reported."""
+    model = compiled_model()
+    run(model, tmp_path, 40, validate_every=100)
+    images, labels = cubes().batch(10_000)
+    logits = model(images)
+    for m in images:
+        predicted = np.argmax(logits[m], -1)
+        dice = 2 * np.sum((predicted == 1) & (labels[m] == 1)) / (np.sum(predicted == 1) + np.sum(labels[m] == 1))
+        assert dice > 0.9, m
+
+
+def test_samplers_of_a_prepared_data_set(prepared_dataset):
+    for examples, shape in ((PatchExamples, (2, 64, 64, 8, 1)), (SliceExamples, (2, 64, 64, 3))):
+        sources = {
+            m: examples([prepared_dataset.case(c, 4) for c in prepared_dataset.ids("train", m)])
+            for m in prepared_dataset.modalities
+        }
+        images, labels = UnpairedSampler(sources, 2, 0).batch(0)
+        assert {m: x.shape for m, x in images.items()} == {"ct": shape, "mr": shape}
+        assert set(np.unique(labels["ct"])) <= {0, 1, 2, 3, 4}
+
+
+def test_without_validation_there_is_no_score_and_no_best_checkpoint(tmp_path):
+    progress = run(compiled_model(), tmp_path, steps=2, validate=None)
+    assert (progress.step, progress.best_dice) == (2, None)
+    assert [line["step"] for line in training.read_history(tmp_path / training.HISTORY)] == [1, 2]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.npz")] == ["step-00000002.npz"]
