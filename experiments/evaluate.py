@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
+from numpy.typing import NDArray
 
 from ummkd_tf.cli import run, start_tensorflow
 from ummkd_tf.errors import InputError
@@ -47,7 +49,7 @@ def main(_: list[str]) -> None:
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
 
-    def predict(case_id: str):
+    def predict(case_id: str) -> NDArray[np.float32]:
         reduced = dataset.case(case_id, factor)
         probabilities = predictor.probabilities(reduced.image, reduced.modality, factor)
         if pictures:

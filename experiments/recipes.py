@@ -53,6 +53,7 @@ class Preset:
         steps: Length of training; None for the recipe's.
         learning_rate: None for the recipe's; a short training needs a larger one.
         batch_size: Examples per modality; None for the recipe's.
+        initialization: How kernels start; the released way needs a long training.
         validate_every: Steps between validations (and checkpoints).
     """
 
@@ -61,13 +62,14 @@ class Preset:
     steps: int | None
     learning_rate: float | None
     batch_size: int | None
+    initialization: Literal["released", "glorot"]
     validate_every: int
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "paper": Preset(256, 16, None, None, None, 1000),
-        "small": Preset(128, 8, 600, 1e-3, 2, 100),
-        "tiny": Preset(64, 4, 300, 2e-3, 2, 50),
+        "paper": Preset(256, 16, None, None, None, "released", 1000),
+        "small": Preset(128, 8, 600, 1e-3, 2, "glorot", 100),
+        "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 50),
     }
 )

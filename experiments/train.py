@@ -37,6 +37,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum("network", None, ["dilated2d", "unet3d"], "Network; by default the task's.")
 flags.DEFINE_enum("decoder", "paper", ["paper", "released"], "Decoder of unet3d: Table II's counts, or the upload's.")
 flags.DEFINE_enum("normalization", "batch", ["batch", "instance", "layer", "group"], "Normalization (Table V).")
+flags.DEFINE_enum("initialization", None, ["released", "glorot"], "How kernels start; by default the preset's.")
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
 flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
 flags.DEFINE_float(
@@ -106,6 +107,7 @@ def main(_: list[str]) -> int:
         "width": PRESETS[FLAGS.preset].width,
         "normalization": FLAGS.normalization,
         "decoder": FLAGS.decoder,
+        "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
     }
     if FLAGS.describe:
         start_tensorflow()

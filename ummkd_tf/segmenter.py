@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf import losses
-from ummkd_tf.layers import SHARED, Normalization
+from ummkd_tf.layers import SHARED, Initialization, Normalization
 from ummkd_tf.networks import Stage, get_network
 from ummkd_tf.settings import SETTINGS
 
@@ -33,6 +33,7 @@ class UnpairedSegmenter(keras.Model):
         normalization: "batch", "instance", "layer" or "group" (Table V).
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
+        initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -59,6 +60,7 @@ class UnpairedSegmenter(keras.Model):
         normalization: Normalization = "batch",
         decoder: str = "paper",
         dropout: float | None = None,
+        initialization: Initialization = "released",
         name: str = "segmenter",
     ) -> None:
         super().__init__(name=name)
@@ -82,6 +84,7 @@ class UnpairedSegmenter(keras.Model):
             "normalization": normalization,
             "decoder": decoder,
             "dropout": dropout,
+            "initialization": initialization,
         }
         self.stages = [
             Stage(
@@ -91,6 +94,7 @@ class UnpairedSegmenter(keras.Model):
                 width=width,
                 num_classes=num_classes,
                 normalization=normalization,
+                initialization=initialization,
                 modalities=names,
                 dropout=self.network.dropout if dropout is None else dropout,
             )
