@@ -11,7 +11,7 @@ DATA   ?= data
 .PHONY: help setup lint format test test-fast demo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 setup: $(VENV)/installed  ## virtual environment with everything
 
@@ -46,19 +46,32 @@ demo: setup  ## from raw phantom scans to a table and a picture, in minutes
 	$(RUN) experiments.predict --run_dir=$(DEMO)/run --modality=ct --input=$(DEMO)/raw/btcv/img/img0001.nii.gz \
 		--output=$(DEMO)/prediction.nii.gz --overlay=$(DEMO)/prediction.png
 
-# --- preparation: RAW=<folder as downloaded>, OUT=<prepared folder> --------------------------------------------------
+# --- preparation: RAW=<folder as downloaded>, OUT=<prepared folder>; data_prep/README.md explains every source --------
 
-OUT   ?= $(DATA)/$(*)
+OUT   ?= $(DATA)/$*
 FLAGS ?=
 
-prepare-%: setup  ## prepare-{btcv,chaos,abdomen,mmwhs} RAW=… [OUT=…] [FLAGS=…]
-	$(RUN) data_prep.prepare --source=$* $(if $(RAW),--raw=$(RAW)) --out=$(OUT) $(FLAGS)
+prepare-csv: setup  ## prepare-csv CSV=own.csv TASK=abdomen OUT=… [FLAGS=--label_map=map.json]: your own scans
+	$(RUN) data_prep.prepare --source=csv --csv=$(CSV) --task=$(TASK) --out=$(OUT) $(FLAGS)
 
-verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs} RAW=…: reports every problem, writes nothing
-	$(RUN) data_prep.verify --source=$* $(if $(RAW),--dir=$(RAW)) $(FLAGS)
+verify-csv: setup
+	$(RUN) data_prep.verify --source=csv --csv=$(CSV) --task=$(TASK) $(FLAGS)
+
+prepare-phantom: setup  ## prepare-phantom OUT=… [FLAGS=…]: phantom scans, abdomen
+	$(RUN) data_prep.phantom --task=abdomen --out=$(OUT)/raw --overwrite $(FLAGS)
+	$(RUN) data_prep.prepare --source=abdomen --raw=$(OUT)/raw --out=$(OUT)
+
+prepare-%: setup  ## prepare-{btcv,chaos,abdomen,mmwhs,released} RAW=… [OUT=…] [FLAGS=…]
+	$(RUN) data_prep.prepare --source=$* --raw=$(RAW) --out=$(OUT) $(FLAGS)
+
+verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs,released} RAW=…: reports every problem, writes nothing
+	$(RUN) data_prep.verify --source=$* --dir=$(RAW) $(FLAGS)
 
 qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 	$(RUN) data_prep.qc --data_dir=$(OUT)
+
+benchmark-preparation: setup  ## seconds a case, by workers, and peak memory
+	$(RUN) data_prep.benchmark
 
 clean:  ## remove the virtual environment and the demo
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -182,7 +182,7 @@ def prepare(
         return []
 
     _remove_leftovers(out)
-    for _ in pool.each(partial(_prepare_case, task=task, out=out), to_do, "prepare"):
+    for _ in pool.each(partial(prepare_case, task=task, out=out), to_do, "prepare"):
         pass
     write_dataset(
         out, task=task, case_modality=case_modality, split=parts, split_name=split_name, modalities=tuple(split)
@@ -270,7 +270,7 @@ def _report(inspections: Iterable[Inspection], note: Note) -> tuple[list[Problem
     return problems, size_bytes
 
 
-def _prepare_case(case: RawCase, task: Task, out: Path) -> None:
+def prepare_case(case: RawCase, task: Task, out: Path) -> None:
     source = _source(case)
     image, label = case.read()
     try:

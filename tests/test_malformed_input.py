@@ -383,7 +383,7 @@ def test_really_full_disk(healthy, tmp_path):
         assert list(disk.iterdir()) == []
         (disk / "filler").write_bytes(os.urandom(60_000))
         with pytest.raises(InputError, match=r"ct_0001.h5: could not be written \(No space left on device\)"):
-            pipeline._prepare_case(case, get_task("abdomen"), disk / "out")
+            pipeline.prepare_case(case, get_task("abdomen"), disk / "out")
         assert list((disk / "out/cases").iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)

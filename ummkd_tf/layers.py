@@ -115,7 +115,7 @@ def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Lay
 
 
 def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
-    """How a kernel starts: as released, (truncated, for up-convolutions plain) normal of deviation 0.01; or Glorot uniform.
+    """How a kernel starts: "released", a truncated normal (up-convolutions: a normal) of deviation 0.01; or "glorot".
 
     Glorot is our choice for short trainings: from the released kernels the first hundreds of steps bring little (at
     preset tiny, 250 steps on real scans, validation Dice 0.25 against 0.58).

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -107,6 +108,7 @@ def start_run(run_dir: Path, *, flags: Mapping[str, Any], model: Mapping[str, An
         "cases": {part: dataset.ids(part) for part in dataset.split},
         "seed": flags["seed"],
         "environment": environment(),
+        "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "running",
         "seconds": 0.0,
