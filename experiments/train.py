@@ -108,6 +108,7 @@ def main(_: list[str]) -> int:
         "normalization": FLAGS.normalization,
         "decoder": FLAGS.decoder,
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
+        "norm_decay": PRESETS[FLAGS.preset].norm_decay,
     }
     if FLAGS.describe:
         start_tensorflow()

@@ -53,18 +53,25 @@ class PerModality(keras.layers.Layer):
 
 
 class BatchNorm(keras.layers.Layer):
-    """Eq. 1 over the whole batch: decay 0.90, epsilon 1e-3, scale and centre on (released code, SPEC §1).
+    """Eq. 1 over the whole batch: decay 0.90, epsilon 1e-3, scale and centre on, as released.
 
     The running variance follows the released code: unbiased N/(N-1) in 2D (TF 1's fused kernel), biased in 3D.
     Uses TensorFlow's fused kernel in both, which keeps fewer copies for the gradient.
+
+    Args:
+        decay: Share of the running statistics that a batch leaves.
+        name: Scope.
 
     Call arguments:
         inputs: [batch, *space, channels].
         training: Normalize with, and keep, the batch's statistics instead of the running ones.
     """
 
-    decay = 0.90
     epsilon = 1e-3
+
+    def __init__(self, decay: float = 0.90, name: str = "batch_norm") -> None:
+        super().__init__(name=name)
+        self.decay = decay
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         channels = (input_shape[-1],)
@@ -99,10 +106,17 @@ class BatchNorm(keras.layers.Layer):
         return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape)
 
 
-def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Layer:
-    """A normalization layer of Table V, all with epsilon 1e-3 and a scale and shift per channel."""
+def make_norm(kind: Normalization, decay: float, channels: int, name: str) -> keras.layers.Layer:
+    """A normalization layer of Table V, all with epsilon 1e-3 and a scale and shift per channel.
+
+    Args:
+        kind: Which activations share statistics.
+        decay: Of the running statistics, for "batch".
+        channels: Channels of the input.
+        name: Scope.
+    """
     if kind == "batch":
-        return BatchNorm(name=name)
+        return BatchNorm(decay, name=name)
     groups = {
         "instance": channels,
         "layer": 1,
@@ -173,7 +187,7 @@ class ConvUnit(keras.layers.Layer):
         modalities: Names of the modalities.
         separate_kernel: One kernel per modality.
         separate_norm: One normalization layer per modality.
-        normalization: Kind of normalization.
+        make_norm: Makes a normalization layer, given channels and name.
         initialization: How the kernel starts.
         name: Scope.
     """
@@ -187,7 +201,7 @@ class ConvUnit(keras.layers.Layer):
         modalities: Sequence[str],
         separate_kernel: bool,
         separate_norm: bool,
-        normalization: Normalization,
+        make_norm: Callable[[int, str], keras.layers.Layer],
         initialization: Initialization,
         name: str,
         dilation: int = 1,
@@ -198,7 +212,7 @@ class ConvUnit(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         self.filters, self.order, self.symmetric_pad = filters, order, symmetric_pad
-        self.kernel_size, self.normalization = kernel_size, normalization
+        self.kernel_size, self.make_norm = kernel_size, make_norm
         self.modalities, self.separate_norm = tuple(modalities), separate_norm
         kind = {
             (2, False): keras.layers.Conv2D,
@@ -227,7 +241,7 @@ class ConvUnit(keras.layers.Layer):
             channels = input_shape[-1] if self.order == "norm-act-conv" else self.filters
             assert channels is not None
             self.norm = PerModality(
-                lambda name: make_norm(self.normalization, channels, name),
+                lambda name: self.make_norm(channels, name),
                 self.modalities,
                 separate=self.separate_norm,
                 name="norm",

@@ -6,14 +6,14 @@ region, and the network says which stages the region covers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import keras
 import tensorflow as tf
 
-from ummkd_tf.layers import ConvUnit, Initialization, Normalization, ResidualBlock, phase_shift
+from ummkd_tf.layers import ConvUnit, Initialization, ResidualBlock, phase_shift
 from ummkd_tf.settings import Region, Setting
 
 
@@ -234,7 +234,7 @@ class Stage(keras.layers.Layer):
         setting: Decides what is separate.
         width: Base width w.
         num_classes: C.
-        normalization: Kind of normalization.
+        make_norm: Makes a normalization layer, given channels and name.
         initialization: How kernels start.
         modalities: Names of the modalities.
         dropout: Share of activations dropped in training.
@@ -254,7 +254,7 @@ class Stage(keras.layers.Layer):
         *,
         width: int,
         num_classes: int,
-        normalization: Normalization,
+        make_norm: Callable[[int, str], keras.layers.Layer],
         initialization: Initialization,
         modalities: Sequence[str],
         dropout: float,
@@ -277,7 +277,7 @@ class Stage(keras.layers.Layer):
                 modalities=modalities,
                 separate_kernel=self.separate_kernels,
                 separate_norm=self.separate_norms,
-                normalization=normalization,
+                make_norm=make_norm,
                 initialization=initialization,
                 name=name,
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from ummkd_tf import losses
-from ummkd_tf.layers import SHARED, Initialization, Normalization
+from ummkd_tf.layers import SHARED, Initialization, Normalization, make_norm
 from ummkd_tf.networks import Stage, get_network
 from ummkd_tf.settings import SETTINGS
 
@@ -34,6 +35,7 @@ class UnpairedSegmenter(keras.Model):
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
+        norm_decay: Of the running statistics of batch normalization (released: 0.90).
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -61,6 +63,7 @@ class UnpairedSegmenter(keras.Model):
         decoder: str = "paper",
         dropout: float | None = None,
         initialization: Initialization = "released",
+        norm_decay: float = 0.90,
         name: str = "segmenter",
     ) -> None:
         super().__init__(name=name)
@@ -85,6 +88,7 @@ class UnpairedSegmenter(keras.Model):
             "decoder": decoder,
             "dropout": dropout,
             "initialization": initialization,
+            "norm_decay": norm_decay,
         }
         self.stages = [
             Stage(
@@ -93,7 +97,7 @@ class UnpairedSegmenter(keras.Model):
                 self.setting,
                 width=width,
                 num_classes=num_classes,
-                normalization=normalization,
+                make_norm=partial(make_norm, normalization, norm_decay),
                 initialization=initialization,
                 modalities=names,
                 dropout=self.network.dropout if dropout is None else dropout,
