@@ -11,9 +11,10 @@ from hypothesis.extra import numpy as hnp
 from ummkd_tf import preprocessing
 from ummkd_tf.errors import InputError
 from ummkd_tf.preprocessing import (
-    body_center,
+    body_box,
     classes_of_same_volume,
     clip_intensity,
+    crop,
     enlarge_in_plane,
     label_centroid,
     normalize,
@@ -61,15 +62,37 @@ def test_normalize_wants_contrast():
 # --- the window ------------------------------------------------------------------------------------------------------
 
 
-def test_body_center_leaves_margins_and_table_out():
+def test_body_box_leaves_margins_and_table_out():
     values = np.zeros((20, 30, 4), np.float32)
     values[4:11, 10:21] = 100  # body: rows 4–10, columns 10–20
     values[17:19, 0:30] = 80  # table
-    assert body_center(values).tolist() == [7, 15, 1.5]
+    assert body_box(values) == (slice(4, 11), slice(10, 21), slice(None))
 
 
-def test_body_center_of_a_blank_scan_is_its_middle():
-    assert body_center(np.zeros((4, 6, 2), np.float32)).tolist() == [1.5, 2.5, 0.5]
+def test_body_box_of_a_blank_scan_is_all_of_it():
+    assert body_box(np.zeros((4, 6, 2), np.float32)) == (slice(None),) * 3
+
+
+def test_crop_stays_in_place():
+    volume = Volume(np.arange(24).reshape(4, 3, 2), spaced(2.0, 3.0, 5.0, origin=(10, 20, 30)))
+    part = crop(volume, (slice(1, 3), slice(2, 3), slice(None)))
+    assert part.array.shape == (2, 1, 2)
+    np.testing.assert_allclose(part.grid.world([0, 0, 0]), volume.grid.world([1, 2, 0]))
+    assert part.array[0, 0, 0] == volume.array[1, 2, 0]
+
+
+def test_air_around_the_patient_changes_no_intensity():
+    """The same body in a wider field of view is prepared to the same values."""
+    image, label = scan_with_label()
+    margin = 12
+    wide = np.pad(image.array, [(margin, margin), (margin, margin), (0, 0)], constant_values=image.array.min())
+    wide_label = np.pad(label.array, [(margin, margin), (margin, margin), (0, 0)])
+    affine = image.affine.copy()
+    affine[:3, 3] = image.grid.world([-margin, -margin, 0])
+    narrow = prepare(image, label, ABDOMEN, "ct")
+    padded = prepare(Volume(wide, affine), Volume(wide_label, affine), ABDOMEN, "ct")
+    np.testing.assert_allclose(padded.image, narrow.image, atol=1e-4)
+    np.testing.assert_array_equal(padded.label, narrow.label)
 
 
 def test_label_centroid():
@@ -194,7 +217,7 @@ def test_enlarge_undoes_reduce_between_block_centres():
 def scan_with_label(shape=(60, 50, 24), spacing=(4.0, 4.0, 5.0), seed=0):
     """A body with two organs, in RAS; smooth noise so that resampling has something to do."""
     rng = np.random.default_rng(seed)
-    image = rng.uniform(0, 20, shape).astype(np.float32)
+    image = rng.uniform(0, 5, shape).astype(np.float32)
     image[8:52, 6:44] += 100
     classes = np.zeros(shape, np.uint8)
     classes[30:45, 15:30, 6:18] = 1
@@ -243,14 +266,14 @@ def test_prepared_scan_is_a_z_score_on_the_tasks_grid():
     inside = prepared.image[rows[0] : rows[-1] + 1]
     assert inside.max() == prepared.image.max()
     assert np.array_equal(prepared.original_label, label.array)
-    # 60 × 4 mm of 256 × 1.5 mm are scanned, and the mean is taken over them alone.
+    # The body is at [8:52, 6:44], and the mean is taken over its box alone.
     grid = prepared.grid
     world = grid.world(np.moveaxis(np.indices(grid.shape), 0, -1))
     index = scan.grid.index(world)
-    scanned = ((index > -0.5) & (index < np.array(scan.array.shape) - 0.5)).all(axis=-1)
-    assert prepared.image[scanned].mean() == pytest.approx(0, abs=0.01)
-    assert prepared.image[scanned].std() == pytest.approx(1, abs=0.01)
-    assert (prepared.image[~scanned] == prepared.image.min()).mean() > 0.99
+    body = ((index > [7.5, 5.5, -0.5]) & (index < [51.5, 43.5, scan.array.shape[2] - 0.5])).all(axis=-1)
+    assert prepared.image[body].mean() == pytest.approx(0, abs=0.01)
+    assert prepared.image[body].std() == pytest.approx(1, abs=0.01)
+    assert (prepared.image[~body] == prepared.image.min()).mean() > 0.99
 
 
 def test_heart_window_is_centred_on_the_label():

@@ -1,7 +1,7 @@
 """From a scan to the network's grid and back (paper Sec. IV-A, SPEC §5).
 
-Forward: reorient to the task's axes → choose the in-plane window (body or heart) → resample image and label *once*
-onto the task's grid → clip intensities → z-score over the volume. Backward: class probabilities on the task's grid →
+Forward: reorient to the task's axes → crop to the body, or find the heart → resample image and label *once* onto the
+task's grid around it → clip intensities → z-score over the volume. Backward: class probabilities on the task's grid →
 label map on the scan's own grid.
 """
 
@@ -17,7 +17,7 @@ from ummkd_tf.errors import InputError
 from ummkd_tf.tasks import Clip, Task
 from ummkd_tf.volumes import Affine, Grid, Volume, reorient, resample, same_geometry
 
-VERSION = 2  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+VERSION = 3  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 # Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
@@ -60,10 +60,12 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
     oriented = reorient(image, task.axes)
+    if task.roi == "body":
+        oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
     if task.roi == "label_centroid" and label is not None:
         center = label_centroid(reorient(label, task.axes).array)
     else:
-        center = body_center(clip_intensity(oriented.array, task.clip_for(modality)))
+        center = (np.asarray(oriented.array.shape) - 1) / 2
     grid = task_grid(oriented.grid, center, task)
     values = resample(oriented, grid, "linear", outside=np.nan)
     scanned = ~np.isnan(values)
@@ -170,22 +172,28 @@ def _shifted(affine: Affine, window: tuple[slice, ...]) -> Affine:
     return result
 
 
-def body_center(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Centre index `[row, column, slice]` of the body: the in-plane box without black margins, the whole slice range.
+def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
+    """In-plane box of the body, without black margins, over the whole slice range.
 
     Our choice, because the paper says only "excluding the black margins": voxels above a tenth of the intensity
-    range, their largest connected part (which leaves out the table and cables), its bounding box.
+    range, their largest connected part (which leaves out the table and cables), its bounding box. What lies outside
+    does not enter the z-score: the amount of air around a patient would shift all intensities.
+
+    Args:
+        values: Clipped image [rows, columns, slices].
     """
     low, high = float(values.min()), float(values.max())
-    bright = values > low + 0.1 * (high - low)
-    parts, count = ndimage.label(bright)
-    center = (np.asarray(values.shape) - 1) / 2
-    if count:
-        body = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-        for axis in (0, 1):
-            used = np.flatnonzero(body.any(axis=(1 - axis, 2)))
-            center[axis] = (used[0] + used[-1]) / 2
-    return center
+    parts, count = ndimage.label(values > low + 0.1 * (high - low))
+    if not count:
+        return (slice(None),) * 3
+    body = int(np.bincount(parts.ravel())[1:].argmax())
+    return (*ndimage.find_objects(parts)[body][:2], slice(None))
+
+
+def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """The part of a volume inside a box of indices, in the same place."""
+    part = volume.array[box]
+    return Volume(part, _shifted(volume.affine, tuple(slice(s.start or 0, None) for s in box)))
 
 
 def label_centroid(classes: NDArray) -> NDArray[np.float64]:
