@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 from tqdm import tqdm
 
 from ummkd_tf.cases import PARTS, Case, Dataset, read_original_label
@@ -94,12 +95,12 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         part: Its part of the split.
 
     Raises:
-        InputError: The stored geometry puts the prepared window beside the scan.
+        InputError: The prepared image is constant.
     """
     values = case.image[_scanned(case)]
     if not values.size:
         raise InputError(
-            f"case {case.case_id}: the prepared window lies outside the scan: expected an overlap; prepare it again"
+            f"case {case.case_id}: every voxel of the prepared image has one value: expected contrast; prepare it again"
         )
     names = task.class_names
     counts = np.bincount(case.label.ravel(), minlength=len(names))
@@ -132,18 +133,9 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
 
 
 def _scanned(case: Case) -> tuple[slice, ...]:
-    """Box of the prepared voxels whose centre lies in the scan; beyond it the window was padded.
-
-    A box suffices, because preparation permutes and flips a scan's axes but never turns them.
-    """
-    to_scan = np.linalg.inv(case.original.affine) @ case.grid.affine
-    box = []
-    for axis, count in enumerate(case.grid.shape):
-        scan_axis = int(np.abs(to_scan[:3, axis]).argmax())
-        index = to_scan[scan_axis, axis] * np.arange(count) + to_scan[scan_axis, 3]
-        inside = np.flatnonzero((index >= -0.5) & (index <= case.original.shape[scan_axis] - 0.5))
-        box.append(slice(inside[0], inside[-1] + 1) if inside.size else slice(0))
-    return tuple(box)
+    """Box of the voxels that come from the scan: padding has the darkest value."""
+    found = ndimage.find_objects((case.image > case.image.min()).astype(np.uint8))
+    return found[0] if found else (slice(0),) * 3
 
 
 def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> Iterable[str]:
