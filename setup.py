@@ -24,6 +24,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8",  # tests
+            "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6.100",  # property tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason

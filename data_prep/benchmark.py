@@ -77,7 +77,7 @@ def main(_: list[str]) -> None:
             raw = Path(name) / task
             write(raw)
             program = Path(name) / f"{task}.py"
-            program.write_text(_PROGRAM.replace("{cases}", cases))
+            program.write_text(_PROGRAM.replace("{cases}", cases), encoding="utf-8")
             seconds = {}
             for workers in range(1, (os.cpu_count() or 1) + 1):
                 out = Path(name) / f"{task}_{workers}"

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     for name, content in contents().items():
         path = Path(flags.FLAGS.dir) / f"{name}.json"
         with replacing(path) as temporary:
-            temporary.write_text(text(content))
+            temporary.write_text(text(content), encoding="utf-8")
         print(path)
 
 

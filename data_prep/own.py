@@ -61,7 +61,7 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
     if path is None:
         return {index: index for index in indices.values()}
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         values = {int(value): indices.get(name, name) for value, name in entries.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(

@@ -86,7 +86,7 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
                 "or the path of a split file"
             )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         name = str(content["name"])
         if "folds" in content:
             if not 0 <= fold < len(content["folds"]):

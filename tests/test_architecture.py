@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -25,12 +25,12 @@ def test_the_library_stands_alone(path):
     """No program's code and no command-line flag in the library."""
     names = set(imports(path))
     assert not any(name.split(".")[0] in ("experiments", "data_prep") for name in names)
-    assert "absl.flags" not in names and "FLAGS" not in path.read_text()
+    assert "absl.flags" not in names and "FLAGS" not in path.read_text(encoding="utf-8")
 
 
 def test_nothing_loads_a_pickle():
     for path in (p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).glob("*.py")):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert "allow_pickle=True" not in text and "pickle" not in set(imports(path)), path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":

@@ -216,15 +216,15 @@ def test_no_data_set(tmp_path):
 )
 def test_damaged_dataset_is_one_clear_line(change, message, dataset):
     path = dataset / "dataset.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         Dataset.load(dataset)
 
 
 def test_dataset_that_is_no_json(dataset):
-    (dataset / "dataset.json").write_text('{"task": ')
+    (dataset / "dataset.json").write_text('{"task": ', encoding="utf-8")
     with pytest.raises(InputError, match="not a data set description"):
         Dataset.load(dataset)
 

@@ -92,7 +92,7 @@ def test_table_has_the_papers_columns_and_the_printed_numbers():
 def test_nan_becomes_null_in_json_and_comes_back_as_left_out(tmp_path):
     record = record_of({"ct_1": (0.9, 0.8, None, 0.6), "mr_1": (0.5, 0.5, 0.5, 0.5)})
     write_json(tmp_path / "evaluation.json", record)
-    text = (tmp_path / "evaluation.json").read_text()
+    text = (tmp_path / "evaluation.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     again = json.loads(text)
     assert again["cases"]["ct_1"]["classes"]["left_kidney"]["dice"] is None

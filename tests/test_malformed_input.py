@@ -453,10 +453,10 @@ CSV_DAMAGES = {
 def test_damaged_csv_gives_a_clear_line_and_writes_nothing(name, healthy, tmp_path):
     lines, label_map, file, words = CSV_DAMAGES[name]
     (tmp_path / "btcv").symlink_to(healthy[0] / "btcv")
-    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     map_file = None if label_map is None else tmp_path / "map.json"
     if map_file:
-        map_file.write_text(json.dumps(label_map))
+        map_file.write_text(json.dumps(label_map), encoding="utf-8")
 
     problems = prepare(None, tmp_path / "out", "csv", csv=tmp_path / "own.csv", label_map=map_file, task="abdomen")
 

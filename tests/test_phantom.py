@@ -211,7 +211,7 @@ def test_mmwhs_layout(cardiac):
 
 
 def test_manifest(abdomen):
-    manifest = json.loads((abdomen / "phantom.json").read_text())
+    manifest = json.loads((abdomen / "phantom.json").read_text(encoding="utf-8"))
     assert manifest["cases"] == {"ct": ["0001", "0002", "0003", "0004"], "mr": ["1", "2", "3", "5"]}
     assert manifest["outlier_ct"] == "0004"
     assert manifest["shared_intensities"]["ct"] == [["liver", "spleen"], ["right_kidney", "left_kidney"]]
@@ -445,7 +445,7 @@ def test_outlier_has_streaks_and_the_same_anatomy(tmp_path, abdomen):
 
 
 def test_refuses_a_folder_in_use(tmp_path):
-    (tmp_path / "mine.txt").write_text("do not touch")
+    (tmp_path / "mine.txt").write_text("do not touch", encoding="utf-8")
     for overwrite, text in ((False, "not empty: .* --overwrite"), (True, "holds no phantom.json")):
         with pytest.raises(InputError, match=text):
             phantom.write_abdomen(tmp_path, num_ct=1, num_mr=0, seed=0, size=16, overwrite=overwrite)
@@ -517,15 +517,15 @@ def test_program_writes_what_the_library_writes(tmp_path, abdomen):
     # In a process that has read no DICOM file yet: GDCM remembers that it has.
     command = [sys.executable, "-m", "data_prep.phantom", "--task=abdomen", "--cases=ct:3,mr:4", f"--seed={SEED}"]
     command += [f"--size={SIZE}", "--t1", "--outlier_ct", f"--out={tmp_path}/set"]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert f"abdomen phantom: {tmp_path}/set" in first.stdout
     assert digests(tmp_path / "set") == digests(abdomen)
 
 
 def test_program_fails_with_one_line(tmp_path):
-    (tmp_path / "mine.txt").write_text("do not touch")
+    (tmp_path / "mine.txt").write_text("do not touch", encoding="utf-8")
     command = [sys.executable, "-m", "data_prep.phantom", "--task=cardiac", f"--out={tmp_path}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path}: not empty: expected a new or empty folder; " + (
         "give another --out or --overwrite\n"

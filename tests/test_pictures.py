@@ -156,5 +156,5 @@ def test_drawing_needs_neither_pyplot_nor_tensorflow():
         "import sys, ummkd_tf.pictures;"
         "print([m for m in ('matplotlib.pyplot', 'tensorflow', 'keras') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"

@@ -374,8 +374,10 @@ def write_own(folder, split=""):
         write_nifti(folder / f"{name}_label.nii.gz", stored.array, stored.affine)
         part = ("train", "validation", "test")[n // 3] if split else ""
         rows.append(f"{name},{modality},{file},{name}_label.nii.gz,{part}")
-    (folder / "own.csv").write_text("\n".join(["case,modality,image,label,split", *rows]))
-    (folder / "map.json").write_text(json.dumps({"6": "liver", "2": 2, "3": "left_kidney", "1": "spleen"}))
+    (folder / "own.csv").write_text("\n".join(["case,modality,image,label,split", *rows]), encoding="utf-8")
+    (folder / "map.json").write_text(
+        json.dumps({"6": "liver", "2": 2, "3": "left_kidney", "1": "spleen"}), encoding="utf-8"
+    )
     return {"csv": folder / "own.csv", "label_map": folder / "map.json", "task": "abdomen"}
 
 
@@ -402,13 +404,15 @@ def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
 def test_another_label_map_prepares_again(tmp_path):
     options = write_own(tmp_path / "own")
     prepare(None, tmp_path / "out", "csv", **options)
-    options["label_map"].write_text(json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}))
+    options["label_map"].write_text(
+        json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}), encoding="utf-8"
+    )
     assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
     assert not (read_original_label(tmp_path / "out/cases/ct_0.h5") == 2).any()
 
 
 def test_label_map_by_name_index_and_default(tmp_path):
-    (tmp_path / "map.json").write_text('{"0": "background", "7": "liver", "9": 0, "300": 4}')
+    (tmp_path / "map.json").write_text('{"0": "background", "7": "liver", "9": 0, "300": 4}', encoding="utf-8")
     assert own.read_label_map(tmp_path / "map.json", TASK) == {0: 0, 7: 1, 9: 0, 300: 4}
     assert own.read_label_map(None, TASK) == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
 
@@ -420,7 +424,7 @@ def test_csv_as_spreadsheets_save_it(raw, tmp_path):
         for n in raw_data.CT_IDS:
             lines.append(f"{modality}, {modality}_{n}, {ct(raw, 'img', n)} ,{ct(raw, 'label', n)},")
     (tmp_path / "own.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    (tmp_path / "map.json").write_text(json.dumps({"6": 1, "2": 2, "3": 3, "1": 4}))
+    (tmp_path / "map.json").write_text(json.dumps({"6": 1, "2": 2, "3": 3, "1": 4}), encoding="utf-8")
     found = own.find(tmp_path / "own.csv", TASK, tmp_path / "map.json")
     assert not found.problems
     assert [case.case_id for case in found.cases] == [f"{m}_{n}" for m in ("ct", "t1") for n in raw_data.CT_IDS]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def program(name, *flags, timeout=240):
     command = [sys.executable, "-m", name, *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=timeout, check=False)
 
 
 def train_flags(data_dir, run_dir, **more):
@@ -43,14 +43,14 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     common = train_flags(prepared_dataset.directory, run_dir, steps=4, validate_every=2)
     stopped = program("experiments.train", *common, "--max_hours=0.000001")
     assert stopped.returncode == 0 and "the same command continues from here" in stopped.stdout, stopped.stderr
-    assert json.loads((run_dir / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
 
     assert_one_line(program("experiments.train", *common, "--alpha=0.9"), "alpha is 0.9, was 0.5", "another --run_dir")
 
     finished = program("experiments.train", *common)
     assert finished.returncode == 0, finished.stderr
     assert "finished 4 steps" in finished.stdout
-    record = json.loads((run_dir / "run.json").read_text())
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "finished" and record["progress"]["step"] == 4
     assert record["setting"] == {
         "name": "ours",
@@ -66,7 +66,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     evaluated = program("experiments.evaluate", f"--run_dir={run_dir}")
     assert evaluated.returncode == 0, evaluated.stderr
     assert "| Dice (%)" in evaluated.stdout and "ct: n = 1; mr: n = 1" in evaluated.stdout
-    evaluation = json.loads((run_dir / "evaluation_test.json").read_text())
+    evaluation = json.loads((run_dir / "evaluation_test.json").read_text(encoding="utf-8"))
     assert set(evaluation["cases"]) == {"ct_3", "mr_3"}
 
     # A scan in another orientation and spacing comes back in its own geometry.
@@ -91,15 +91,15 @@ def truncated(path):
 
 
 def without_test_part(path):
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["split"]["test"] = []
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def case_in_two_parts(path):
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["split"]["test"].append("ct_0")
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def external_link(path):
@@ -111,7 +111,11 @@ def external_link(path):
 DAMAGE = {
     # what is damaged, how, and what the line says
     "no data set": ("dataset.json", Path.unlink, ["dataset.json", "no prepared data set"]),
-    "not JSON": ("dataset.json", lambda p: p.write_text("{"), ["dataset.json", "not a data set description"]),
+    "not JSON": (
+        "dataset.json",
+        lambda p: p.write_text("{", encoding="utf-8"),
+        ["dataset.json", "not a data set description"],
+    ),
     "empty part": ("dataset.json", without_test_part, ["test part has no ct case"]),
     "leaking split": ("dataset.json", case_in_two_parts, ["'ct_0' is in train and in test"]),
     "missing case": ("cases/ct_0.h5", Path.unlink, ["ct_0.h5", "missing case file"]),
@@ -161,7 +165,7 @@ def test_describe_needs_no_data():
 def test_help_teaches_quickly():
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     command = [sys.executable, "-m", "experiments.train", "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False, env=environment)
     assert "python -m experiments.train --task=abdomen --setting=ours" in result.stdout
     assert "individual|joint|joint_kd|y_shaped|x_shaped|chilopod|ours" in result.stdout.replace("\n", "")
     assert "tensorflow" not in result.stderr  # not imported, so it starts at once

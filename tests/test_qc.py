@@ -215,7 +215,7 @@ def report(tmp_path_factory):
     split = {"train": [EVIL, "mr_1"], "validation": ["ct_2", "mr_2"], "test": ["ct_3", "mr_3"]}
     write_dataset(folder, task=TASK, case_modality=modality, split=split, split_name="</dd><script>alert(1)</script>")
     page = qc.write_report(folder)
-    return folder, page, _Page(page.read_text())
+    return folder, page, _Page(page.read_text(encoding="utf-8"))
 
 
 def test_page_stands_alone_and_every_file_exists(report):
@@ -304,7 +304,11 @@ def test_histogram_draws_every_case_and_the_mean():
 
 def _run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "data_prep.qc", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "data_prep.qc", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
 
 

@@ -82,7 +82,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 label[:2, :3, 1] = 5
                 write_record(raw / "train&val" / name, image, label)
             lines = "\n\n".join(f"/data/projects/multimodal_learning/{name}" for name in names)
-            (raw / "train&val" / f"{modality}_{part}_list").write_text(lines + "\n")
+            (raw / "train&val" / f"{modality}_{part}_list").write_text(lines + "\n", encoding="utf-8")
         image, label = test_volume(number)
         (raw / "test").mkdir(exist_ok=True)
         np.savez_compressed(raw / "test" / f"{modality}_test_0.npz", image, label)
@@ -194,20 +194,20 @@ def test_list_keeps_the_line_after_a_blank_one(tmp_path: Path) -> None:
 def test_list_finds_files_by_name_and_by_the_folders_that_agree(tmp_path: Path) -> None:
     _files(tmp_path, "raw/x/ct/1.tfrecords", "raw/x/mr/1.tfrecords", "outside.tfrecords")
     raw, listed = tmp_path / "raw", tmp_path / "list"
-    listed.write_text("/data/elsewhere/mr/1.tfrecords\n")
+    listed.write_text("/data/elsewhere/mr/1.tfrecords\n", encoding="utf-8")
     assert released.read_list(listed, raw) == [raw / "x/mr/1.tfrecords"]
-    listed.write_text("/data/1.tfrecords\n")
+    listed.write_text("/data/1.tfrecords\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"list line 1: 2 files 1\.tfrecords fit /data/1\.tfrecords: expected one"):
         released.read_list(listed, raw)
     for outside in ("../outside.tfrecords", str(tmp_path / "outside.tfrecords")):
-        listed.write_text(f"{outside}\n")
+        listed.write_text(f"{outside}\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"no file outside\.tfrecords below"):
             released.read_list(listed, raw)
 
 
 def test_list_names_every_problem(tmp_path: Path) -> None:
     _files(tmp_path, "a.tfrecords")
-    (tmp_path / "list").write_text("a.tfrecords\n\nb.tfrecords\n/x/a.tfrecords\n")
+    (tmp_path / "list").write_text("a.tfrecords\n\nb.tfrecords\n/x/a.tfrecords\n", encoding="utf-8")
     found, problems = released.find_listed(tmp_path / "list", released.files_by_name(tmp_path), tmp_path)
     assert found == [tmp_path / "a.tfrecords"]
     missing, twice = map(str, problems)
@@ -329,7 +329,7 @@ def test_description_and_cases(release: Path, described: Path) -> None:
     assert dataset.ids("train", "ct") == [f"train&val/ct_train_tfs/ct_train_slice{k}.tfrecords" for k in range(2)]
     assert dataset.ids("validation") == [f"train&val/{m}_val_tfs/{m}_val_slice0.tfrecords" for m in ("ct", "mr")]
     assert dataset.ids("test") == ["ct_test_0", "mr_test_0"]
-    content = json.loads((described / "released.json").read_text())
+    content = json.loads((described / "released.json").read_text(encoding="utf-8"))
     assert content["counts"]["mr"] == {"train": 2, "validation": 1}
 
     case = dataset.case("ct_test_0")
@@ -428,11 +428,11 @@ def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path
     lists = raw / "train&val"
     record = lists / "ct_train_tfs" / "ct_train_slice1.tfrecords"
     record.write_bytes(record.read_bytes()[:-50])
-    (lists / "ct_train_list").write_text((lists / "ct_train_list").read_text() + "gone.tfrecords\n")
+    (lists / "ct_train_list").write_text((lists / "ct_train_list").read_text(encoding="utf-8") + "gone.tfrecords\n")
     (lists / "mr_train_list").rename(lists / "notes.md")
     (lists / "mr_val_list").unlink()
     (raw / "test" / "mr_test_0.npz").write_bytes(b"")
-    (lists / "list_ct_val.txt").write_text("ct_train_slice0.tfrecords\n")
+    (lists / "list_ct_val.txt").write_text("ct_train_slice0.tfrecords\n", encoding="utf-8")
     image, label = slices(1)
     write_record(lists / "ct_val_tfs" / "ct_val_slice0.tfrecords", image, np.zeros_like(label))
     problems = "\n".join(map(str, preparation.prepare(raw, out)))
@@ -454,8 +454,8 @@ def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path
 
 def test_record_in_two_lists(release: Path, tmp_path: Path) -> None:
     shutil.copytree(release, tmp_path / "raw")
-    (tmp_path / "raw/train&val/ct_val_list").write_text("ct_train_slice0.tfrecords\n")
-    (tmp_path / "raw/mr_test_list.txt").write_text("mr_test_0.npz\nct_test_0.npz\n")
+    (tmp_path / "raw/train&val/ct_val_list").write_text("ct_train_slice0.tfrecords\n", encoding="utf-8")
+    (tmp_path / "raw/mr_test_list.txt").write_text("mr_test_0.npz\nct_test_0.npz\n", encoding="utf-8")
     first, second = preparation.verify(tmp_path / "raw")
     assert "ct_val_list: ct_train_slice0.tfrecords is also in" in str(first) or "same case twice" in str(first)
     assert {"is also in", "the same case twice"} == {
@@ -465,7 +465,7 @@ def test_record_in_two_lists(release: Path, tmp_path: Path) -> None:
 
 def test_other_data_sets_are_not_mixed(release: Path, described: Path, tmp_path: Path) -> None:
     shutil.copytree(described, tmp_path / "both")
-    (tmp_path / "both" / "dataset.json").write_text("{}")
+    (tmp_path / "both" / "dataset.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match=r"holds dataset.json and released.json: expected one"):
         open_dataset(tmp_path / "both")
     (problem,) = preparation.prepare(release, tmp_path / "both")
@@ -487,9 +487,9 @@ def test_other_data_sets_are_not_mixed(release: Path, described: Path, tmp_path:
 )
 def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, message: str) -> None:
     shutil.copytree(described, tmp_path / "data")
-    content = json.loads((described / "released.json").read_text())
+    content = json.loads((described / "released.json").read_text(encoding="utf-8"))
     change(content)
-    (tmp_path / "data" / "released.json").write_text(json.dumps(content))
+    (tmp_path / "data" / "released.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         open_dataset(tmp_path / "data")
 
@@ -499,7 +499,7 @@ def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, 
 
 def run_program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
 
 
 def train(data: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -520,7 +520,7 @@ def trained(described: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_trains_the_2d_network(trained: tuple[str, Path]) -> None:
     said, run_dir = trained
     assert "training records: 2 ct, 2 mr; split the released list files" in said
-    last_step, validation = map(json.loads, (run_dir / "history.jsonl").read_text().splitlines())
+    last_step, validation = map(json.loads, (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines())
     assert last_step["step"] == validation["step"] == 2
     assert all(np.isfinite(value) for value in last_step.values())
     assert 0 <= validation["validation_mr_dice"] <= 1
@@ -531,7 +531,7 @@ def test_evaluates_the_test_volumes(trained: tuple[str, Path]) -> None:
     run_dir = trained[1]
     done = run_program("experiments.evaluate", f"--run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
-    result = json.loads((run_dir / "evaluation_test.json").read_text())
+    result = json.loads((run_dir / "evaluation_test.json").read_text(encoding="utf-8"))
     assert {c: case["spacing_mm"] for c, case in result["cases"].items()} == {
         "ct_test_0": [2.0, 1.5, 3.0],
         "mr_test_0": [1.0, 1.0, 1.0],
@@ -541,10 +541,10 @@ def test_evaluates_the_test_volumes(trained: tuple[str, Path]) -> None:
 
 def test_best_checkpoint_needs_validation_lists(described: Path, tmp_path: Path) -> None:
     shutil.copytree(described, tmp_path / "data")
-    content = json.loads((described / "released.json").read_text())
+    content = json.loads((described / "released.json").read_text(encoding="utf-8"))
     for parts in content["records"].values():
         parts["validation"] = []
-    (tmp_path / "data" / "released.json").write_text(json.dumps(content))
+    (tmp_path / "data" / "released.json").write_text(json.dumps(content), encoding="utf-8")
     done = train(tmp_path / "data", tmp_path / "run")
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     (line,) = done.stderr.splitlines()

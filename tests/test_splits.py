@@ -16,7 +16,7 @@ MR9 = [f"mr_{n}" for n in range(1, 10)]
 def all_splits():
     """Every committed split, each fold on its own."""
     for name in splits.committed_names():
-        content = json.loads((splits.COMMITTED / f"{name}.json").read_text())
+        content = json.loads((splits.COMMITTED / f"{name}.json").read_text(encoding="utf-8"))
         for fold in range(len(content.get("folds", [None]))):
             yield pytest.param(name, fold, id=f"{name}-{fold}")
 
@@ -30,7 +30,7 @@ def sizes(parts):
 
 def test_committed_files_are_those_that_the_program_makes():
     made = {name: make_splits.text(content) for name, content in make_splits.contents().items()}
-    assert {path.stem: path.read_text() for path in splits.COMMITTED.iterdir()} == made
+    assert {path.stem: path.read_text(encoding="utf-8") for path in splits.COMMITTED.iterdir()} == made
 
 
 @pytest.mark.parametrize(("name", "fold"), list(all_splits()))
@@ -127,7 +127,7 @@ OWN = {"mr": {"train": MR9[:6], "validation": MR9[6:7], "test": MR9[7:]}}
 
 
 def write_split(path, split=OWN):
-    path.write_text(json.dumps({"name": "mine", "split": split}))
+    path.write_text(json.dumps({"name": "mine", "split": split}), encoding="utf-8")
     return str(path)
 
 
@@ -172,7 +172,7 @@ def test_excluded_cases_are_left_out():
 
 @pytest.mark.parametrize("text", ["", "[]", '{"name": "x"}', '{"name": "x", "split": {"ct": {"train": []}}}'])
 def test_not_a_split_file(text, tmp_path):
-    (tmp_path / "s.json").write_text(text)
+    (tmp_path / "s.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"s\.json: not a split file"):
         splits.read(str(tmp_path / "s.json"))
 

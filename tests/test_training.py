@@ -99,7 +99,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
     resumed = weights(again)
     for path, value in weights(whole).items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
-    histories = [(tmp_path / name / training.HISTORY).read_text() for name in ("whole", "cut")]
+    histories = [(tmp_path / name / training.HISTORY).read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert histories[0] == histories[1]
     steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
@@ -115,7 +115,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     ]
     assert progress == Progress(step=8, best_dice=4.0, best_step=4)  # validated at 4 (4.0) and 8 (3.0)
     assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
-    line = json.loads((tmp_path / training.HISTORY).read_text().splitlines()[0])
+    line = json.loads((tmp_path / training.HISTORY).read_text(encoding="utf-8").splitlines()[0])
     assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)
     assert list((tmp_path / "tensorboard").iterdir())
     assert run(model, tmp_path, 8) == progress  # nothing left to do

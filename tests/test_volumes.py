@@ -200,20 +200,20 @@ def test_png_is_column_first(tmp_path):
 
 def test_replacing_writes_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("before")
+    path.write_text("before", encoding="utf-8")
     with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("half", encoding="utf-8")
         raise RuntimeError
-    assert path.read_text() == "before"
+    assert path.read_text(encoding="utf-8") == "before"
     with replacing(path) as temporary:
-        temporary.write_text("after")
-        assert path.read_text() == "before"
-    assert path.read_text() == "after"
+        temporary.write_text("after", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "before"
+    assert path.read_text(encoding="utf-8") == "after"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_replacing_where_no_folder_can_be(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="could not be written"), replacing(tmp_path / "file/a.txt"):
         pass
 
@@ -285,8 +285,8 @@ def test_dicom_slice_distance_comes_from_positions(tmp_path):
 
 def test_other_files_beside_dicom_are_left_out(tmp_path):
     write_series(tmp_path, np.ones((4, 3, 3)))
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / ".hidden").write_text("")
+    (tmp_path / "notes.txt").write_text("not an image", encoding="utf-8")
+    (tmp_path / ".hidden").write_text("", encoding="utf-8")
     assert read_dicom_series(tmp_path)[0].array.shape == (4, 3, 3)
 
 

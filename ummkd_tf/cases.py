@@ -223,7 +223,7 @@ class Dataset:
         if not path.is_file():
             raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             dataset = cls(
                 directory=directory,
                 task=get_task(content["task"]),
@@ -324,7 +324,7 @@ def write_dataset(
         "split": {part: list(split.get(part, ())) for part in PARTS},
     }
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_split(

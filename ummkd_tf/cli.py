@@ -36,7 +36,7 @@ def start_tensorflow() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # Some banners come before TensorFlow reads its log level: keep file descriptor 2 aside meanwhile.
     stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import tensorflow as tf

@@ -400,7 +400,7 @@ class ReleasedDataset(Dataset):
         directory = Path(directory)
         path = directory / RELEASED
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             records, cases = content["records"], content["cases"]
             dataset = cls(
                 directory=directory,
@@ -536,4 +536,4 @@ def write_description(
         "records": records,
     }
     with replacing(directory / RELEASED) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -35,7 +35,9 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "h
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN becomes null, since JSON has none."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n")
+        temporary.write_text(
+            json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+        )
 
 
 def _without_nan(value: Any) -> Any:
@@ -56,7 +58,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no run here: expected a folder that experiments.train has written; check --run_dir")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
 
@@ -140,7 +142,9 @@ def commit() -> str:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")

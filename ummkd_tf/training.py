@@ -137,8 +137,8 @@ class History:
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_history(path) if line["step"] <= step] if path.exists() else []
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a")  # noqa: SIM115, closed in __exit__
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed in __exit__
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds a line."""
@@ -157,7 +157,7 @@ class History:
 def read_history(path: Path) -> list[dict[str, float]]:
     """Lines of a history; a last line cut off by a kill is left out."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
     return lines
