@@ -31,7 +31,7 @@ UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
 FEW_SLICES = 8  # depth of the 3D network's training patch (SPEC §3)
-# Of the z-score's mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
+# Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
 SCORE_TOLERANCE = 0.05
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
 # Bins of 0.1 standard deviations; what lies beyond is counted in the outermost bins.
