@@ -54,9 +54,9 @@ class Preset:
         learning_rate: None for the recipe's; a short training needs a larger one.
         batch_size: Examples per modality; None for the recipe's.
         initialization: How kernels start; the released way needs a long training.
-        norm_decay: Of the running statistics. With two patches a batch and a large learning rate, the released 0.90
-            leaves them too noisy to predict with (measured: left kidney in CT 0.0 with them, 0.7 with the scan's own).
-            0.98 lags behind the weights instead and is no solution yet; re-estimated statistics were better than both.
+        norm_batches: Training batches from which batch normalization's statistics are estimated anew before each
+            validation; 0 keeps the running ones, as released. After few steps with a large learning rate these belong
+            to weights that are gone (measured on real scans, preset tiny, 300 steps: Dice 0.64 against 0.53).
         validate_every: Steps between validations (and checkpoints).
     """
 
@@ -66,14 +66,14 @@ class Preset:
     learning_rate: float | None
     batch_size: int | None
     initialization: Literal["released", "glorot"]
-    norm_decay: float
+    norm_batches: int
     validate_every: int
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "paper": Preset(256, 16, None, None, None, "released", 0.90, 1000),
-        "small": Preset(128, 8, 600, 1e-3, 2, "glorot", 0.98, 100),
-        "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 0.98, 50),
+        "paper": Preset(256, 16, None, None, None, "released", 0, 1000),
+        "small": Preset(128, 8, 600, 1e-3, 2, "glorot", 16, 100),
+        "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 16, 50),
     }
 )

@@ -91,6 +91,7 @@ def resolve(network: str) -> dict[str, Any]:
         "l2_weight": recipe.l2_weight,
         "selection": FLAGS.selection,
         "validate_every": FLAGS.validate_every or preset.validate_every,
+        "norm_batches": preset.norm_batches,
         "seed": FLAGS.seed,
         "deterministic": FLAGS.deterministic,
     }
@@ -108,7 +109,6 @@ def main(_: list[str]) -> int:
         "normalization": FLAGS.normalization,
         "decoder": FLAGS.decoder,
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
-        "norm_decay": PRESETS[FLAGS.preset].norm_decay,
     }
     if FLAGS.describe:
         start_tensorflow()
@@ -191,6 +191,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
             steps=settings["steps"],
             validate=validate,
             validate_every=settings["validate_every"],
+            norm_batches=settings["norm_batches"],
             checkpoint_every=FLAGS.checkpoint_every,
             log_every=FLAGS.log_every,
             max_hours=FLAGS.max_hours,

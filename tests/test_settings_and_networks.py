@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
-from ummkd_tf.layers import PerModality
+from ummkd_tf.layers import BatchNorm, PerModality
 from ummkd_tf.networks import NETWORKS
 
 # SPEC §2 and §3; trainable, width 16, 5 classes.
@@ -196,9 +196,10 @@ def test_joint_normalizes_both_modalities_together(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_joint_inference_stays_close_to_training(network):
+def test_joint_inference_stays_close_to_training(network, monkeypatch):
     """The trap of SPEC §1: with one pass per modality through a shared norm, the two modes drift apart."""
-    model = small(network, "joint", norm_decay=0.0)  # the moving statistics are those of the last batch
+    monkeypatch.setattr(BatchNorm, "decay", 0.0)  # the moving statistics are those of the last batch
+    model = small(network, "joint")
     for v in model.trainable_variables:  # larger kernels than at the start, so that a drift would show
         if v.name == "kernel":
             v.assign(v * 10)
@@ -295,3 +296,24 @@ def test_three_modalities():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         UnpairedSegmenter(**{"width": 4, **arguments})
+
+
+@pytest.mark.parametrize("setting", ["joint", "ours"])
+def test_estimated_statistics_are_the_mean_over_batches(setting):
+    """Those of the first norm, whose input does not depend on other norms, by hand; and nothing else has moved."""
+    model = small("unet3d", setting)
+    batches = [{m: np.float32(x) + 0.5 * k for m, x in batch("unet3d")[0].items()} for k in range(3)]
+    unit = model.stages[0].parts[0]
+    norm = unit.norm.sublayers["mr" if setting == "ours" else "shared"]
+    norm.moving_mean.assign(norm.moving_mean + 7.0)  # forgotten
+    before = {v.path: v.numpy() for v in model.variables if v.name not in BatchNorm.running}
+    model.estimate_statistics(batches)
+    inputs = [
+        unit.conv(images["mr"] if setting == "ours" else tf.concat(list(images.values()), 0), modality="shared")
+        for images in batches
+    ]
+    np.testing.assert_allclose(norm.moving_mean, np.mean([np.mean(x, (0, 1, 2, 3)) for x in inputs], 0), atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, np.mean([np.var(x, (0, 1, 2, 3)) for x in inputs], 0), rtol=1e-3)
+    for v in model.variables:
+        if v.name not in BatchNorm.running:
+            np.testing.assert_array_equal(v, before[v.path], err_msg=v.path)

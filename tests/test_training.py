@@ -67,6 +67,7 @@ def run(model, run_dir, steps, **arguments):
         "validate": lambda: {"dice": float(int(model.optimizer.iterations) % 5)},
         "validate_every": 4,
         "checkpoint_every": 3,
+        "norm_batches": 2,
         "log_every": 1,
     }
     return training.train(model, cubes(model.network.rank), run_dir, steps=steps, **{**defaults, **arguments})

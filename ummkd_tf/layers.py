@@ -59,7 +59,6 @@ class BatchNorm(keras.layers.Layer):
     Uses TensorFlow's fused kernel in both, which keeps fewer copies for the gradient.
 
     Args:
-        decay: Share of the running statistics that a batch leaves.
         name: Scope.
 
     Call arguments:
@@ -68,17 +67,15 @@ class BatchNorm(keras.layers.Layer):
     """
 
     epsilon = 1e-3
-
-    def __init__(self, decay: float = 0.90, name: str = "batch_norm") -> None:
-        super().__init__(name=name)
-        self.decay = decay
+    decay = 0.90
+    running = ("moving_mean", "moving_variance")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         channels = (input_shape[-1],)
         self.unbiased = len(input_shape) == 4
         self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones")
         self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros")
-        for name, initializer in (("moving_mean", "zeros"), ("moving_variance", "ones")):
+        for name, initializer in zip(self.running, ("zeros", "ones"), strict=True):
             weight = self.add_weight(
                 name=name, shape=channels, initializer=initializer, trainable=False, autocast=False, dtype="float32"
             )
@@ -106,17 +103,16 @@ class BatchNorm(keras.layers.Layer):
         return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape)
 
 
-def make_norm(kind: Normalization, decay: float, channels: int, name: str) -> keras.layers.Layer:
+def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Layer:
     """A normalization layer of Table V, all with epsilon 1e-3 and a scale and shift per channel.
 
     Args:
         kind: Which activations share statistics.
-        decay: Of the running statistics, for "batch".
         channels: Channels of the input.
         name: Scope.
     """
     if kind == "batch":
-        return BatchNorm(decay, name=name)
+        return BatchNorm(name=name)
     groups = {
         "instance": channels,
         "layer": 1,

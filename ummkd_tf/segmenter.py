@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ummkd_tf import losses
-from ummkd_tf.layers import SHARED, Initialization, Normalization, make_norm
+from ummkd_tf.layers import SHARED, BatchNorm, Initialization, Normalization, make_norm
 from ummkd_tf.networks import Stage, get_network
 from ummkd_tf.settings import SETTINGS
 
@@ -35,7 +36,6 @@ class UnpairedSegmenter(keras.Model):
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
-        norm_decay: Of the running statistics of batch normalization (released: 0.90).
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -63,7 +63,6 @@ class UnpairedSegmenter(keras.Model):
         decoder: str = "paper",
         dropout: float | None = None,
         initialization: Initialization = "released",
-        norm_decay: float = 0.90,
         name: str = "segmenter",
     ) -> None:
         super().__init__(name=name)
@@ -88,7 +87,6 @@ class UnpairedSegmenter(keras.Model):
             "decoder": decoder,
             "dropout": dropout,
             "initialization": initialization,
-            "norm_decay": norm_decay,
         }
         self.stages = [
             Stage(
@@ -97,7 +95,7 @@ class UnpairedSegmenter(keras.Model):
                 self.setting,
                 width=width,
                 num_classes=num_classes,
-                make_norm=partial(make_norm, normalization, norm_decay),
+                make_norm=partial(make_norm, normalization),
                 initialization=initialization,
                 modalities=names,
                 dropout=self.network.dropout if dropout is None else dropout,
@@ -107,6 +105,7 @@ class UnpairedSegmenter(keras.Model):
         terms = ["loss", "kd_loss", "l2_loss"]
         terms += [f"{m}_{part}" for m in names for part in ("segmentation_loss", "dice_loss", "cross_entropy")]
         self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
+        self._accumulate: Any = None  # traced when first needed
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -254,6 +253,34 @@ class UnpairedSegmenter(keras.Model):
         self.optimizer.build(self.trainable_variables)
         self.optimizer.apply(tape.gradient(terms["loss"], [v.value for v in trainable]), trainable)
         return terms
+
+    def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
+        """Replaces the running statistics of batch normalization by their mean over batches, at the present weights.
+
+        Our choice, for short trainings with large learning rates: the running mean then belongs partly to weights that
+        are gone. Weights, gradients and the random state of dropout stay as they are.
+
+        Args:
+            batches: Training images, as for calling the model.
+        """
+        running = [v for v in self.non_trainable_variables if v.name in BatchNorm.running]
+        if not running:
+            return
+        others = [(v, v.numpy()) for v in self.non_trainable_variables if v.name not in BatchNorm.running]
+        if self._accumulate is None:
+            self._accumulate = tf.function(lambda images: self(images, training=True) and None)
+        sums, count = [np.zeros(v.shape) for v in running], 0
+        for images in batches:
+            for v in running:
+                v.assign(np.zeros(v.shape))
+            self._accumulate(images)
+            # From zero, one batch leaves its share of itself.
+            sums = [total + v.numpy() / (1.0 - BatchNorm.decay) for total, v in zip(sums, running, strict=True)]
+            count += 1
+        for v, total in zip(running, sums, strict=True):
+            v.assign(total / count)
+        for v, value in others:
+            v.assign(value)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: `optimize` on one batch `(images, labels)`."""

@@ -44,6 +44,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None,
     validate_every: int,
     checkpoint_every: int,
+    norm_batches: int = 0,
     log_every: int = 10,
     keep_checkpoints: int = 2,
     max_hours: float | None = None,
@@ -62,6 +63,8 @@ def train(
         validate: Gives validation scores; "dice" selects the best checkpoint. None: no validation, and no best one.
         validate_every: Steps between validations; the last step is always validated.
         checkpoint_every: Steps between checkpoints.
+        norm_batches: How many of the last batches `UnpairedSegmenter.estimate_statistics` takes before each
+            validation, or at its steps where there is none; 0 keeps the running statistics.
         log_every: Steps between log lines.
         keep_checkpoints: How many of the newest to keep.
         max_hours: Stop cleanly after this time.
@@ -98,7 +101,11 @@ def train(
                 history.write(step, values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
-            if validate and (step % validate_every == 0 or step == steps):
+            validating = step % validate_every == 0 or step == steps
+            if validating and norm_batches:
+                recent = range(max(0, step - norm_batches), step)
+                model.estimate_statistics(_tensors(sampler.batch(s)[0]) for s in recent)
+            if validate and validating:
                 scores = validate()
                 history.write(step, {f"validation_{name}": value for name, value in scores.items()})
                 tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
