@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast demo clean
+.PHONY: help setup lint format test test-fast soak fuzz demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -36,6 +36,12 @@ test: setup  ## all tests
 
 test-fast: setup  ## tests without the slow ones
 	$(RUN) pytest -m 'not slow'
+
+soak: setup  ## kill training runs at random moments and compare how they end (FLAGS=--kills=20)
+	$(VENV)/bin/python tests/soak.py $(FLAGS)
+
+fuzz: setup  ## feed the readers with 5000 damaged files and count what becomes of them
+	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
 
 demo: setup  ## from raw phantom scans to a table and a picture, in minutes
 	$(RUN) data_prep.phantom --task=abdomen --out=$(DEMO)/raw --cases=ct:10,mr:10 --overwrite

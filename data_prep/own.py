@@ -8,13 +8,13 @@ name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.raw import Found, Note, Problem, RawCase
 from ummkd_tf.cases import PARTS
+from ummkd_tf.documents import MALFORMED, read_json
 from ummkd_tf.errors import InputError
 from ummkd_tf.tasks import Task
 from ummkd_tf.volumes import Volume, read_label, read_volume, reorient
@@ -61,9 +61,9 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
     if path is None:
         return {index: index for index in indices.values()}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
         values = {int(value): indices.get(name, name) for value, name in entries.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except MALFORMED as error:
         raise InputError(
             f"{path}: not a label map ({error}): expected a JSON object from label value to class, "
             f'e.g. {{"1": "{task.class_names[1]}"}}'
@@ -113,7 +113,7 @@ def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[st
     mistakes = [
         (f"{column} file {path} does not exist", "correct the path; it is relative to the CSV's folder")
         for column, path in (("image", image), ("label", label))
-        if not row[column] or not path.exists()
+        if not row[column] or not _exists(path)
     ]
     if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII):
         mistakes.append((f"case name {row['case']!r}", "use letters, digits, '_', '-' and '.'"))
@@ -122,6 +122,13 @@ def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[st
     if row["split"] not in ("", *PARTS):
         mistakes.append((f"split {row['split']!r}", f"use {', '.join(PARTS)}, or leave it empty in every row"))
     return mistakes
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # e.g. too long for a name
+        return False
 
 
 def _split(cases: Mapping[str, RawCase], parts: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -128,7 +128,18 @@ def prepare_source(
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     ids = {m: [case.case_id for case in found.cases if case.modality == m] for m in modalities}
     split_name, split = choice.split(ids, found.split)
-    return prepare(found.cases, task, out, split=split, split_name=split_name, pool=pool, note=note, dry_run=dry_run)
+    return prepare(
+        found.cases,
+        task,
+        out,
+        split=split,
+        split_name=split_name,
+        source=f"{'phantom ' if options.is_phantom else ''}{source.name}",
+        held_out=choice.held_out,
+        pool=pool,
+        note=note,
+        dry_run=dry_run,
+    )
 
 
 def prepare(
@@ -138,6 +149,8 @@ def prepare(
     *,
     split: Split,
     split_name: str,
+    source: str = "",
+    held_out: Collection[str] = (),
     pool: Workers,
     note: Note,
     dry_run: bool = False,
@@ -150,6 +163,8 @@ def prepare(
         out: Folder of the prepared data set.
         split: Case ids by modality (in the order batches use) and part.
         split_name: Said in `dataset.json`.
+        source: Where the scans come from, said in `dataset.json`.
+        held_out: Case ids to prepare although no part of the split has them.
         pool: The processes that do it.
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
@@ -163,7 +178,7 @@ def prepare(
     if (out / RELEASED).exists():
         raise InputError(f"{out}: holds released records: expected an empty folder; choose another --out")
     parts = by_part(split)
-    chosen = {case_id for ids in parts.values() for case_id in ids}
+    chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
     check_split(parts, case_modality, tuple(split), f"split {split_name}")
     left_out = [case.case_id for case in cases if case.case_id not in chosen]
@@ -185,7 +200,13 @@ def prepare(
     for _ in pool.each(partial(prepare_case, task=task, out=out), to_do, "prepare"):
         pass
     write_dataset(
-        out, task=task, case_modality=case_modality, split=parts, split_name=split_name, modalities=tuple(split)
+        out,
+        task=task,
+        case_modality=case_modality,
+        split=parts,
+        split_name=split_name,
+        modalities=tuple(split),
+        source=source,
     )
     unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
     if unlisted:

@@ -35,6 +35,9 @@ _SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "Seed of --split=seeded and 
 _FOLDS = flags.DEFINE_integer("folds", 5, "Number of folds of --split=k_fold.")
 _FOLD = flags.DEFINE_integer("fold", 0, "Which fold is tested, from 0, of k_fold or of a committed k-fold split.")
 _EXCLUDE = flags.DEFINE_list("exclude_cases", [], "Case ids to leave out, e.g. ct_0007,mr_3.")
+_HOLD_OUT = flags.DEFINE_list(
+    "hold_out_cases", [], "Case ids to prepare but put in no part of the split, e.g. the outlier of Table VI."
+)
 _LABEL_5 = flags.DEFINE_enum(
     "label_5",
     "ignored",
@@ -53,7 +56,14 @@ def main(argv: list[str]) -> int:
             source_flags.chosen_source(),
             source_flags.options(),
             Path(_OUT.value),
-            choice=splits.Choice(_SPLIT.value, _SPLIT_SEED.value, _FOLDS.value, _FOLD.value, frozenset(_EXCLUDE.value)),
+            choice=splits.Choice(
+                name=_SPLIT.value,
+                seed=_SPLIT_SEED.value,
+                folds=_FOLDS.value,
+                fold=_FOLD.value,
+                excluded=frozenset(_EXCLUDE.value),
+                held_out=frozenset(_HOLD_OUT.value),
+            ),
             pool=pool,
             note=note,
             dry_run=_DRY_RUN.value,
@@ -62,8 +72,8 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare_released() -> list[Problem]:
-    if _SPLIT.value or _EXCLUDE.value:
-        raise InputError("--split, --exclude_cases: the released lists are the split; leave these flags out")
+    if _SPLIT.value or _EXCLUDE.value or _HOLD_OUT.value:
+        raise InputError("--split, --exclude_cases, --hold_out_cases: the lists are the split; leave these flags out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)
     return released.prepare(raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.errors import InputError, one_line
 from ummkd_tf.volumes import Volume, files_in_order, read_label, read_volume
 
 Note = Callable[[str], None]
@@ -30,7 +30,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.problem}: {self.fix}"
+        return one_line(f"{self.file}: {self.problem}: {self.fix}")
 
     @classmethod
     def parse(cls, error: InputError) -> Problem:

@@ -12,6 +12,8 @@ from data_prep.raw import Found, Problem
 from ummkd_tf.errors import InputError
 from ummkd_tf.tasks import Task, get_task
 
+PHANTOM = "phantom.json"  # data_prep.phantom writes it beside the scans
+
 
 @dataclass(frozen=True)
 class Options:
@@ -34,6 +36,12 @@ class Options:
     csv: Path | None = None
     label_map: Path | None = None
     task: str | None = None
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether a folder given, or the one it lies in, has the phantom generator's manifest."""
+        given = [path for path in (self.raw, self.raw_ct, self.raw_mr, self.csv) if path]
+        return any((folder / PHANTOM).is_file() for path in given for folder in (path, path.absolute().parent))
 
     def folder(self, flag: str = "raw") -> Path:
         """Folder of one flag, or else of --raw.

@@ -8,13 +8,13 @@ A split file holds `name`, `description`, and either `split` or, for k-fold, the
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ummkd_tf.cases import PARTS
+from ummkd_tf.documents import MALFORMED, read_json, strings
 from ummkd_tf.errors import InputError
 
 Split = Mapping[str, Mapping[str, Sequence[str]]]  # case ids by modality and part
@@ -86,7 +86,7 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
                 "or the path of a split file"
             )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         name = str(content["name"])
         if "folds" in content:
             if not 0 <= fold < len(content["folds"]):
@@ -94,8 +94,10 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
             name, split = f"{name}, fold {fold}", content["folds"][fold]
         else:
             split = content["split"]
-        return name, {m: {part: [str(c) for c in parts[part]] for part in PARTS} for m, parts in split.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        return name, {m: {part: list(strings(parts[part])) for part in PARTS} for m, parts in split.items()}
+    except InputError:
+        raise
+    except MALFORMED as error:
         raise InputError(f"{path}: not a split file ({error!r}): expected the form in data_prep/README.md") from error
 
 
@@ -115,6 +117,7 @@ class Choice:
         folds: Number of folds of "k_fold".
         fold: The tested fold, from 0.
         excluded: Case ids to leave out.
+        held_out: Case ids in no part, which are prepared all the same (Table VI's outlier).
     """
 
     name: str | None = None
@@ -122,18 +125,20 @@ class Choice:
     folds: int = 5
     fold: int = 0
     excluded: frozenset[str] = frozenset()
+    held_out: frozenset[str] = frozenset()
 
     def split(self, ids: Mapping[str, Sequence[str]], own: Split | None) -> tuple[str, Split]:
-        """(name for `dataset.json`, split) without the excluded cases.
+        """(name for `dataset.json`, split) without the excluded and the held-out cases.
 
         Args:
             ids: Cases found, by modality.
             own: The source's own split.
 
         Raises:
-            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named by the split or excluded.
+            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named somewhere.
         """
-        kept = {modality: [c for c in cases if c not in self.excluded] for modality, cases in ids.items()}
+        without = self.excluded | self.held_out
+        kept = {modality: [c for c in cases if c not in without] for modality, cases in ids.items()}
         if self.name is None and own is not None:
             name, split = "the CSV's split column", own
         elif self.name in (None, "seeded"):
@@ -145,12 +150,13 @@ class Choice:
             name, split = read(self.name, self.fold)
         known = {c for cases in ids.values() for c in cases}
         unknown = self.excluded - known - {c for cases in by_part(split).values() for c in cases}
+        unknown |= self.held_out - known
         if unknown:
             raise InputError(
-                f"no case {', '.join(sorted(unknown))} to exclude: expected some of {', '.join(sorted(known))}; "
-                "correct --exclude_cases"
+                f"no case {', '.join(sorted(unknown))} to leave out: expected some of {', '.join(sorted(known))}; "
+                "correct --exclude_cases or --hold_out_cases"
             )
-        return name, _select(split, kept, self.excluded)
+        return name, _select(split, kept, without)
 
 
 def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collection[str]) -> Split:

@@ -1,13 +1,15 @@
 """Evaluates a trained run on whole volumes: Dice and surface distances per case and class, and their table.
 
     python -m experiments.evaluate --run_dir=runs/ours
+    python -m experiments.evaluate --run_dir=runs/ours --outlier=ct_0031    Table VI's, prepared with --hold_out_cases
 
-Writes <run_dir>/evaluation_<part>[_original].json with every number and prints the table.
+Writes <run_dir>/evaluation_<part>[_original].json (the second: part "outlier") with every number, and prints the table.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -16,10 +18,16 @@ from numpy.typing import NDArray
 from ummkd_tf.cli import run, start_tensorflow
 from ummkd_tf.errors import InputError
 
+if TYPE_CHECKING:
+    from ummkd_tf.cases import Dataset
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
 flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
 flags.DEFINE_enum("part", "test", ["train", "validation", "test"], "Part of the split to evaluate.")
+flags.DEFINE_string(
+    "outlier", None, "Evaluate this case alone instead of a part; never one that was trained or validated on."
+)
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
@@ -43,8 +51,11 @@ def main(_: list[str]) -> None:
             f"{dataset.directory}: another split ({dataset.split_name}) than the run was trained with "
             f"({record['split_name']}): test cases may have been trained on; evaluate on the run's own data"
         )
-    if not dataset.ids(FLAGS.part):
-        raise InputError(f"{dataset.directory}: no case in the {FLAGS.part} part: expected one to evaluate; see --part")
+    part = "outlier" if FLAGS.outlier else FLAGS.part
+    case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
+    if not case_ids:
+        raise InputError(f"{dataset.directory}: no case in the {part} part: expected one to evaluate; see --part")
+    modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     factor = dataset.task.size[0] // record["flags"]["size"]
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
@@ -70,7 +81,7 @@ def main(_: list[str]) -> None:
     cases = evaluation.evaluate(
         predict,
         dataset,
-        dataset.ids(FLAGS.part),
+        case_ids,
         original_grid=FLAGS.grid == "original",
         progress=lambda ids: tqdm(ids, unit="case", desc="evaluate"),
     )
@@ -82,25 +93,41 @@ def main(_: list[str]) -> None:
         "seed": record["seed"],
         "step": step,
         "selection": FLAGS.selection or record["flags"]["selection"],
-        "part": FLAGS.part,
+        "part": part,
         "grid": FLAGS.grid,
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
         "trained_at_commit": record["environment"]["commit"],
+        "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),
         "environment": environment(),
-        "modalities": list(dataset.modalities),
+        "modalities": modalities,
         "cases": cases,
-        "summary": evaluation.summarize_cases(cases, dataset.task, dataset.modalities),
+        "summary": evaluation.summarize_cases(cases, dataset.task, modalities),
     }
-    path = run_dir / f"evaluation_{FLAGS.part}{'' if FLAGS.grid == 'prepared' else '_original'}.json"
+    path = run_dir / f"evaluation_{part}{'' if FLAGS.grid == 'prepared' else '_original'}.json"
     write_json(path, result)
     print(
-        f"\n{model.setting.title} on the {FLAGS.part} part of {dataset.split_name}, {FLAGS.grid} grid; "
+        f"\n{model.setting.title} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid; "
         f"preset {result['preset']}, step {step} ({result['selection']}), seed {result['seed']}, "
         f"commit {result['trained_at_commit']}\n"
     )
     print(reporting.evaluation_table(result, dataset.task))
     print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")
+
+
+def _outlier(dataset: Dataset, case_id: str) -> list[str]:
+    if case_id not in dataset.case_modality:
+        raise InputError(
+            f"--outlier={case_id}: not in {dataset.directory}: expected one of its cases; "
+            "prepare the data with --hold_out_cases naming it"
+        )
+    for part in ("train", "validation"):
+        if case_id in dataset.split[part]:
+            raise InputError(
+                f"--outlier={case_id}: in the {part} part: expected a case the run has not learnt from; "
+                "prepare the data with --hold_out_cases naming it, and train again"
+            )
+    return [case_id]
 
 
 if __name__ == "__main__":

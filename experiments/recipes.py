@@ -73,7 +73,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "paper": Preset(256, 16, None, None, None, "released", 0, 1000),
-        "small": Preset(128, 8, 600, 1e-3, 2, "glorot", 16, 100),
+        "small": Preset(128, 8, 600, 2e-3, 2, "glorot", 16, 100),
         "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 16, 50),
     }
 )

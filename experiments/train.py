@@ -8,7 +8,6 @@ The same command continues a run that was stopped. Look at it with `tensorboard 
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,15 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
 flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")
+flags.DEFINE_enum(
+    "knowledge_on",
+    "none",
+    ["none", "validation", "test"],
+    "Part whose q matrices and distillation loss are recorded along training, with each validation (Fig. 7, Fig. 8).",
+)
+flags.DEFINE_bool(
+    "accept_changes", False, "Continue a run although flags differ from the recorded ones; the change is recorded."
+)
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
 
@@ -118,11 +126,12 @@ def main(_: list[str]) -> int:
         return 0
     if not FLAGS.data_dir or not FLAGS.run_dir:
         raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
-    return train(Path(FLAGS.data_dir), Path(FLAGS.run_dir), model_arguments, resolve(network))
+    train(Path(FLAGS.data_dir), Path(FLAGS.run_dir), model_arguments, resolve(network))
+    return 0
 
 
-def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> int:
-    """Trains, or continues, one run; returns the exit code."""
+def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Trains, or continues, one run."""
     from ummkd_tf.cases import open_dataset
 
     dataset = open_dataset(data_dir)
@@ -138,9 +147,10 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     import tensorflow as tf
 
     from ummkd_tf import training
+    from ummkd_tf.evaluation import class_knowledge
     from ummkd_tf.inference import Predictor
-    from ummkd_tf.runs import finish_session, start_run
-    from ummkd_tf.sampling import UnpairedSampler
+    from ummkd_tf.runs import exclusive, recorded_session, start_run
+    from ummkd_tf.sampling import UnpairedSampler, check_classes
     from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(settings["seed"])
@@ -160,54 +170,52 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
         l2_weight=settings["l2_weight"],
         jit_compile=False,  # measured: no reliable gain in 2D, ten times slower in 3D on a CPU
     )
-    sampler = UnpairedSampler(
-        {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities},
-        settings["batch_size"],
-        settings["seed"],
-    )
-    validate = dataset.validation(Predictor(model), factor)
+    examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
+    check_classes(examples, dataset.task.class_names)
+    sampler = UnpairedSampler(examples, settings["batch_size"], settings["seed"])
+    predictor = Predictor(model)
+    validate = dataset.validation(predictor, factor)
     if validate is None and settings["selection"] == "best":
         raise InputError(
             f"{data_dir}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "
             "add the validation lists, or give --selection=last to train without"
         )
-    record = start_run(run_dir, flags=settings, model=model_arguments, dataset=dataset)
-    counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
-    print(
-        f"{model.setting.title} with {model.network.name}, preset {settings['preset']}, "
-        f"{settings['steps']} steps; training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}"
-    )
-    started = time.monotonic()
+    watched = [] if FLAGS.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(FLAGS.knowledge_on)]
 
-    def session(status: str, **more: Any) -> None:
-        seconds = round(record["seconds"] + time.monotonic() - started, 1)
-        finish_session(run_dir, record, status=status, seconds=seconds, **more)
+    def knowledge() -> dict[str, Any]:
+        return class_knowledge(predictor, watched, settings["temperature"])
 
-    try:
-        progress = training.train(
-            model,
-            sampler,
-            run_dir,
-            steps=settings["steps"],
-            validate=validate,
-            validate_every=settings["validate_every"],
-            norm_batches=settings["norm_batches"],
-            checkpoint_every=FLAGS.checkpoint_every,
-            log_every=FLAGS.log_every,
-            max_hours=FLAGS.max_hours,
-            num_threads=FLAGS.threads,
+    with exclusive(run_dir):
+        record = start_run(
+            run_dir, flags=settings, model=model_arguments, dataset=dataset, accept_changes=FLAGS.accept_changes
         )
-    except training.Stopped as stopped:
-        session("stopped")
-        print(stopped)
-        return stopped.exit_code
-    session("finished", progress=vars(progress))
+        counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+        print(
+            f"{model.setting.title} with {model.network.name}, preset {settings['preset']}, "
+            f"{settings['steps']} steps; training {dataset.unit}: {counts}; split {dataset.split_name}; "
+            f"run in {run_dir}"
+        )
+        with recorded_session(run_dir, record) as session:
+            progress = training.train(
+                model,
+                sampler,
+                run_dir,
+                steps=settings["steps"],
+                validate=validate,
+                validate_every=settings["validate_every"],
+                norm_batches=settings["norm_batches"],
+                checkpoint_every=FLAGS.checkpoint_every,
+                log_every=FLAGS.log_every,
+                max_hours=FLAGS.max_hours,
+                num_threads=FLAGS.threads,
+                knowledge=knowledge if watched else None,
+            )
+            session["progress"] = vars(progress)
     best = (
         f"{100 * progress.best_dice:.1f} % at step {progress.best_step}" if progress.best_dice is not None else "none"
     )
     print(f"finished {progress.step} steps; best validation Dice {best}")
     print(f"next: python -m experiments.evaluate --run_dir={run_dir}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from ummkd_tf import evaluation, reporting
+from ummkd_tf import evaluation, losses, reporting
 from ummkd_tf.cases import Case
 from ummkd_tf.metrics import summarize
 from ummkd_tf.runs import write_json
@@ -15,6 +17,7 @@ from ummkd_tf.tasks import TASKS
 from ummkd_tf.volumes import Grid
 
 TASK = TASKS["abdomen"]
+GRID = Grid(np.eye(4), (4, 4, 1))
 
 
 def perfect(dataset):
@@ -112,3 +115,23 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
     # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
     assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
+
+
+def test_class_knowledge_of_whole_cases_is_that_of_their_logits():
+    """Eq. 2–4 from probabilities of cases of different sizes agree with the losses on all their logits at once."""
+    rng = np.random.default_rng(0)
+    cases, logits, labels = [], {"ct": [], "mr": []}, {"ct": [], "mr": []}
+    for modality, depth in (("ct", 3), ("mr", 2), ("ct", 5)):
+        shape = (4, 4, depth)
+        cases.append(Case(modality, modality, rng.normal(size=shape), rng.integers(0, 3, shape), GRID, GRID))
+        logits[modality].append(rng.normal(0, 3, (*shape, 3)).astype(np.float32).reshape(-1, 3))
+        labels[modality].append(np.eye(3, dtype=np.float32)[cases[-1].label].reshape(-1, 3))
+    waiting = [tf.nn.softmax(logits[m][k]).numpy().reshape(4, 4, -1, 3) for m, k in (("ct", 0), ("mr", 0), ("ct", 1))]
+    predictor = SimpleNamespace(
+        model=SimpleNamespace(num_classes=3), probabilities=lambda image, modality: waiting.pop(0)
+    )
+    result = evaluation.class_knowledge(predictor, cases, temperature=2.0)
+    together = [{m: np.concatenate(parts) for m, parts in x.items()} for x in (logits, labels)]
+    assert result["kd_loss"] == pytest.approx(float(losses.knowledge_distillation_loss(*together)), rel=1e-4)
+    for m in ("ct", "mr"):
+        np.testing.assert_allclose(result["q"][m], losses.class_knowledge(*(x[m] for x in together)), atol=1e-5)

@@ -561,7 +561,7 @@ def test_preparation_programs(release: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "out")
     assert isinstance(dataset, released.ReleasedDataset) and dataset.outside == "background"
     done = run_program("data_prep.prepare", "--source=released", *folders, "--split=seeded")
-    assert done.returncode == 1 and "the released lists are the split" in done.stderr
+    assert done.returncode == 1 and "the lists are the split" in done.stderr
 
 
 @pytest.mark.slow

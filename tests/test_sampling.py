@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ummkd_tf.cases import Case
+from ummkd_tf.errors import InputError
 from ummkd_tf.sampling import (
     PatchExamples,
     SliceExamples,
     UnpairedSampler,
     adjacent_slices,
+    check_classes,
     chunk,
     chunk_starts,
 )
@@ -108,3 +110,25 @@ def test_half_of_the_batch_is_of_each_modality_and_draws_are_independent():
     images, labels = sampler(0, batch_size=4).batch(0)
     assert {m: len(x) for m, x in images.items()} == {m: len(y) for m, y in labels.items()} == {"ct": 4, "mr": 4}
     assert np.any(images["ct"] != images["mr"])
+
+
+def test_origins_name_what_a_batch_was_cut_from():
+    """Every voxel holds its slice number, so the batch itself says where it comes from."""
+    cases = [case(30, labelled=range(10, 14)), case(12, name="b")]
+    patches = UnpairedSampler({"ct": PatchExamples(cases)}, batch_size=4, seed=0)
+    slices = UnpairedSampler({"ct": SliceExamples(cases)}, batch_size=4, seed=0)
+    for step in range(5):
+        found = [int(image[0, 0, 0, 0]) for image in patches.batch(step)[0]["ct"]]
+        assert [int(text.split()[-1].split("-")[0]) for text in patches.origins(step)["ct"]] == found
+        found = [int(image[0, 0, 1]) for image in slices.batch(step)[0]["ct"]]
+        assert [int(text.split()[-1]) for text in slices.origins(step)["ct"]] == found
+    assert {text.split(",")[0] for step in range(9) for text in slices.origins(step)["ct"]} == {"a", "b"}
+
+
+def test_a_class_that_a_modality_lacks_is_an_error():
+    both = {"ct": PatchExamples([case(9), case(9, labelled=[3])]), "mr": SliceExamples([case(9, labelled=[0])])}
+    check_classes(both, ["background", "liver"])
+    with pytest.raises(InputError, match="no training example of ct holds spleen: expected every class"):
+        check_classes(both, ["background", "liver", "spleen"])
+    with pytest.raises(InputError, match="no training example of mr holds liver"):
+        check_classes({**both, "mr": SliceExamples([case(9)])}, ["background", "liver"])

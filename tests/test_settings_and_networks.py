@@ -254,7 +254,7 @@ def test_normalization_kinds_normalize_what_they_say(kind):
     from ummkd_tf.layers import make_norm
 
     x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
-    layer = make_norm(kind, 0.9, 16, "norm")
+    layer = make_norm(kind, 16, "norm")
     layer.build(x.shape)
     y = layer(x, training=True).numpy()
     means = {

@@ -166,8 +166,18 @@ def test_split_that_names_absent_cases(tmp_path):
 def test_excluded_cases_are_left_out():
     _, split = Choice(excluded=frozenset({"mr_1", "mr_2"})).split({"mr": MR9}, None)
     assert sorted(case for cases in by_part(split).values() for case in cases) == MR9[2:]
-    with pytest.raises(InputError, match=r"no case mr_0 to exclude: expected some of mr_1, "):
+    with pytest.raises(InputError, match=r"no case mr_0 to leave out: expected some of mr_1, "):
         Choice(excluded=frozenset({"mr_0"})).split({"mr": MR9}, None)
+
+
+@pytest.mark.parametrize("name", ["seeded", "k_fold", "mmwhs_sifa"])
+def test_held_out_case_is_in_no_part(name):
+    """Table VI's outlier is neither trained, validated nor tested, whatever the split says of it."""
+    for case in ("ct_1001", "ct_1003"):  # in mmwhs_sifa the second is a test case
+        _, split = Choice(name, held_out=frozenset({case})).split(make_splits.MMWHS, None)
+        assert case not in [c for cases in by_part(split).values() for c in cases]
+    with pytest.raises(InputError, match=r"no case ct_7 to leave out: .* --hold_out_cases$"):
+        Choice(name, held_out=frozenset({"ct_7"})).split(make_splits.MMWHS, None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"name": "x"}', '{"name": "x", "split": {"ct": {"train": []}}}'])

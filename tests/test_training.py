@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from ummkd_tf import SETTINGS, UnpairedSegmenter, checkpoints, networks, training
+from ummkd_tf import SETTINGS, UnpairedSegmenter, checkpoints, errors, networks, training
 from ummkd_tf.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
 from ummkd_tf.errors import InputError
 from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
@@ -42,6 +44,11 @@ class Cubes:
 
     def __init__(self, sign, rank):
         self.sign, self.rank = sign, rank
+
+    def origin(self, rng):
+        row, column = rng.integers(0, 9, 2)
+        rng.normal(0, 0.2, (16, 16, 8))  # the image's noise comes from the same generator
+        return f"cube {row} {column}"
 
     def draw(self, rng):
         label = np.zeros((16, 16, 8), np.uint8)
@@ -130,23 +137,42 @@ def test_signals_save_and_leave(tmp_path, number, code):
         os.kill(os.getpid(), number)
         return {"dice": 0.0}
 
-    with pytest.raises(training.Stopped, match="at step 2; the same command continues") as stopped:
+    with pytest.raises(errors.Stopped, match="at step 2; the same command continues") as stopped:
         run(model, tmp_path, 9, validate=validate, validate_every=2, checkpoint_every=100)
     assert stopped.value.exit_code == code
     assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
 
 
 def test_max_hours_stops_cleanly(tmp_path):
-    with pytest.raises(training.Stopped, match="max_hours") as stopped:
+    with pytest.raises(errors.Stopped, match="max_hours") as stopped:
         run(compiled_model(), tmp_path, 9, max_hours=0.0)
     assert stopped.value.exit_code == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
-    model = compiled_model()
-    model.stages[0].parts[0].conv.sublayers["shared"].kernel.assign(tf.fill((3, 3, 3, 1, 4), np.nan))
-    with pytest.raises(InputError, match=r"step 1: .*ct_dice_loss.* is not finite"):
-        run(model, tmp_path, 3)
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
+    """One NaN in step 5's CT images: the terms are named, the examples too, and the saved state is that of step 4."""
+
+    class Spoilt(UnpairedSampler):
+        def batch(self, step):
+            images, labels = super().batch(step)
+            if step == 4:
+                images["ct"][0, 3, 3, 3] = np.nan
+            return images, labels
+
+    good, spoilt = compiled_model(), compiled_model()
+    run(good, tmp_path / "good", 4, validate=None, norm_batches=0)
+    run_dir = tmp_path / "spoilt"
+    sampler = Spoilt(cubes().examples, batch_size=2, seed=0)
+    with pytest.raises(
+        InputError, match=r"step 5: ct_dice_loss, .*loss, gradient_norm not finite: the state before it is saved"
+    ):
+        training.train(spoilt, sampler, run_dir, steps=9, validate=None, validate_every=9, checkpoint_every=3)
+    report = json.loads((run_dir / training.NOT_FINITE).read_text(encoding="utf-8"))
+    assert report["step"] == 5 and report["batch"]["ct"] == ["cube 4 7", "cube 2 6"]
+    assert report["not_finite"]["ct_dice_loss"] == "nan" and "mr_dice_loss" not in report["not_finite"]
+    assert CheckpointFolder(run_dir / "checkpoints").restore_newest(spoilt).step == 4
+    for path, value in weights(good).items():
+        np.testing.assert_array_equal(value, weights(spoilt)[path], err_msg=path)
 
 
 def test_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path, caplog):
@@ -188,6 +214,32 @@ def test_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         write_checkpoint(path, model, Progress(step=2))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_really_full_disk_keeps_the_earlier_checkpoints(tmp_path):
+    """A small file system in memory, where the machine lets us make one; it fills up at step 6."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system here")
+    try:
+        model = compiled_model()
+
+        def fill_up():
+            with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+                while filler.write(b"0" * 4096):
+                    pass
+            return {"dice": 0.0}
+
+        with pytest.raises(InputError, match=r"could not be written .No space left on device.: make room"):
+            run(model, disk / "run", 9, validate=fill_up, validate_every=5, checkpoint_every=2)
+        checkpoints = disk / "run" / "checkpoints"
+        assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002.npz", "step-00000004.npz"]
+        (disk / "filler").unlink()
+        assert run(compiled_model(), disk / "run", 9).step == 9  # room was made: it continues
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_fit_and_the_loop_take_the_same_step():
@@ -234,3 +286,14 @@ def test_without_validation_there_is_no_score_and_no_best_checkpoint(tmp_path):
     assert (progress.step, progress.best_dice) == (2, None)
     assert [line["step"] for line in training.read_history(tmp_path / training.HISTORY)] == [1, 2]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.npz")] == ["step-00000002.npz"]
+
+
+def test_knowledge_is_recorded_before_the_first_step_and_with_each_validation(tmp_path):
+    model = compiled_model()
+
+    def knowledge():
+        return {"kd_loss": float(int(model.optimizer.iterations)), "q": {}}
+
+    run(model, tmp_path, 6, knowledge=knowledge)
+    lines = training.read_history(tmp_path / training.KNOWLEDGE)
+    assert [(line["step"], line["kd_loss"]) for line in lines] == [(0, 0.0), (4, 4.0), (6, 6.0)]

@@ -6,27 +6,34 @@
                                    original_label uint8 [i, j, k]           the scan's own grid and axis order
                                    attributes: case_id, modality, task, spacing_mm, affine, original_affine,
                                    source (file names), source_sha256, recipe
+
+Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
+under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
+checksum, and a damaged one can send it into an endless loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf import preprocessing
+from ummkd_tf.documents import DEFLATE_RATIO, MALFORMED, plain_name, read_json, strings
 from ummkd_tf.errors import InputError
 from ummkd_tf.preprocessing import Prepared, reduce_image, reduce_label
 from ummkd_tf.tasks import Task, get_task
-from ummkd_tf.volumes import Grid, replacing
+from ummkd_tf.volumes import MAX_VOXELS, Grid, replacing
 
 if TYPE_CHECKING:
     from ummkd_tf.inference import Predictor
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 DATASET, RELEASED = "dataset.json", "released.json"
 PARTS = ("train", "validation", "test")
 FORMAT = 1
+_MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
+_DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
 
 @dataclass(frozen=True)
@@ -76,27 +85,39 @@ def write_case(
     assert prepared.label is not None and prepared.original_label is not None
     # In memory first, because HDF5 can bring the process down when the disk is full.
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with _new_file(buffer) as file:
         # By slice, because batches read slices; gzip level 1 is the fastest that still halves the size.
         slice_chunk = (*prepared.image.shape[:2], 1)
         packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
         file.create_dataset("image", data=prepared.image, chunks=slice_chunk, **packed)
         file.create_dataset("label", data=prepared.label, chunks=slice_chunk, **packed)
         file.create_dataset("original_label", data=prepared.original_label, chunks=True, **packed)
+        texts = {
+            "case_id": case_id,
+            "modality": modality,
+            "task": task.name,
+            "source": json.dumps(sorted(source)),
+            "source_sha256": source_checksum(source),
+            "recipe": recipe_checksum(task),
+        }
         file.attrs.update(
+            {name: np.bytes_(text.encode()) for name, text in texts.items()},
             format=FORMAT,
-            case_id=case_id,
-            modality=modality,
-            task=task.name,
             spacing_mm=prepared.grid.spacing_mm,
             affine=prepared.grid.affine,
             original_affine=prepared.original.affine,
-            source=json.dumps(sorted(source)),
-            source_sha256=source_checksum(source),
-            recipe=recipe_checksum(task),
         )
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def _new_file(buffer: io.BytesIO) -> h5py.File:
+    """Of the newest file format, for its checksums, and without the time of day."""
+    creation, access = h5py.h5p.create(h5py.h5p.FILE_CREATE), h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    creation.set_obj_track_times(False)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
+    return h5py.File(h5py.h5f.create(b"case", h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def source_checksum(source: Mapping[str, str]) -> str:
@@ -124,12 +145,16 @@ def read_case(path: Path, factor: int = 1) -> Case:
         InputError: Missing, damaged or incomplete file.
     """
     with _opened(path) as file:
-        image, label = file["image"][()], file["label"][()]
-        case_id, modality = (str(file.attrs[name]) for name in ("case_id", "modality"))
-        affine, original_affine = (np.asarray(file.attrs[name], np.float64) for name in ("affine", "original_affine"))
-        original_shape = file["original_label"].shape
-    if image.shape != label.shape or image.ndim != 3:
+        image, label = _voxels(file, "image"), _voxels(file, "label")
+        case_id, modality = (_text(file.attrs[name]) for name in ("case_id", "modality"))
+        affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
+        original_shape = _dataset(file, "original_label").shape
+    if image.shape != label.shape:
         raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
+    if image.shape[0] % factor or image.shape[1] % factor:
+        raise InputError(
+            f"{path}: image {image.shape}: expected rows and columns to reduce by {factor}; prepare it again"
+        )
     image, label = reduce_image(image, factor), reduce_label(label, factor)
     if factor > 1:
         # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
@@ -150,43 +175,75 @@ def read_case(path: Path, factor: int = 1) -> Case:
 def read_original_label(path: Path) -> NDArray[np.uint8]:
     """Class map on the scan's own grid."""
     with _opened(path) as file:
-        return file["original_label"][()]
+        return _voxels(file, "original_label")
 
 
 def read_source_checksum(path: Path) -> tuple[str, str]:
     """(source, recipe) checksums a case was prepared with."""
     with _opened(path) as file:
-        return str(file.attrs["source_sha256"]), str(file.attrs["recipe"])
+        return _text(file.attrs["source_sha256"]), _text(file.attrs["recipe"])
 
 
-class _opened:
-    """h5py.File for reading whose every failure, also while reading, is one clear line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> h5py.File:
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: missing case file: prepare the data again")
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A checked case file for reading, whose every failure, also while reading, is one clear line."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing case file: prepare the data again")
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: not a readable HDF5 file: delete it and prepare the case again") from error
+    with file:
         try:
-            self.file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path}: not a readable HDF5 file: delete it and prepare the case again") from error
-        for name in self.file:
-            # A link could lead to any file on the machine.
-            if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
-                self.file.close()
-                raise InputError(f"{self.path}: {name!r} is a link: expected data in the file itself; prepare it again")
-        if self.file.attrs.get("format") != FORMAT:
-            found = self.file.attrs.get("format", "none")
-            self.file.close()
-            raise InputError(f"{self.path}: case format {found}, expected {FORMAT}: prepare the data again")
-        return self.file
+            _check_file(path, file)
+            yield file
+        except InputError:
+            raise
+        except (*MALFORMED, RuntimeError) as error:
+            raise InputError(f"{path}: damaged or incomplete case file: prepare the case again") from error
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self.file.close()
-        if isinstance(error, (OSError, KeyError)):
-            raise InputError(f"{self.path}: damaged or incomplete case file: prepare the case again") from error
+
+def _check_file(path: Path, file: h5py.File) -> None:
+    for name in file:
+        # A link could lead to any file on the machine.
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise InputError(f"{path}: {name!r} is a link: expected data in the file itself; prepare it again")
+    found = file.attrs.get("format", "none")
+    if found != FORMAT:
+        raise InputError(f"{path}: case format {found}, expected {FORMAT}: prepare the data again")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A data set that is what `write_case` writes, and no larger than the file can stand for.
+
+    Raises:
+        ValueError, OSError, …: It is not; `_opened` makes one line of it.
+    """
+    data = file[name]
+    if data.external or data.is_virtual:
+        raise ValueError(f"{name} lies outside the file")
+    if data.ndim != 3 or data.dtype != _DATASETS[name] or not 0 < data.size <= MAX_VOXELS:
+        raise ValueError(f"{name} is {data.dtype} {data.shape}")
+    if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > _MAX_CHUNK:
+        raise ValueError(f"{name} has chunks of {data.chunks}")
+    if data.nbytes > DEFLATE_RATIO * data.id.get_storage_size():
+        raise ValueError(f"{name} has too little content for {data.shape}")
+    return data
+
+
+def _voxels(file: h5py.File, name: str) -> NDArray:
+    return _dataset(file, name)[()]
+
+
+def _affine(value: NDArray) -> NDArray[np.float64]:
+    affine = np.asarray(value, np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError("an affine that is none")
+    return affine
 
 
 @dataclass(frozen=True)
@@ -200,6 +257,7 @@ class Dataset:
         case_modality: Modality of every case.
         split: Case ids by part ("train", "validation", "test").
         split_name: Where the split comes from.
+        source: Where the scans come from; "phantom …" for generated ones.
     """
 
     directory: Path
@@ -208,6 +266,7 @@ class Dataset:
     case_modality: Mapping[str, str]
     split: Mapping[str, tuple[str, ...]]
     split_name: str
+    source: str
 
     unit: ClassVar[str] = "cases"  # what the ids of the train part name
 
@@ -223,16 +282,19 @@ class Dataset:
         if not path.is_file():
             raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             dataset = cls(
                 directory=directory,
-                task=get_task(content["task"]),
-                modalities=tuple(content["modalities"]),
-                case_modality={c: entry["modality"] for c, entry in content["cases"].items()},
-                split={part: tuple(content["split"][part]) for part in PARTS},
+                task=get_task(str(content["task"])),
+                modalities=strings(content["modalities"]),
+                case_modality={c: str(entry["modality"]) for c, entry in content["cases"].items()},
+                split={part: strings(content["split"][part]) for part in PARTS},
                 split_name=content["split_name"],
+                source=content.get("source", ""),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except MALFORMED as error:
             raise InputError(f"{path}: not a data set description ({error!r}): prepare the data again") from error
         check_split(dataset.split, dataset.case_modality, dataset.modalities, path)
         for case_id in dataset.case_modality:
@@ -246,13 +308,21 @@ class Dataset:
         Raises:
             InputError: The id is not a plain name, so that no id can lead outside the folder.
         """
-        if not case_id or Path(case_id).name != case_id or case_id.startswith("."):
-            raise InputError(f"case id {case_id!r}: expected a plain name without path separators; rename the case")
-        return self.directory / "cases" / f"{case_id}.h5"
+        return self.directory / "cases" / f"{plain_name(case_id)}.h5"
 
     def case(self, case_id: str, factor: int = 1) -> Case:
-        """Reads one case, reduced in the plane by `factor`."""
-        return read_case(self.path(case_id), factor)
+        """Reads one case, reduced in the plane by `factor`.
+
+        Raises:
+            InputError: As `read_case`, or the file holds another case.
+        """
+        case = read_case(self.path(case_id), factor)
+        if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
+            raise InputError(
+                f"{self.path(case_id)}: holds case {case.case_id!r} of modality {case.modality!r}: expected "
+                f"{case_id!r} of {self.case_modality[case_id]!r}; prepare the case again"
+            )
+        return case
 
     def ids(self, part: str, modality: str | None = None) -> list[str]:
         """Case ids of a part, of one modality or of all in the order of `modalities`."""
@@ -260,11 +330,22 @@ class Dataset:
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
     def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
-        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`."""
+        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`.
+
+        Raises:
+            InputError: A label value that the task does not have.
+        """
         from ummkd_tf.sampling import PatchExamples, SliceExamples
 
         kind = SliceExamples if rank == 2 else PatchExamples
-        return kind([self.case(c, factor) for c in self.ids("train", modality)])
+        cases = [self.case(c, factor) for c in self.ids("train", modality)]
+        for case in cases:
+            if case.label.max() >= self.task.num_classes:
+                raise InputError(
+                    f"{self.path(case.case_id)}: label value {case.label.max()}, but task {self.task.name} has values "
+                    f"0 to {self.task.num_classes - 1}: prepare the data again"
+                )
+        return kind(cases)
 
     def validation(self, predictor: Predictor, factor: int = 1) -> Callable[[], dict[str, float]] | None:
         """What computes the score of the validation part, see `evaluation.mean_dice`; None where there is no part."""
@@ -301,6 +382,7 @@ def write_dataset(
     split: Mapping[str, Sequence[str]],
     split_name: str,
     modalities: Iterable[str] | None = None,
+    source: str = "",
 ) -> None:
     """Writes `dataset.json` for the cases prepared in `directory`.
 
@@ -319,6 +401,7 @@ def write_dataset(
         "spacing_mm": list(task.spacing_mm),
         "size": list(task.size),
         "recipe": recipe_checksum(task),
+        "source": source,
         "cases": {c: {"modality": case_modality[c], "file": f"cases/{c}.h5"} for c in sorted(case_modality)},
         "split_name": split_name,
         "split": {part: list(split.get(part, ())) for part in PARTS},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ummkd_tf.documents import MALFORMED, read_npz
 from ummkd_tf.errors import InputError
 from ummkd_tf.segmenter import UnpairedSegmenter
 from ummkd_tf.volumes import replacing
@@ -58,15 +58,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:
         InputError: Missing or damaged file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path)
         progress = Progress(**json.loads(arrays.pop("meta").tobytes()))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint: train the run first, or check --run_dir") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: damaged checkpoint ({type(error).__name__}): delete it to use the one before"
-        ) from error
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged checkpoint: delete it; training goes on from the one before") from error
     return arrays, progress
 
 

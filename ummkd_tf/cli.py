@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from absl import app
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.errors import InputError, Stopped
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main` under absl; an `InputError` becomes one line on stderr and exit code 1."""
+    """Runs `main` under absl; an `InputError` or a full disk becomes one line on stderr and exit code 1."""
 
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
@@ -21,6 +22,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 1
+        except Stopped as stopped:
+            print(stopped)
+            return stopped.exit_code
+        except KeyboardInterrupt:
+            print("stopped by SIGINT before there was anything to save")
+            return 130
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"error: {error.filename or 'disk'}: {error.strerror}: make room and start again", file=sys.stderr)
             return 1
 
     app.run(guarded)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ummkd_tf.cases import Case, Dataset, read_original_label
 from ummkd_tf.metrics import case_metrics, dice_coefficient, pooled_surface_distance, summarize
-from ummkd_tf.preprocessing import restore
 from ummkd_tf.tasks import Task
 
 if TYPE_CHECKING:
+    from ummkd_tf.cases import Case, Dataset
     from ummkd_tf.inference import Predictor
 
 METRICS = {
@@ -47,6 +46,35 @@ def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
     return {"dice": float(np.mean(list(scores.values()))), **scores}
 
 
+def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
+    """Eq. 2–4 over whole cases: how each modality confuses the classes (Fig. 7, Fig. 8).
+
+    Log-probabilities stand for the logits: they differ by the same amount in all classes, which the softmax of Eq. 3
+    does not see.
+
+    Returns:
+        {"kd_loss": Eq. 4, "q": modality → [C, C] list, rows q_c}.
+    """
+    from ummkd_tf import losses
+
+    sums: dict[str, NDArray] = {}
+    counts: dict[str, NDArray] = {}
+    num_classes = predictor.model.num_classes
+    for case in cases:
+        logits = np.log(np.maximum(predictor.probabilities(case.image, case.modality), np.finfo(np.float32).tiny))
+        one_hot = np.eye(num_classes)[case.label]
+        shape = (num_classes, num_classes)
+        sums[case.modality] = sums.get(case.modality, np.zeros(shape)) + np.einsum("xyzc,xyzk->ck", one_hot, logits)
+        counts[case.modality] = counts.get(case.modality, 0) + one_hot.sum((0, 1, 2))
+    # One voxel per class, which holds the class's mean logits; none where the class is absent.
+    means = {m: (s / np.maximum(counts[m], 1)[:, np.newaxis]).astype(np.float32) for m, s in sums.items()}
+    present = {m: np.diag(count > 0).astype(np.float32) for m, count in counts.items()}
+    return {
+        "kd_loss": float(losses.knowledge_distillation_loss(means, present, temperature)),
+        "q": {m: losses.class_knowledge(means[m], present[m], temperature).numpy().tolist() for m in means},
+    }
+
+
 def evaluate(
     predict: Callable[[str], NDArray[np.float32]],
     dataset: Dataset,
@@ -67,6 +95,10 @@ def evaluate(
     Returns:
         Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
     """
+    # Here, so that tables, which need the summary alone, start without the libraries that read scans.
+    from ummkd_tf.cases import read_original_label
+    from ummkd_tf.preprocessing import restore
+
     results = {}
     for case_id in progress(case_ids):
         case = dataset.case(case_id)

@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.cases import RELEASED, Case, Dataset
+from ummkd_tf.documents import MALFORMED, read_json, read_npz, strings
 from ummkd_tf.errors import InputError
 from ummkd_tf.preprocessing import Prepared, reduce_image, reduce_label
 from ummkd_tf.sampling import Example, Examples
@@ -252,14 +252,14 @@ def read_test_volume(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.
 
 def _read_npz(path: Path) -> tuple[NDArray, NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return content["arr_0"], content["arr_1"]
+        content = read_npz(path, ("arr_0", "arr_1"))
     except KeyError as error:
         raise InputError(
             f"{path}: no arr_0 and arr_1: expected an image and its label; use the released file"
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a readable .npz file of plain arrays: copy or download it again") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not a readable .npz file: no such file; check the path") from error
+    return content["arr_0"], content["arr_1"]
 
 
 def _read_pair(path: Path) -> tuple[NDArray, NDArray]:
@@ -370,8 +370,17 @@ class RecordExamples:
     def __init__(self, paths: Sequence[Path], factor: int, outside: OutsideLabel) -> None:
         self._paths, self._factor, self._outside = list(paths), factor, outside
 
+    def _choose(self, rng: np.random.Generator) -> Path:
+        return self._paths[rng.integers(len(self._paths))]
+
     def draw(self, rng: np.random.Generator) -> Example:
-        return read_example(self._paths[rng.integers(len(self._paths))], self._factor, self._outside)
+        return read_example(self._choose(rng), self._factor, self._outside)
+
+    def origin(self, rng: np.random.Generator) -> str:
+        return self._choose(rng).name
+
+    def labels(self) -> Iterable[NDArray[np.uint8]]:
+        return (without_outside(read_record(path)[1]) for path in self._paths)
 
 
 @dataclass(frozen=True)
@@ -400,29 +409,36 @@ class ReleasedDataset(Dataset):
         directory = Path(directory)
         path = directory / RELEASED
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            records, cases = content["records"], content["cases"]
+            content = read_json(path)
+            records = {
+                m: {part: strings(parts[part]) for part in RECORD_PARTS} for m, parts in content["records"].items()
+            }
+            cases = content["cases"]
             dataset = cls(
                 directory=directory,
-                task=get_task(content["task"]),
-                modalities=tuple(content["modalities"]),
+                task=get_task(str(content["task"])),
+                modalities=strings(content["modalities"]),
                 case_modality={r: m for m, parts in records.items() for part in RECORD_PARTS for r in parts[part]}
                 | {c: str(entry["modality"]) for c, entry in cases.items()},
                 split={part: tuple(r for parts in records.values() for r in parts[part]) for part in RECORD_PARTS}
                 | {"test": tuple(cases)},
                 split_name=str(content["split_name"]),
+                source="released records",
                 raw=Path(content["raw"]),
                 outside=content["label_5"],
                 sha256=str(content["sha256"]),
             )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except MALFORMED as error:
             raise InputError(
                 f"{path}: not a description of released data ({error!r}): prepare the data again"
             ) from error
         if dataset.outside not in ("ignored", "background"):
             raise InputError(f"{path}: label_5 is {dataset.outside!r}: expected ignored or background; correct it")
         for record in (*dataset.split["train"], *dataset.split["validation"]):
-            if PurePosixPath(record).is_absolute() or ".." in PurePosixPath(record).parts:
+            steps = PurePosixPath(record)
+            if steps.is_absolute() or ".." in steps.parts or max(map(len, steps.parts), default=256) > 255:
                 raise InputError(
                     f"{path}: record {record!r}: expected a path below {dataset.raw}; prepare the data again"
                 )

@@ -2,18 +2,25 @@
 
 <run_dir>/run.json                 what was run: setting row, every flag, versions, commit, seed, split, seconds
 <run_dir>/history.jsonl            losses and validation scores
+<run_dir>/knowledge.jsonl          q of Eq. 3 and the distillation loss along training, where asked for
 <run_dir>/tensorboard/             the same for TensorBoard
 <run_dir>/checkpoints/             step-*.npz (newest), best.npz
+<run_dir>/lock                     held by the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.cases import Dataset
-from ummkd_tf.errors import InputError
+from ummkd_tf.documents import MALFORMED, read_json
+from ummkd_tf.errors import InputError, Stopped
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.volumes import replacing
 
@@ -29,6 +37,19 @@ if TYPE_CHECKING:
     from ummkd_tf.segmenter import UnpairedSegmenter
 
 RUN = "run.json"
+LOCK = "lock"
+_KEYS = (
+    "flags",
+    "model",
+    "setting",
+    "task",
+    "data_dir",
+    "split_name",
+    "split_sha256",
+    "seed",
+    "environment",
+    "seconds",
+)
 _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "h5py")
 
 
@@ -58,12 +79,55 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no run here: expected a folder that experiments.train has written; check --run_dir")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        record = read_json(path)
+    except MALFORMED as error:
         raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
+    missing = [key for key in _KEYS if key not in record]
+    if missing:
+        raise InputError(f"{path}: damaged (no {', '.join(missing)}): restore it from a copy or train again")
+    return record
 
 
-def start_run(run_dir: Path, *, flags: Mapping[str, Any], model: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+@contextlib.contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Holds a run directory for this process; the operating system lets go of it when the process ends, however.
+
+    What a killed process left half-written is removed.
+
+    Raises:
+        InputError: Another process holds it, or it cannot be written to.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be used ({error.strerror}): check --run_dir and permissions") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(
+                f"{run_dir}: in use by {lock.read().strip() or 'another process'}: expected one process for a run; "
+                "wait for it, stop it, or choose another --run_dir"
+            ) from error
+        for left in run_dir.rglob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+        lock.truncate(0)
+
+
+def start_run(
+    run_dir: Path,
+    *,
+    flags: Mapping[str, Any],
+    model: Mapping[str, Any],
+    dataset: Dataset,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Writes the first `run.json` of a run, or checks that the run in this folder is the same one.
 
     Args:
@@ -71,12 +135,13 @@ def start_run(run_dir: Path, *, flags: Mapping[str, Any], model: Mapping[str, An
         flags: Every setting that decides the result.
         model: Arguments of `UnpairedSegmenter`.
         dataset: The data set.
+        accept_changes: Continue although flags differ, and record that; never with another model or split.
 
     Returns:
-        The record, to be given to `finish_session`.
+        The record, to be given to `recorded_session`.
 
     Raises:
-        InputError: The folder holds a run with other flags or another split.
+        InputError: The folder holds a run with other flags, another model or another split.
     """
     decisive = {
         "flags": json.loads(json.dumps(dict(flags))),
@@ -85,27 +150,27 @@ def start_run(run_dir: Path, *, flags: Mapping[str, Any], model: Mapping[str, An
     }
     if (run_dir / RUN).exists():
         record = read_run(run_dir)
-        differences = [
-            f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
-            for old, new in (
-                (record["flags"], decisive["flags"]),
-                (record["model"], decisive["model"]),
-                ({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]}),
-            )
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-        if differences:
+        changed = _differences(record["flags"], decisive["flags"])
+        fixed = _differences(record["model"], decisive["model"])
+        fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
+        if fixed or (changed and not accept_changes):
             raise InputError(
-                f"{run_dir}: holds a run with other settings ({'; '.join(differences)}): "
+                f"{run_dir}: holds a run with other settings ({'; '.join(fixed + changed)}): "
                 "use its settings to continue it, or another --run_dir"
+                + ("" if fixed else "; --accept_changes continues all the same, and records that")
             )
+        if changed:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            changes = [*record.get("changes", []), {"at": now, "changed": changed}]
+            record |= {"flags": decisive["flags"], "changes": changes}
+            write_json(run_dir / RUN, record)
         return record
     record = {
         **decisive,
         "setting": asdict(SETTINGS[model["setting"]]),
         "task": dataset.task.name,
         "data_dir": str(dataset.directory.resolve()),
+        "source": dataset.source,
         "split_name": dataset.split_name,
         "cases": {part: dataset.ids(part) for part in dataset.split},
         "seed": flags["seed"],
@@ -119,9 +184,37 @@ def start_run(run_dir: Path, *, flags: Mapping[str, Any], model: Mapping[str, An
     return record
 
 
-def finish_session(run_dir: Path, record: Mapping[str, Any], **changes: Any) -> None:
-    """Updates `run.json` at the end of a session, e.g. status, seconds and progress."""
-    write_json(run_dir / RUN, {**record, **changes})
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+@contextlib.contextmanager
+def recorded_session(run_dir: Path, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Adds a session's end to `run.json`: status, seconds, and what the block puts into the yielded dict.
+
+    Status "finished", or "stopped" by a signal or the clock, or "failed". A killed process leaves "running".
+    """
+    started = time.monotonic()
+    result: dict[str, Any] = {}
+
+    def write(status: str) -> None:
+        seconds = round(record["seconds"] + time.monotonic() - started, 1)
+        write_json(run_dir / RUN, {**record, "status": status, "seconds": seconds, **result})
+
+    write("running")
+    try:
+        yield result
+    except Stopped:
+        write("stopped")
+        raise
+    except InputError:
+        write("failed")
+        raise
+    write("finished")
 
 
 def environment() -> dict[str, Any]:

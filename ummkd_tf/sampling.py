@@ -6,7 +6,7 @@ batches, whatever the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.cases import Case
+from ummkd_tf.errors import InputError
 
 PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
@@ -31,6 +32,12 @@ class Examples(Protocol):
     def draw(self, rng: np.random.Generator) -> Example:
         """One random example."""
 
+    def origin(self, rng: np.random.Generator) -> str:
+        """Where `draw` would take its example from, with the same generator."""
+
+    def labels(self) -> Iterable[NDArray[np.uint8]]:
+        """Every class map there is, one case or record at a time."""
+
 
 class SliceExamples:
     """Three adjacent slices and the label of the middle one (Sec. IV-A, Network-1), uniform over all slices.
@@ -40,11 +47,22 @@ class SliceExamples:
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
-        self._slices = [(case, k) for case in cases for k in range(case.image.shape[2])]
+        self._cases = list(cases)
+        self._slices = [(case, k) for case in self._cases for k in range(case.image.shape[2])]
+
+    def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
+        return self._slices[rng.integers(len(self._slices))]
 
     def draw(self, rng: np.random.Generator) -> Example:
-        case, k = self._slices[rng.integers(len(self._slices))]
+        case, k = self._choose(rng)
         return adjacent_slices(case.image, k), case.label[:, :, k]
+
+    def origin(self, rng: np.random.Generator) -> str:
+        case, k = self._choose(rng)
+        return f"{case.case_id}, slice {k}"
+
+    def labels(self) -> Iterable[NDArray[np.uint8]]:
+        return (case.label for case in self._cases)
 
 
 class PatchExamples:
@@ -59,7 +77,7 @@ class PatchExamples:
         self._cases = list(cases)
         self._labelled = [np.flatnonzero(case.label.any(axis=(0, 1))) for case in self._cases]
 
-    def draw(self, rng: np.random.Generator) -> Example:
+    def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
         number = rng.integers(len(self._cases))
         case, labelled = self._cases[number], self._labelled[number]
         depth = case.image.shape[2]
@@ -68,7 +86,18 @@ class PatchExamples:
         else:
             center = rng.integers(labelled[0], labelled[-1] + 1)
             start = int(np.clip(center - PATCH_DEPTH // 2, 0, max(0, depth - PATCH_DEPTH)))
+        return case, start
+
+    def draw(self, rng: np.random.Generator) -> Example:
+        case, start = self._choose(rng)
         return chunk(case.image, start)[..., np.newaxis], chunk(case.label, start)
+
+    def origin(self, rng: np.random.Generator) -> str:
+        case, start = self._choose(rng)
+        return f"{case.case_id}, slices {start}-{min(start + PATCH_DEPTH, case.image.shape[2]) - 1}"
+
+    def labels(self) -> Iterable[NDArray[np.uint8]]:
+        return (case.label for case in self._cases)
 
 
 def adjacent_slices(image: NDArray, k: int) -> NDArray:
@@ -101,15 +130,22 @@ class UnpairedSampler:
     def __init__(self, examples: Mapping[str, Examples], batch_size: int, seed: int) -> None:
         self.examples, self.batch_size, self.seed = dict(examples), batch_size, seed
 
+    def _sources(self, step: int) -> Iterator[tuple[str, Examples, np.random.Generator]]:
+        for number, (modality, examples) in enumerate(self.examples.items()):
+            yield modality, examples, np.random.default_rng([self.seed, step, number])
+
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
         images, labels = {}, {}
-        for number, (modality, examples) in enumerate(self.examples.items()):
-            rng = np.random.default_rng([self.seed, step, number])
+        for modality, examples, rng in self._sources(step):
             drawn = [examples.draw(rng) for _ in range(self.batch_size)]
             images[modality] = np.stack([image for image, _ in drawn])
             labels[modality] = np.stack([label for _, label in drawn])
         return images, labels
+
+    def origins(self, step: int) -> dict[str, list[str]]:
+        """Where the examples of a step's batch come from, by modality."""
+        return {m: [e.origin(rng) for _ in range(self.batch_size)] for m, e, rng in self._sources(step)}
 
     def batches(self, start: int, stop: int, num_threads: int = 1) -> Iterator[Batch]:
         """The batches of steps start … stop-1, prepared ahead of their use."""
@@ -121,3 +157,27 @@ class UnpairedSampler:
                 if following < stop:
                     ahead.append(pool.submit(self.batch, following))
                 yield batch
+
+
+def check_classes(examples: Mapping[str, Examples], class_names: Sequence[str]) -> None:
+    """Every class is somewhere in the training data of every modality.
+
+    Args:
+        examples: Modality → its examples.
+        class_names: Names by label value, background first.
+
+    Raises:
+        InputError: A modality lacks a class, so it could not be learnt there.
+    """
+    for modality, source in examples.items():
+        missing = set(range(1, len(class_names)))
+        for label in source.labels():
+            missing -= set(np.unique(label).tolist())
+            if not missing:
+                break
+        if missing:
+            names = ", ".join(class_names[c] for c in sorted(missing))
+            raise InputError(
+                f"no training example of {modality} holds {names}: expected every class in every modality; "
+                "choose another split, or check the label map of the preparation"
+            )

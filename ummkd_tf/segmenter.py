@@ -102,10 +102,10 @@ class UnpairedSegmenter(keras.Model):
             )
             for row in self.network.stages
         ]
-        terms = ["loss", "kd_loss", "l2_loss"]
+        terms = ["loss", "kd_loss", "l2_loss", "gradient_norm"]
         terms += [f"{m}_{part}" for m in names for part in ("segmentation_loss", "dice_loss", "cross_entropy")]
         self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
-        self._accumulate: Any = None  # traced when first needed
+        self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -243,15 +243,27 @@ class UnpairedSegmenter(keras.Model):
         return [v for stage in self.stages for v in stage.variables if v.path.split("/")[-2] not in others]
 
     def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One optimizer step; returns the terms of `batch_losses` before it.
+        """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
 
-        Variables and optimizer slots of a modality that is not in the batch stay as they are.
+        Variables and optimizer slots of a modality that is not in the batch stay as they are. Where a term is not
+        finite, everything stays as it is.
         """
         trainable = [v for v in self.variables_of(images) if v.trainable]
+        state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
         with tf.GradientTape() as tape:
             terms = self.batch_losses(images, labels, training=True)
         self.optimizer.build(self.trainable_variables)
-        self.optimizer.apply(tape.gradient(terms["loss"], [v.value for v in trainable]), trainable)
+        gradients = tape.gradient(terms["loss"], [v.value for v in trainable])
+        terms["gradient_norm"] = tf.linalg.global_norm(gradients)
+
+        def update() -> None:
+            self.optimizer.apply(gradients, trainable)
+
+        def undo() -> None:  # the forward pass has moved running statistics
+            for v, value in state:
+                v.assign(value)
+
+        tf.cond(tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values())))), update, undo)
         return terms
 
     def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
@@ -267,13 +279,11 @@ class UnpairedSegmenter(keras.Model):
         if not running:
             return
         others = [(v, v.numpy()) for v in self.non_trainable_variables if v.name not in BatchNorm.running]
-        if self._accumulate is None:
-            self._accumulate = tf.function(lambda images: self(images, training=True) and None)
         sums, count = [np.zeros(v.shape) for v in running], 0
         for images in batches:
             for v in running:
                 v.assign(np.zeros(v.shape))
-            self._accumulate(images)
+            self._training_pass(images)
             # From zero, one batch leaves its share of itself.
             sums = [total + v.numpy() / (1.0 - BatchNorm.decay) for total, v in zip(sums, running, strict=True)]
             count += 1

@@ -6,33 +6,26 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from ummkd_tf.checkpoints import CheckpointFolder, Progress
-from ummkd_tf.errors import InputError
+from ummkd_tf.errors import InputError, Stopped
+from ummkd_tf.runs import write_json
 from ummkd_tf.sampling import UnpairedSampler
 from ummkd_tf.segmenter import UnpairedSegmenter
 from ummkd_tf.volumes import replacing
 
 HISTORY = "history.jsonl"
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved its state.
-
-    Attributes:
-        exit_code: What the process should end with: 130 (Ctrl-C), 143 (SIGTERM), or 0 (time is up).
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+KNOWLEDGE = "knowledge.jsonl"
+NOT_FINITE = "not_finite.json"
 
 
 def train(
@@ -49,6 +42,7 @@ def train(
     keep_checkpoints: int = 2,
     max_hours: float | None = None,
     num_threads: int = 1,
+    knowledge: Callable[[], dict[str, Any]] | None = None,
 ) -> Progress:
     """Trains to `steps` optimizer steps, from the newest checkpoint in `run_dir` or from the start.
 
@@ -69,36 +63,50 @@ def train(
         keep_checkpoints: How many of the newest to keep.
         max_hours: Stop cleanly after this time.
         num_threads: Threads that prepare batches ahead.
+        knowledge: Gives what a line of `knowledge.jsonl` holds: before the first step, and with each validation.
 
     Raises:
         Stopped: A signal, or the time is up; the state is saved.
-        InputError: A loss is not finite, or the run directory cannot be used.
+        InputError: A loss is not finite; the state before that step and the batch's examples are saved. Or the run
+            directory cannot be used.
     """
     started = time.monotonic()
     folder = CheckpointFolder(run_dir / "checkpoints", keep_checkpoints)
     progress = folder.restore_newest(model)
     if progress.step >= steps:
         return progress
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        history.write(step, values)
+        for name, value in values.items():
+            tf.summary.scalar(name, value, step=step)
+
     step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
     with (
-        History(run_dir / HISTORY, progress.step) as history,
+        JsonLines(run_dir / HISTORY, progress.step) as history,
+        JsonLines(run_dir / KNOWLEDGE, progress.step) if knowledge else contextlib.nullcontext() as confusions,
         _events(run_dir / "tensorboard", progress.step),
         _stop_signal() as stop,
         tqdm(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
     ):
+        if knowledge and confusions and progress.step == 0:
+            confusions.write(0, knowledge())
         for images, labels in sampler.batches(progress.step, steps, num_threads):
             terms = step_function(_tensors(images), _tensors(labels))
             step = progress.step + 1
-            if not bool(tf.math.is_finite(terms["loss"])):
-                broken = [name for name, value in terms.items() if not bool(tf.math.is_finite(value))]
+            broken = {name: str(float(value)) for name, value in terms.items() if not np.isfinite(float(value))}
+            if broken:
+                folder.save(model, progress)
+                origins = sampler.origins(step - 1)
+                write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
                 raise InputError(
-                    f"step {step}: {', '.join(broken)} is not finite: lower --learning_rate or check the data; "
-                    f"the last good state is in {folder.folder}"
+                    f"step {step}: {', '.join(broken)} not finite: the state before it is saved and the batch's "
+                    f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
                 )
             progress = replace(progress, step=step)
             if step % log_every == 0 or step == steps:
                 values = {name: float(value) for name, value in terms.items()}
-                history.write(step, values)
+                log(step, values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             validating = step % validate_every == 0 or step == steps
@@ -107,11 +115,13 @@ def train(
                 model.estimate_statistics(_tensors(sampler.batch(s)[0]) for s in recent)
             if validate and validating:
                 scores = validate()
-                history.write(step, {f"validation_{name}": value for name, value in scores.items()})
+                log(step, {f"validation_{name}": value for name, value in scores.items()})
                 tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
                 if progress.best_dice is None or scores["dice"] > progress.best_dice:
                     progress = replace(progress, best_dice=scores["dice"], best_step=step)
                     folder.save_best(model, progress)
+            if knowledge and confusions and validating:
+                confusions.write(step, knowledge())
             reason = stop() or _time_is_up(started, max_hours)
             if step % checkpoint_every == 0 or step == steps or reason:
                 folder.save(model, progress)
@@ -131,8 +141,8 @@ def _time_is_up(started: float, max_hours: float | None) -> tuple[str, int] | No
     return None
 
 
-class History:
-    """`history.jsonl`: one JSON object a line with "step" and values; also the current TensorBoard writer's scalars.
+class JsonLines:
+    """A file of one JSON object a line, with "step" and values.
 
     Lines after the step that a run continues from are dropped, since those steps will be done again.
 
@@ -142,27 +152,25 @@ class History:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read_history(path) if line["step"] <= step] if path.exists() else []
+        kept = [line for line in read_history(path) if line["step"] <= step] if step and path.exists() else []
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed in __exit__
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            tf.summary.scalar(name, value, step=step)
 
-    def __enter__(self) -> History:
+    def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Lines of a history; a last line cut off by a kill is left out."""
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `JsonLines` file; a last line cut off by a kill is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):

@@ -7,19 +7,24 @@ Convention: an array is indexed `[i, j, k]` and its affine maps that index to wo
 from __future__ import annotations
 
 import contextlib
+import gzip
+import logging
+import math
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import BinaryIO, Literal, cast
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from ummkd_tf.documents import DEFLATE_RATIO
 from ummkd_tf.errors import InputError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
@@ -34,6 +39,22 @@ _INTERPOLATORS = {
 }
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_QUIET = logging.getLogger(f"{__name__}.nibabel")  # nibabel tells what it mends in a header; we check what matters
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
+MAX_VOXELS = 2**29
+"""Of one image (512 × 512 × 2048), our choice: 2 GiB as float32. More is refused before memory is taken for it."""
+
+_MAX_PADDING = 512  # bytes after a NIfTI image; more means that its header and its data do not belong together
+_MAX_HEADER = 2**16  # bytes of a text header
+# What names the file of the voxels in a MetaImage and in an NRRD header.
+_DATA_FILE = {
+    ".mha": rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]*)",
+    ".nrrd": rb"(?i)^data ?file[ \t]*:=?[ \t]*([^\r\n]*)",
+}
+_DATA_FILE |= {".mhd": _DATA_FILE[".mha"], ".nhdr": _DATA_FILE[".nrrd"]}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -109,31 +130,134 @@ def _check_content(path: Path) -> None:
         raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
 
 
+def _check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
+    """Refuses what a header claims and the file cannot hold, before memory is taken for it."""
+    voxels = math.prod(shape)
+    if min(shape, default=0) < 1:
+        raise InputError(f"{path}: an image of shape {tuple(shape)}: expected at least one voxel; copy it again")
+    if voxels > MAX_VOXELS:
+        raise InputError(
+            f"{path}: an image of shape {tuple(shape)}, {voxels:.1e} voxels: expected at most {MAX_VOXELS:.1e}, "
+            "as 512 × 512 × 2048; crop or reduce it"
+        )
+    if voxels * value_bytes > stored_bytes:
+        raise InputError(
+            f"{path}: damaged or truncated: the header tells of shape {tuple(shape)}, and the file is too short for "
+            "it: copy it again"
+        )
+
+
 def _read_nifti(path: Path) -> Volume:
+    """Reads the voxels by hand, because nibabel stops before the gzip checksum and believes any size."""
     _check_content(path)
+    packed = path.name.endswith(".gz")
     try:
-        image = cast(nib.Nifti1Image, nib.load(path))
-        _check_rank(image.ndim, image.shape, path)
-        codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
-        if codes == (0, 0):
-            raise InputError(
-                f"{path}: the header gives no orientation (sform_code and qform_code are 0), so left and right are"
-                " unknown: write the file again with its affine"
-            )
-        array = np.asanyarray(image.dataobj)
+        with open(path, "rb") as file:
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+            header = _nifti_header(stream)
+            shape, dtype = header.get_data_shape(), header.get_data_dtype()
+            _check_rank(len(shape), shape, path)
+            if (int(header["sform_code"]), int(header["qform_code"])) == (0, 0):
+                raise InputError(
+                    f"{path}: the header gives no orientation (sform_code and qform_code are 0), so left and right are"
+                    " unknown: write the file again with its affine"
+                )
+            _check_type(dtype, path)
+            _check_size(path, shape, dtype.itemsize, path.stat().st_size * (DEFLATE_RATIO if packed else 1))
+            smallest = header.template_dtype.itemsize + 4  # header and extension flags; where 0 is given, it is meant
+            _skip(stream, (header.get_data_offset() or smallest) - header.template_dtype.itemsize)
+            voxels = _exactly(stream, math.prod(shape) * dtype.itemsize)
+            # Reading on to the end compares the checksum; a bomb is left after a few bytes.
+            if len(stream.read(_MAX_PADDING + 1)) > _MAX_PADDING:
+                raise ValueError("more data than the header tells of")
+        array = np.frombuffer(voxels, dtype).reshape(shape, order="F")
+        with np.errstate(all="ignore"):  # what becomes infinite is an error below
+            slope, intercept = header.get_slope_inter()
+            if slope is not None:
+                array = nib.volumeutils.apply_read_scaling(array, np.float64(slope), np.float64(intercept))
+        affine = np.asarray(header.get_best_affine(), np.float64)
     except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path}: no memory for its voxels: free some, or crop the image") from error
     except Exception as error:  # nibabel and zlib raise many kinds for damaged files
         raise InputError(f"{path}: damaged or truncated NIfTI file ({_one_line(error)}): copy it again") from error
-    return _checked(array, np.asarray(image.affine, np.float64), path)
+    return _checked(array, affine, path)
 
 
-def _read_sitk(path: Path) -> sitk.Image:
+def _nifti_header(stream: BinaryIO) -> nib.Nifti1Header:
+    """Header of either version, without its extensions: their sizes are not to be trusted, and nothing is in them."""
+    block = _exactly(stream, nib.Nifti1Header.template_dtype.itemsize)
+    size = nib.Nifti2Header.template_dtype.itemsize
+    second = size in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    if second:
+        block += _exactly(stream, size - len(block))
+    header = (nib.Nifti2Header if second else nib.Nifti1Header)(bytes(block), check=False)
+    header.check_fix(logger=_QUIET)
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise ValueError("not a single-file NIfTI")
+    return header
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytearray:
+    content = bytearray(size)
+    view, filled = memoryview(content), 0
+    while filled < size:
+        read = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not read:
+            raise EOFError(f"{size - filled} bytes are missing")
+        filled += read
+    return content
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    """Leaves the header's extensions out."""
+    if size < 0:
+        raise ValueError("the voxels begin inside the header")
+    while size:
+        read = len(stream.read(min(size, 2**20)))
+        if not read:
+            raise EOFError("the voxels begin after the end of the file")
+        size -= read
+
+
+def _read_sitk(path: Path, image_io: str = "") -> sitk.Image:
+    """Reads with SimpleITK, whose libraries believe any size: the header is read and checked first."""
     _check_content(path)
+    stored = sum(file.stat().st_size for file in _files_of(path))
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
+    reader.SetFileName(str(path))
     try:
-        return sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        shape = (*reader.GetSize(), reader.GetNumberOfComponents())
+        _check_size(path, shape, 1, stored * DEFLATE_RATIO)  # a value has a byte or more
+        return reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path}: damaged or unreadable image ({_one_line(error)}): copy it again") from error
+
+
+def _files_of(path: Path) -> list[Path]:
+    """An image file and the data file that its header names, which must lie beside it.
+
+    Raises:
+        InputError: A header that leads elsewhere, or no header.
+    """
+    pattern = _DATA_FILE.get(path.suffix)
+    if pattern is None:
+        return [path]
+    with open(path, "rb") as stream:
+        head = stream.read(_MAX_HEADER)
+    if path.suffix in (".nrrd", ".nhdr"):
+        head = re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0]
+    names = [name.decode(errors="replace").strip() for name in re.findall(pattern, head, re.MULTILINE)[:1]]
+    names = [name for name in names if name != "LOCAL"]
+    for name in names:
+        if Path(name).name != name or "\\" in name or "%" in name or name.split()[0] == "LIST":
+            raise InputError(
+                f"{path}: its voxels are said to lie in {name!r}: expected one file in the same folder; convert it"
+            )
+    return [path, *(path.with_name(name) for name in names if path.with_name(name).is_file())]
 
 
 def _from_sitk(image: sitk.Image, path: Path) -> Volume:
@@ -162,9 +286,13 @@ def _check_rank(rank: int, shape: Sequence[int], path: Path) -> None:
         )
 
 
+def _check_type(dtype: np.dtype, path: Path) -> None:
+    if dtype.kind not in "iufb":
+        raise InputError(f"{path}: voxel type {dtype}: expected integers or real numbers")
+
+
 def _checked(array: NDArray, affine: Affine, path: Path) -> Volume:
-    if array.dtype.kind not in "iufb":
-        raise InputError(f"{path}: voxel type {array.dtype}: expected integers or real numbers")
+    _check_type(array.dtype, path)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
@@ -213,7 +341,8 @@ def files_in_order(folder: str | Path) -> list[Path]:
         files = [p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
-    return sorted(files, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", p.name)])
+    # Every second token is a number.
+    return sorted(files, key=lambda p: [int(t) if n % 2 else t for n, t in enumerate(re.split(r"([0-9]+)", p.name))])
 
 
 def dicom_files(folder: str | Path) -> list[Path]:
@@ -236,10 +365,30 @@ class _Slice:
     origin: NDArray[np.float64]
 
 
+_DICOM = "GDCMImageIO"
+_LONG_VR = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT")  # PS3.5, 7.1.2
+
+
+def _check_meta_information(path: Path) -> None:
+    """Walks through the file meta information (DICOM PS3.10, 7.1), because GDCM can search a damaged one forever."""
+    content = path.read_bytes()
+    place, transfer_syntax = 132, False
+    if content[128:132] == b"DICM":
+        while content[place : place + 2] == b"\2\0":  # group 2; explicit VR, little endian, whatever comes after
+            long = content[place + 4 : place + 6] in _LONG_VR
+            value = place + (12 if long else 8)
+            size = int.from_bytes(content[value - (4 if long else 2) : value], "little")
+            transfer_syntax |= content[place + 2 : place + 4] == b"\x10\0"
+            place = value + size
+    if not transfer_syntax or place >= len(content):
+        raise InputError(f"{path}: not a readable DICOM image: remove it or copy it again")
+
+
 def _read_slice_header(path: Path) -> _Slice:
     _check_content(path)
+    _check_meta_information(path)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
+    reader.SetImageIO(_DICOM)
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -251,6 +400,8 @@ def _read_slice_header(path: Path) -> _Slice:
             f"{path}: no ImagePositionPatient or ImageOrientationPatient: slices cannot be put in order; "
             "export the series again with its geometry"
         )
+    if reader.GetDimension() != 3 or reader.GetSize()[2] != 1:
+        raise InputError(f"{path}: {reader.GetSize()} pixels: expected one slice a file; export it as single slices")
     return _Slice(
         path,
         reader.GetMetaData("0020|000e").strip("\0 ") if "0020|000e" in keys else "",
@@ -311,7 +462,7 @@ def read_dicom_series(folder: str | Path) -> tuple[Volume, list[int]]:
 
     array = np.empty((*first.size, len(order)), np.float32)
     for k, which in enumerate(order):
-        image = _read_sitk(slices[which].path)
+        image = _read_sitk(slices[which].path, _DICOM)
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise InputError(f"{slices[which].path}: a colour image: expected one value per pixel")
         array[:, :, k] = sitk.GetArrayFromImage(image).squeeze(axis=0).T
@@ -327,12 +478,30 @@ def read_png(path: str | Path) -> NDArray[np.uint8]:
         InputError: Unreadable, a colour image, or not 8-bit.
     """
     path = Path(path)
-    image = _read_sitk(path)
+    _check_content(path)
+    _check_png(path)
+    image = _read_sitk(path, "PNGImageIO")
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 2:
         raise InputError(f"{path}: a colour PNG: expected one 8-bit grey value per pixel; convert it")
     if image.GetPixelID() != sitk.sitkUInt8:
         raise InputError(f"{path}: a PNG of {image.GetPixelIDTypeAsString()}: expected 8-bit grey values")
     return sitk.GetArrayFromImage(image).T
+
+
+def _check_png(path: Path) -> None:
+    """Compares the checksum of every chunk, because libpng gives what it has of a damaged picture."""
+    content = path.read_bytes()
+    place, kind = len(_PNG_SIGNATURE), b""
+    while content.startswith(_PNG_SIGNATURE) and kind != b"IEND":
+        size = int.from_bytes(content[place : place + 4])
+        kind, end = content[place + 4 : place + 8], place + 8 + size
+        if end + 4 > len(content) or zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4]):
+            break
+        place = end + 4
+    else:
+        if kind == b"IEND":
+            return
+    raise InputError(f"{path}: damaged or unreadable image (not a whole PNG file): copy it again")
 
 
 def write_nifti(path: str | Path, volume: Volume) -> None:
@@ -362,6 +531,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             with open(temporary, "rb+") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
+        folder_descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder_descriptor)  # the rename itself
+        finally:
+            os.close(folder_descriptor)
     except OSError as error:
         reason = error.strerror or _one_line(error)
         raise InputError(f"{path}: could not be written ({reason}): make room or check permissions") from error

@@ -1,0 +1,509 @@
+"""What a program says about bad input, word by word: one line, exit code 1, and nothing written or changed.
+
+Raw data sets have a table of their own in test_malformed_input.py, training in test_programs.py and test_training.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import resource
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from absl import flags
+from raw_data import snapshot, write_abdomen
+
+from ummkd_tf.cases import Dataset
+from ummkd_tf.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.runs import start_run
+from ummkd_tf.segmenter import UnpairedSegmenter
+
+AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])
+AFFINE[:3, 3] = 100, 90, -40
+MODEL = {"network": "unet3d", "setting": "ours", "num_classes": 5, "width": 2, "modalities": ("ct", "mr")}
+FLAGS = {"size": 64, "preset": "tiny", "selection": "best", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def run_dir(prepared_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as training leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    model = UnpairedSegmenter(**MODEL)
+    model.compile()
+    CheckpointFolder(folder / "checkpoints").save_best(model, Progress(step=7, best_dice=0.5, best_step=7))
+    start_run(folder, flags=FLAGS, model=MODEL, dataset=prepared_dataset)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    write_abdomen(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def fresh_programs() -> Iterator[None]:
+    """Programs start as in a new process: their modules are loaded anew, and their flags are not defined yet."""
+    ours = ("experiments", "data_prep", "__main__")
+    known, modules = flags.FLAGS, {n: m for n, m in sys.modules.items() if n.startswith(ours[:2])}
+
+    def take() -> dict[str, tuple[str, flags.Flag]]:
+        taken = {n: (str(known.find_module_defining_flag(n)), known[n]) for n in list(known)}
+        taken = {n: entry for n, entry in taken.items() if not entry[0].startswith("absl")}
+        for name in taken:
+            delattr(known, name)
+        for name in [n for n in sys.modules if n.startswith(ours[:2])]:
+            del sys.modules[name]
+        return taken
+
+    before, argv = take(), sys.argv
+    try:
+        yield
+    finally:
+        take()
+        sys.argv = argv
+        sys.modules.update(modules)
+        for module, flag in before.values():
+            flags.DEFINE_flag(flag, module_name=module)
+
+
+def program(name: str, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a program."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with fresh_programs(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.argv = [name, *arguments]
+        try:
+            runpy.run_module(name, run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def array(shape: tuple[int, ...] = (30, 28, 9)) -> np.ndarray:
+    return np.random.default_rng(0).integers(-100, 200, shape).astype(np.float32)
+
+
+def write(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    nib.save(nib.Nifti1Image(values, affine), path)
+
+
+def predict(run_dir: Path, scan: Path, output: Path, modality: str = "ct", **more: object) -> tuple[int, str, str]:
+    given = {"run_dir": run_dir, "input": scan, "output": output, "modality": modality, **more}
+    return program("experiments.predict", *(f"--{name}={value}" for name, value in given.items()))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row of the table may do damage: copies of the run and the data, a scan, an output that is not there."""
+
+    folder: Path
+    run: Path
+    data: Path
+    scan: Path
+    output: Path
+    raw: Path
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_run(change: Callable[[dict], object]) -> Callable[[Place], object]:
+    return lambda at: edit_json(at.run / "run.json", change)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scan_of(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE) -> Callable[[Place], object]:
+    return lambda at: write(at.scan, change(array()), affine)
+
+
+def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(values: np.ndarray) -> np.ndarray:
+        values[3, 4, 5] = value
+        return values
+
+    return change
+
+
+def header_only(shape: tuple[int, ...], zeros: int = 0) -> Callable[[Place], object]:
+    """A header that tells of `shape`, and some zeros behind it."""
+
+    def damage(at: Place) -> None:
+        image = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), AFFINE)
+        image.header["dim"][1:4] = shape
+        image.header["vox_offset"] = 352
+        at.scan.write_bytes(gzip.compress(image.header.binaryblock + bytes(4) + bytes(zeros), 1))
+
+    return damage
+
+
+def zero_affine(at: Place) -> None:
+    image = nib.Nifti1Image(array(), AFFINE)
+    for row in ("srow_x", "srow_y", "srow_z"):
+        image.header[row] = 0
+    image.header["vox_offset"] = 352
+    block = image.header.binaryblock + bytes(4) + array().tobytes(order="F")
+    at.scan.write_bytes(gzip.compress(block))
+
+
+PREDICT, EVALUATE, QC = "experiments.predict", "experiments.evaluate", "data_prep.qc"
+USUAL = {
+    PREDICT: "--run_dir={run} --input={scan} --output={output} --modality=ct",
+    EVALUATE: "--run_dir={run} --data_dir={data}",
+    QC: "--data_dir={data}",
+}
+
+
+def data_file(name: str, damage: Callable[[Path], object]) -> Callable[[Place], object]:
+    """Damages a copy of a file of the data, which are linked from the shared ones."""
+
+    def replace(at: Place) -> None:
+        path, copy = at.data / name, at.folder / "copy"
+        copy.write_bytes(path.read_bytes())
+        path.unlink()
+        copy.rename(path)
+        damage(path)
+
+    return replace
+
+
+def fewer_cases(path: Path) -> None:
+    edit_json(path, lambda content: content["split"].update(train=["ct_0", "mr_0"]))
+
+
+def other_case(path: Path) -> None:
+    shutil.copy(path.with_name("mr_3.h5"), path)
+
+
+def nothing(at: Place) -> None:
+    """No damage."""
+
+
+# What is wrong: (program, how to bring it about, flags beside the usual ones, the line)
+TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
+    "modality": (PREDICT, nothing, "--modality=pet", "--modality=pet: the run knows ct, mr; give the scan's modality"),
+    "no run": (
+        PREDICT,
+        lambda at: (at.run / "run.json").unlink(),
+        "",
+        "{run}/run.json: no run here: expected a folder that experiments.train has written; check --run_dir",
+    ),
+    "half a run.json": (
+        PREDICT,
+        lambda at: (at.run / "run.json").write_text('{"flags": ', encoding="utf-8"),
+        "",
+        "{run}/run.json: damaged (Expecting value: line 1 column 11 (char 10)): restore it from a copy or train again",
+    ),
+    "run.json of another kind": (
+        PREDICT,
+        lambda at: (at.run / "run.json").write_text("[]", encoding="utf-8"),
+        "",
+        "{run}/run.json: damaged (a JSON list, expected an object): restore it from a copy or train again",
+    ),
+    "run.json without its model": (
+        PREDICT,
+        edit_run(lambda run: run.pop("model")),
+        "",
+        "{run}/run.json: damaged (no model): restore it from a copy or train again",
+    ),
+    "no checkpoints": (
+        PREDICT,
+        lambda at: shutil.rmtree(at.run / "checkpoints"),
+        "",
+        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
+    ),
+    "no last checkpoint": (
+        PREDICT,
+        nothing,
+        "--selection=last",
+        "{run}/checkpoints: no last checkpoint: train the run first, or choose --selection=best",
+    ),
+    "half a checkpoint": (
+        PREDICT,
+        lambda at: halve(at.run / "checkpoints/best.npz"),
+        "",
+        "{run}/checkpoints/best.npz: damaged checkpoint: delete it; training goes on from the one before",
+    ),
+    "unknown setting": (
+        PREDICT,
+        edit_run(lambda run: run["model"].update(setting="z_shaped")),
+        "",
+        "{run}/run.json: describes no model (unknown setting 'z_shaped': expected one of individual, joint, "
+        "joint_kd, y_shaped, x_shaped, chilopod, ours): restore it from a copy",
+    ),
+    "another architecture": (
+        PREDICT,
+        edit_run(lambda run: run["model"].update(width=4)),
+        "",
+        "{run}/checkpoints/best.npz: checkpoint of another architecture (154 variables differ, e.g. "
+        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel'): use the flags it was trained with",
+    ),
+    "no scan": (PREDICT, lambda at: at.scan.unlink(), "", "{scan}: no such file or folder: check the path"),
+    "half a scan": (
+        PREDICT,
+        lambda at: halve(at.scan),
+        "",
+        "{scan}: damaged or truncated NIfTI file (Compressed file ended before the end-of-stream marker was "
+        "reached): copy it again",
+    ),
+    "4D scan": (
+        PREDICT,
+        scan_of(lambda a: np.stack([a, a], -1)),
+        "",
+        "{scan}: 4D image of shape (30, 28, 9, 2): expected 3D; give one volume (a 4D file must be split)",
+    ),
+    "NaN": (
+        PREDICT,
+        scan_of(put(np.nan)),
+        "",
+        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image",
+    ),
+    "infinity": (
+        PREDICT,
+        scan_of(put(np.inf)),
+        "",
+        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image",
+    ),
+    "one voxel": (
+        PREDICT,
+        scan_of(lambda a: a[:1, :1, :1]),
+        "",
+        "{scan}: every voxel has the value 155 after clipping: expected an image with contrast",
+    ),
+    "constant scan": (
+        PREDICT,
+        scan_of(lambda a: 0 * a + 5),
+        "",
+        "{scan}: every voxel has the value 5 after clipping: expected an image with contrast",
+    ),
+    "zero affine": (
+        PREDICT,
+        zero_affine,
+        "",
+        "{scan}: the affine is singular or not finite: repair the header's geometry",
+    ),
+    "no voxel": (
+        PREDICT,
+        header_only((0, 30, 30)),
+        "",
+        "{scan}: an image of shape (0, 30, 30): expected at least one voxel; copy it again",
+    ),
+    "header of 54 TB": (
+        PREDICT,
+        header_only((30000, 30000, 30000)),
+        "",
+        "{scan}: an image of shape (30000, 30000, 30000), 2.7e+13 voxels: expected at most 5.4e+08, as 512 × "
+        "512 × 2048; crop or reduce it",
+    ),
+    "header of 1 GB and nothing behind it": (
+        PREDICT,
+        header_only((800, 800, 800)),
+        "",
+        "{scan}: damaged or truncated: the header tells of shape (800, 800, 800), and the file is too short "
+        "for it: copy it again",
+    ),
+    "bomb behind a small header": (
+        PREDICT,
+        header_only((10, 10, 10), 10**8),
+        "",
+        "{scan}: damaged or truncated NIfTI file (more data than the header tells of): copy it again",
+    ),
+    "output of another format": (
+        PREDICT,
+        nothing,
+        "--output={folder}/label.png",
+        "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz",
+    ),
+    "output below a file": (
+        PREDICT,
+        nothing,
+        "--output={scan}/label.nii.gz",
+        "{scan}/label.nii.gz: could not be written (File exists): make room or check permissions",
+    ),
+    "output is the scan": (
+        PREDICT,
+        nothing,
+        "--output={scan}",
+        "--output={scan}: is the scan itself: expected another file; choose another name",
+    ),
+    "evaluate: no data": (
+        EVALUATE,
+        nothing,
+        "--data_dir={folder}",
+        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
+    ),
+    "evaluate: another split": (
+        EVALUATE,
+        data_file("dataset.json", fewer_cases),
+        "",
+        "{data}: another split (blocks) than the run was trained with (blocks): test cases may have been "
+        "trained on; evaluate on the run's own data",
+    ),
+    "evaluate: half a case": (
+        EVALUATE,
+        data_file("cases/ct_3.h5", halve),
+        "",
+        "{data}/cases/ct_3.h5: not a readable HDF5 file: delete it and prepare the case again",
+    ),
+    "evaluate: another case's file": (
+        EVALUATE,
+        data_file("cases/ct_3.h5", other_case),
+        "",
+        "{data}/cases/ct_3.h5: holds case 'mr_3' of modality 'mr': expected 'ct_3' of 'ct'; prepare the case again",
+    ),
+    "evaluate: no checkpoint": (
+        EVALUATE,
+        lambda at: (at.run / "checkpoints/best.npz").unlink(),
+        "",
+        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
+    ),
+    "qc: no data": (
+        QC,
+        nothing,
+        "--data_dir={folder}",
+        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
+    ),
+    "qc: half a case": (
+        QC,
+        data_file("cases/ct_0.h5", halve),
+        "",
+        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again",
+    ),
+    "qc: output below a file": (
+        QC,
+        nothing,
+        "--out_dir={scan}",
+        "{scan}/case_ct_0.png: could not be written (File exists): make room or check permissions",
+    ),
+    "splits: output below a file": (
+        "data_prep.make_splits",
+        nothing,
+        "--dir={scan}",
+        "{scan}/mmwhs_sifa.json: could not be written (File exists): make room or check permissions",
+    ),
+    "splits: not a split file": (
+        "data_prep.prepare",
+        nothing,
+        "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split={run}/run.json",
+        "{run}/run.json: not a split file (KeyError('name')): expected the form in data_prep/README.md",
+    ),
+    "splits: no such split": (
+        "data_prep.prepare",
+        nothing,
+        "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split=nothing",
+        "nothing: no such split: expected seeded, k_fold, abdomen_5fold, abdomen_paper_size, abdomen_seeded, "
+        "mmwhs_5fold, mmwhs_seeded, mmwhs_sifa or the path of a split file",
+    ),
+    "describe: decoder of the other network": (
+        "experiments.train",
+        nothing,
+        "--task=cardiac --decoder=released --describe",
+        "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out",
+    ),
+    "train: no data named": (
+        "experiments.train",
+        nothing,
+        "",
+        "--data_dir and --run_dir are needed to train: give both, or use --describe",
+    ),
+}
+
+
+def run_row(name: str, at: Place) -> tuple[int, str, str]:
+    module, _, more, _ = TABLE[name]
+    arguments = f"{USUAL.get(module, '')} {more}".format(**vars(at)).split()
+    return program(module, *arguments)
+
+
+@pytest.fixture
+def at(run_dir: Path, prepared_dataset: Dataset, raw: Path, tmp_path: Path) -> Place:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    data = tmp_path / "data"
+    shutil.copytree(prepared_dataset.directory, data, copy_function=os.link)  # large; replaced before it is changed
+    write(tmp_path / "scan.nii.gz", array())
+    return Place(tmp_path, run, data, tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", raw)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_one_line_and_writes_nothing(name: str, at: Place) -> None:
+    _, damage, _, line = TABLE[name]
+    damage(at)
+    before = snapshot(at.folder)
+    code, _, error = run_row(name, at)
+    said = [text for text in re.split(r"[\r\n]+", error) if text and "case/s" not in text]  # without progress bars
+    assert said == ["error: " + line.format(**vars(at))]
+    assert code == 1
+    assert snapshot(at.folder) == before
+
+
+# --- what works all the same -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "ILP"])
+def test_orientation_makes_no_difference(axes: str, run_dir: Path, tmp_path: Path) -> None:
+    """The label map of a turned scan is the turned label map."""
+    image = nib.Nifti1Image(array(), AFFINE)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(AFFINE), nib.orientations.axcodes2ornt(tuple(axes))
+    )
+    nib.save(image, tmp_path / "a.nii.gz")
+    nib.save(image.as_reoriented(turn), tmp_path / "b.nii.gz")
+    for name in "ab":
+        assert predict(run_dir, tmp_path / f"{name}.nii.gz", tmp_path / f"{name}_label.nii.gz")[0] == 0
+    expected, found = (nib.load(tmp_path / f"{name}_label.nii.gz") for name in "ab")
+    assert nib.aff2axcodes(found.affine) == tuple(axes)
+    assert np.ptp(expected.get_fdata()) > 0
+    differing = expected.as_reoriented(turn).get_fdata() != found.get_fdata()
+    assert differing.mean() < 1e-3  # rounding decides where two classes are equally likely
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((5, 4, 1), (40, 40, 8)), ((30, 28, 3), (6, 6, 8)), ((3, 40, 60), (30, 1, 0.7))]
+)
+def test_small_and_anisotropic_scans(shape: tuple[int, int, int], spacing: tuple[float, ...], run_dir: Path,
+                                     tmp_path: Path) -> None:  # fmt: skip
+    affine = np.diag([*spacing, 1.0])
+    write(tmp_path / "a.nii", array(shape), affine)
+    code, printed, error = predict(run_dir, tmp_path / "a.nii", tmp_path / "new/folder/label.nii.gz", "mr")
+    assert code == 0, error
+    label = nib.load(tmp_path / "new/folder/label.nii.gz")
+    assert label.shape == shape and np.allclose(label.affine, affine)
+    assert f"Ours, step 7; shape {shape}, orientation RAS" in printed
+
+
+def test_disk_that_fills_up_during_prediction(run_dir: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk; the earlier label map stays as it was."""
+    write(tmp_path / "a.nii", array((60, 60, 9)))
+    output = tmp_path / "label.nii"
+    output.write_bytes(b"the earlier one")
+    before, limits = snapshot(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        code, _, error = predict(run_dir, tmp_path / "a.nii", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, error) == (
+        1, f"error: {output}: could not be written (File too large): make room or check permissions\n"
+    )  # fmt: skip
+    assert snapshot(tmp_path) == before

@@ -1,0 +1,76 @@
+"""The fuzz program finds what it looks for, and a small run of it is clean; `make fuzz` is the large one."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from pathlib import Path
+
+import fuzz
+import numpy as np
+import pytest
+
+from ummkd_tf.errors import InputError
+
+SMALL = ("NIfTI .nii.gz", "NIfTI .nii", "NRRD", "MetaImage", "DICOM", "PNG", "HDF5 case", "npz volume",
+         "dataset.json", "split file", "run.json", "own.csv")  # fmt: skip
+
+
+def refuse(path: Path) -> str:
+    raise InputError(f"{path}: damaged: copy it again")
+
+
+def stumble(path: Path) -> str:
+    raise KeyError("arr_0")
+
+
+# What a reader does with a damaged file: (the reader, whether a checksum could tell, the outcome)
+BEHAVIOURS = {
+    "refuses": (refuse, True, fuzz.CLEAR),
+    "sees no difference": (lambda path: 1, True, fuzz.SAME),
+    "reads other content": (lambda path: path.read_bytes(), False, fuzz.OTHER),
+    "does not look at the checksum": (lambda path: path.read_bytes(), True, fuzz.SILENT),
+    "stumbles": (stumble, True, fuzz.TRACEBACK),
+    "never ends": (lambda path: time.sleep(60), True, fuzz.HANG),
+    "takes 3 GiB": (lambda path: np.ones(3 * 2**30, np.uint8), True, fuzz.TOO_LARGE),
+    "brings the process down": (lambda path: os.kill(os.getpid(), signal.SIGKILL), True, fuzz.CRASH),
+}
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_outcomes_are_told_apart(behaviour, tmp_path):
+    read, sealed, expected = BEHAVIOURS[behaviour]
+
+    def make(folder: Path) -> Path:
+        (folder / "a").write_bytes(b"whole" * 9)
+        return folder / "a"
+
+    def read_whole_or_damaged(path: Path) -> object:
+        return 1 if path.read_bytes() == b"whole" * 9 else read(path)
+
+    formats = {"toy": fuzz.Format(make, read_whole_or_damaged, sealed)}
+    reader, log = fuzz.Reader(formats, seconds=1.0), io.StringIO()
+    counts = fuzz.fuzz(formats, 2, 0, tmp_path / "kept", reader, log)
+    reader.stop()
+    assert counts["toy"] == {expected: 2}
+    assert (tmp_path / "kept").exists() == (expected in fuzz.BUGS) == (expected in log.getvalue())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_run_is_clean(name, tmp_path):
+    chosen = {name: fuzz.FORMATS[name]}
+    reader, log = fuzz.Reader(chosen), io.StringIO()
+    counts = fuzz.fuzz(chosen, 40, 7, tmp_path, reader, log)
+    reader.stop()
+    assert log.getvalue() == ""
+    assert counts[name].total() == 40 and counts[name][fuzz.CLEAR] > 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_mutations_are_reproducible(name, tmp_path):
+    original = fuzz.FORMATS[name].make(tmp_path).read_bytes()
+    for mutate in (*fuzz.BINARY, *fuzz.TEXT):
+        first, second = (mutate(original, np.random.default_rng(3)) for _ in range(2))
+        assert first == second

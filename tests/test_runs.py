@@ -1,0 +1,78 @@
+"""A run directory belongs to one run and one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ummkd_tf import runs
+from ummkd_tf.errors import InputError, Stopped
+
+FLAGS = {"alpha": 0.5, "selection": "best", "seed": 0}
+MODEL = {"network": "unet3d", "setting": "ours"}
+
+
+def start(run_dir, dataset, flags=FLAGS, model=MODEL, **more):
+    return runs.start_run(run_dir, flags=flags, model=model, dataset=dataset, **more)
+
+
+def test_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
+    code = (
+        "import pathlib, sys; from ummkd_tf.runs import exclusive\n"
+        f"with exclusive(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=f"in use by process {holder.pid} on"), runs.exclusive(tmp_path):
+            pass
+    finally:
+        holder.kill()  # SIGKILL: nothing of the holder's own runs any more
+        holder.communicate()
+    (tmp_path / "checkpoints" / ".writing-left").mkdir(parents=True)
+    with runs.exclusive(tmp_path):  # the system let go of it
+        assert list((tmp_path / "checkpoints").iterdir()) == []  # what the killed one left half-written
+
+
+def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_dataset):
+    start(tmp_path, prepared_dataset)
+    changed = {**FLAGS, "alpha": 0.9}
+    with pytest.raises(InputError, match=r"alpha is 0.9, was 0.5.*--accept_changes continues"):
+        start(tmp_path, prepared_dataset, changed)
+    record = start(tmp_path, prepared_dataset, changed, accept_changes=True)
+    assert record["flags"]["alpha"] == 0.9 and record["changes"][0]["changed"] == ["alpha is 0.9, was 0.5"]
+    assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
+
+
+def test_another_model_is_never_accepted(tmp_path, prepared_dataset):
+    start(tmp_path, prepared_dataset)
+    with pytest.raises(InputError, match=r"setting is 'joint', was 'ours'.*or another --run_dir$"):
+        start(tmp_path, prepared_dataset, model={**MODEL, "setting": "joint"}, accept_changes=True)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "3", json.dumps({"flags": {}, "model": {}})])
+def test_damaged_run_json_is_one_line(tmp_path, content):
+    (tmp_path / runs.RUN).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "finished"), (Stopped("", 143), "stopped"), (InputError(""), "failed")]
+)
+def test_session_records_how_it_ended(tmp_path, prepared_dataset, error, status):
+    record = start(tmp_path, prepared_dataset)
+    try:
+        with runs.recorded_session(tmp_path, {**record, "seconds": 100.0}) as session:
+            assert runs.read_run(tmp_path)["status"] == "running"
+            session["progress"] = {"step": 3}
+            if error:
+                raise error
+    except (Stopped, InputError):
+        pass
+    after = runs.read_run(tmp_path)
+    assert after["status"] == status and after["progress"] == {"step": 3}
+    assert 100 <= after["seconds"] < 110  # seconds add up over sessions
