@@ -1,0 +1,89 @@
+"""Recorded runs as data: what tables and figures are made from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.plans import RunSpec
+from ummkd_tf import documents
+from ummkd_tf.documents import MALFORMED
+from ummkd_tf.errors import InputError
+from ummkd_tf.runs import RUN, read_run
+
+EVALUATION, OUTLIER, KNOWLEDGE = "evaluation_test.json", "evaluation_outlier.json", "knowledge.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run's folder.
+
+    Attributes:
+        name: Name of the folder; for a planned run `RunSpec.name`.
+        run_dir: The folder.
+        run: Content of run.json.
+        evaluation: Content of evaluation_test.json, or None where the run has not been evaluated.
+        outlier: Content of evaluation_outlier.json (Table VI), or None.
+        knowledge: Lines of knowledge.jsonl: {"step", "kd_loss", "q": {modality: C×C}}, in order of steps.
+    """
+
+    name: str
+    run_dir: Path
+    run: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+    outlier: dict[str, Any] | None = None
+    knowledge: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load_records(runs_dir: str | Path) -> list[Record]:
+    """Every run in a folder of runs, by name; [] where there is no such folder yet.
+
+    Raises:
+        InputError: A damaged JSON file.
+    """
+    return [_load(path.parent) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
+
+
+def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
+    """The records of planned runs, in the plan's order; those not there are left out."""
+    by_name = {record.name: record for record in records}
+    return [by_name[spec.name] for spec in specs if spec.name in by_name]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file; None where there is none.
+
+    Raises:
+        InputError: Not JSON.
+    """
+    try:
+        return documents.read_json(path)
+    except FileNotFoundError:
+        return None
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged ({error}): delete it and run experiments.reproduce again") from error
+
+
+def _load(run_dir: Path) -> Record:
+    return Record(
+        name=run_dir.name,
+        run_dir=run_dir,
+        run=read_run(run_dir),
+        evaluation=read_json(run_dir / EVALUATION),
+        outlier=read_json(run_dir / OUTLIER),
+        knowledge=_read_lines(run_dir / KNOWLEDGE),
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines by step: the last of a step counts, and one cut off by a kill is left out."""
+    by_step = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            by_step[line["step"]] = line
+    return [by_step[step] for step in sorted(by_step)]
