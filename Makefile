@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast soak fuzz demo clean
+.PHONY: help setup lint format test test-fast soak fuzz demo claims reproduce reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -78,6 +78,69 @@ qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 
 benchmark-preparation: setup  ## seconds a case, by workers, and peak memory
 	$(RUN) data_prep.benchmark
+
+# --- the paper's tables and figures: what is missing is run, what is there is reused ----------------------------------
+
+PRESET         ?= paper
+RUNS           ?= runs/$(PRESET)
+RESULTS        ?= results/$(PRESET)
+CARDIAC        ?= $(DATA)/cardiac
+ABDOMEN        ?= $(DATA)/abdomen
+ANTICORRELATED ?= $(DATA)/anticorrelated
+LOW_RESOLUTION ?= $(DATA)/low_resolution
+SEEDS          ?= 0
+FOLDS          ?= 0
+JOBS           ?= 1
+OUTLIER        ?=
+
+TABLES_AND_FIGURES := table1,table2,table3,table4,table5,table6,fig4,fig5,fig6,fig7,fig8,fig9
+CLAIMS             := claim_anticorrelated,claim_low_resolution,claim_alignment
+
+REPRODUCE = $(RUN) experiments.reproduce --preset=$(PRESET) --runs_dir=$(RUNS) --out_dir=$(RESULTS) \
+	--cardiac_data=$(CARDIAC) --abdomen_data=$(ABDOMEN) \
+	--anticorrelated_data=$(ANTICORRELATED) --low_resolution_data=$(LOW_RESOLUTION) \
+	--seeds=$(SEEDS) --folds=$(FOLDS) --jobs=$(JOBS) $(if $(OUTLIER),--outlier=$(OUTLIER))
+
+table%: setup  ## table1 … table6 [PRESET= SEEDS= FOLDS= OUTLIER= FLAGS=--dry_run]: run what it needs, print it
+	$(REPRODUCE) --targets=$@ $(FLAGS)
+
+fig%: setup  ## fig4 … fig9 [the same]
+	$(REPRODUCE) --targets=$@ $(FLAGS)
+
+claims: setup  ## the discussion's claims: anti-correlated and low-resolution MR, alignment of q
+	$(REPRODUCE) --targets=$(CLAIMS) $(FLAGS)
+
+reproduce: setup  ## every table and figure
+	$(REPRODUCE) --targets=$(TABLES_AND_FIGURES) $(FLAGS)
+
+# On phantoms everything fits into 90 minutes on two cores: 45 runs of so many steps, two at a time because starting and
+# tracing keep one core busy.
+PHANTOM       ?= phantom
+PHANTOM_JOBS  ?= 2
+PHANTOM_STEPS ?= 150
+PHANTOM_EVERY ?= 25
+
+PHANTOM_FLAGS_cardiac        := --task=cardiac
+PHANTOM_FLAGS_abdomen        := --outlier_ct
+PHANTOM_FLAGS_anticorrelated := --anticorrelated_mr
+PHANTOM_FLAGS_low_resolution := --low_resolution_mr=6
+PHANTOM_SOURCE_cardiac       := mmwhs
+PHANTOM_DATA := $(foreach name,cardiac abdomen anticorrelated low_resolution,$(PHANTOM)/data/$(name))
+FIND_OUTLIER := sed -n 's/.*"outlier_ct": "\(.*\)".*/ct_\1/p'
+
+.PRECIOUS: $(PHANTOM)/raw/%/phantom.json
+$(PHANTOM)/raw/%/phantom.json: | setup
+	$(RUN) data_prep.phantom --out=$(@D) --cases=ct:10,mr:10 $(PHANTOM_FLAGS_$*)
+
+$(PHANTOM)/data/%/dataset.json: $(PHANTOM)/raw/%/phantom.json
+	$(RUN) data_prep.prepare --source=$(or $(PHANTOM_SOURCE_$*),abdomen) --raw=$(<D) --out=$(@D) \
+		--hold_out_cases=$$($(FIND_OUTLIER) $<)
+
+reproduce-phantom: $(PHANTOM_DATA:%=%/dataset.json)  ## all of it on phantoms, preset tiny, from nothing
+	$(MAKE) reproduce PRESET=tiny RUNS=$(PHANTOM)/runs RESULTS=$(PHANTOM)/results DATA=$(PHANTOM)/data \
+		JOBS=$(PHANTOM_JOBS) \
+		OUTLIER=$$($(FIND_OUTLIER) $(PHANTOM)/raw/abdomen/phantom.json) TABLES_AND_FIGURES=$(TABLES_AND_FIGURES),$(CLAIMS) \
+		FLAGS="--steps=$(PHANTOM_STEPS) --validate_every=$(PHANTOM_EVERY)"
 
 clean:  ## remove the virtual environment and the demo
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -5,24 +5,21 @@ Raw data sets have a table of their own in test_malformed_input.py, training in 
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import re
 import resource
-import runpy
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from absl import flags
+from programs import Done, program
 from raw_data import snapshot, write_abdomen
 
 from ummkd_tf.cases import Dataset
@@ -54,44 +51,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def fresh_programs() -> Iterator[None]:
-    """Programs start as in a new process: their modules are loaded anew, and their flags are not defined yet."""
-    ours = ("experiments", "data_prep", "__main__")
-    known, modules = flags.FLAGS, {n: m for n, m in sys.modules.items() if n.startswith(ours[:2])}
-
-    def take() -> dict[str, tuple[str, flags.Flag]]:
-        taken = {n: (str(known.find_module_defining_flag(n)), known[n]) for n in list(known)}
-        taken = {n: entry for n, entry in taken.items() if not entry[0].startswith("absl")}
-        for name in taken:
-            delattr(known, name)
-        for name in [n for n in sys.modules if n.startswith(ours[:2])]:
-            del sys.modules[name]
-        return taken
-
-    before, argv = take(), sys.argv
-    try:
-        yield
-    finally:
-        take()
-        sys.argv = argv
-        sys.modules.update(modules)
-        for module, flag in before.values():
-            flags.DEFINE_flag(flag, module_name=module)
-
-
-def program(name: str, *arguments: str) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of a program."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with fresh_programs(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        sys.argv = [name, *arguments]
-        try:
-            runpy.run_module(name, run_name="__main__")
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
-
-
 def array(shape: tuple[int, ...] = (30, 28, 9)) -> np.ndarray:
     return np.random.default_rng(0).integers(-100, 200, shape).astype(np.float32)
 
@@ -100,7 +59,7 @@ def write(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> None:
     nib.save(nib.Nifti1Image(values, affine), path)
 
 
-def predict(run_dir: Path, scan: Path, output: Path, modality: str = "ct", **more: object) -> tuple[int, str, str]:
+def predict(run_dir: Path, scan: Path, output: Path, modality: str = "ct", **more: object) -> Done:
     given = {"run_dir": run_dir, "input": scan, "output": output, "modality": modality, **more}
     return program("experiments.predict", *(f"--{name}={value}" for name, value in given.items()))
 
@@ -167,8 +126,9 @@ def zero_affine(at: Place) -> None:
     at.scan.write_bytes(gzip.compress(block))
 
 
-PREDICT, EVALUATE, QC = "experiments.predict", "experiments.evaluate", "data_prep.qc"
+PREDICT, EVALUATE, QC, TRAIN = "experiments.predict", "experiments.evaluate", "data_prep.qc", "experiments.train"
 USUAL = {
+    TRAIN: "--data_dir={data} --run_dir={folder}/new --preset=tiny",
     PREDICT: "--run_dir={run} --input={scan} --output={output} --modality=ct",
     EVALUATE: "--run_dir={run} --data_dir={data}",
     QC: "--data_dir={data}",
@@ -190,6 +150,20 @@ def data_file(name: str, damage: Callable[[Path], object]) -> Callable[[Place], 
 
 def fewer_cases(path: Path) -> None:
     edit_json(path, lambda content: content["split"].update(train=["ct_0", "mr_0"]))
+
+
+def without_test_part(path: Path) -> None:
+    edit_json(path, lambda content: content["split"].update(test=[]))
+
+
+def case_in_two_parts(path: Path) -> None:
+    edit_json(path, lambda content: content["split"]["test"].append("ct_0"))
+
+
+def external_link(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["image"]
+        file["image"] = h5py.ExternalLink("/etc/hostname", "/")
 
 
 def other_case(path: Path) -> None:
@@ -416,21 +390,64 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "mmwhs_5fold, mmwhs_seeded, mmwhs_sifa or the path of a split file",
     ),
     "describe: decoder of the other network": (
-        "experiments.train",
+        TRAIN,
         nothing,
         "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out",
     ),
-    "train: no data named": (
-        "experiments.train",
+    "train: no run named": (
+        TRAIN,
         nothing,
-        "",
+        "--run_dir=",
         "--data_dir and --run_dir are needed to train: give both, or use --describe",
+    ),
+    "train: no data": (
+        TRAIN,
+        data_file("dataset.json", Path.unlink),
+        "",
+        "{data}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
+    ),
+    "train: JSON of another kind": (
+        TRAIN,
+        data_file("dataset.json", lambda path: path.write_text("[]", encoding="utf-8")),
+        "",
+        "{data}/dataset.json: not a data set description (ValueError('a JSON list, expected an object')): "
+        "prepare the data again",
+    ),
+    "train: empty part": (
+        TRAIN,
+        data_file("dataset.json", without_test_part),
+        "",
+        "{data}/dataset.json: the test part has no ct case: expected at least one; add cases or choose another split",
+    ),
+    "train: leaking split": (
+        TRAIN,
+        data_file("dataset.json", case_in_two_parts),
+        "",
+        "{data}/dataset.json: case 'ct_0' is in train and in test: keep it in one part",
+    ),
+    "train: missing case": (
+        TRAIN,
+        data_file("cases/ct_0.h5", Path.unlink),
+        "",
+        "{data}/cases/ct_0.h5: missing case file: prepare the data again",
+    ),
+    "train: half a case": (
+        TRAIN,
+        data_file("cases/ct_0.h5", halve),
+        "",
+        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again",
+    ),
+    "train: link to another file": (
+        TRAIN,
+        data_file("cases/ct_0.h5", external_link),
+        "",
+        "{data}/cases/ct_0.h5: 'image' is a link: expected data in the file itself; prepare it again",
     ),
 }
 
 
-def run_row(name: str, at: Place) -> tuple[int, str, str]:
+def run_row(name: str, at: Place) -> Done:
     module, _, more, _ = TABLE[name]
     arguments = f"{USUAL.get(module, '')} {more}".format(**vars(at)).split()
     return program(module, *arguments)

@@ -473,15 +473,17 @@ def test_programs(raw, prepared, tmp_path):
 # --- provenance and the outlier --------------------------------------------------------------------------------------
 
 
-def test_held_out_case_is_prepared_in_no_part_and_the_source_is_told(tmp_path):
+def test_held_out_case_is_prepared_in_no_part_and_the_source_is_told(raw, tmp_path):
     """Table VI's outlier can be evaluated, but never trained on; a phantom says that it is one."""
-    phantom.write_cardiac(tmp_path / "raw", num_ct=3, num_mr=3, seed=1, size=40, outlier_ct=True)
-    outlier = "ct_" + json.loads((tmp_path / "raw" / "phantom.json").read_text(encoding="utf-8"))["outlier_ct"]
-    prepare(tmp_path / "raw", tmp_path / "out", "mmwhs", Choice(held_out=frozenset({outlier})))
+    more = shutil.copytree(raw, tmp_path / "raw")
+    for kind in ("img", "label"):
+        shutil.copy(ct(more, kind), ct(more, kind, "0099"))
+    (more / "phantom.json").write_text("{}", encoding="utf-8")
+    prepare(more, tmp_path / "out", choice=Choice(held_out=frozenset({"ct_0099"})))
     dataset = Dataset.load(tmp_path / "out")
-    assert outlier not in [case for ids in dataset.split.values() for case in ids]
-    assert len(dataset.case_modality) == 7 and dataset.case(outlier).modality == "ct"
-    assert dataset.source == "phantom mmwhs"
+    assert "ct_0099" not in [case for ids in dataset.split.values() for case in ids]
+    assert len(dataset.case_modality) == 7 and dataset.case("ct_0099").modality == "ct"
+    assert dataset.source == "phantom abdomen"
 
 
 def test_source_of_real_scans(prepared):

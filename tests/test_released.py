@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import Done, program
 
 from data_prep import released as preparation
 from ummkd_tf import released
@@ -497,14 +496,9 @@ def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, 
 # --- the programs ----------------------------------------------------------------------------------------------------
 
 
-def run_program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
-
-
-def train(data: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def train(data: Path, run_dir: Path, *more: str) -> Done:
     small = ("--task=cardiac", "--preset=tiny", "--steps=2", "--batch_size=1")
-    return run_program("experiments.train", *small, f"--data_dir={data}", f"--run_dir={run_dir}", *more)
+    return program("experiments.train", *small, f"--data_dir={data}", f"--run_dir={run_dir}", *more)
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +523,7 @@ def test_trains_the_2d_network(trained: tuple[str, Path]) -> None:
 @pytest.mark.slow
 def test_evaluates_the_test_volumes(trained: tuple[str, Path]) -> None:
     run_dir = trained[1]
-    done = run_program("experiments.evaluate", f"--run_dir={run_dir}")
+    done = program("experiments.evaluate", f"--run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     result = json.loads((run_dir / "evaluation_test.json").read_text(encoding="utf-8"))
     assert {c: case["spacing_mm"] for c, case in result["cases"].items()} == {
@@ -552,15 +546,15 @@ def test_best_checkpoint_needs_validation_lists(described: Path, tmp_path: Path)
 
 
 def test_preparation_programs(release: Path, tmp_path: Path) -> None:
-    done = run_program("data_prep.verify", "--source=released", f"--dir={release}")
+    done = program("data_prep.verify", "--source=released", f"--dir={release}")
     assert (done.returncode, done.stderr.count("error")) == (0, 0)
     folders = (f"--raw={release}", f"--out={tmp_path / 'out'}")
-    done = run_program("data_prep.prepare", "--source=released", *folders, "--label_5=background")
+    done = program("data_prep.prepare", "--source=released", *folders, "--label_5=background")
     assert done.returncode == 0, done.stderr
     assert f"described in {tmp_path / 'out' / 'released.json'}" in done.stdout
     dataset = open_dataset(tmp_path / "out")
     assert isinstance(dataset, released.ReleasedDataset) and dataset.outside == "background"
-    done = run_program("data_prep.prepare", "--source=released", *folders, "--split=seeded")
+    done = program("data_prep.prepare", "--source=released", *folders, "--split=seeded")
     assert done.returncode == 1 and "the lists are the split" in done.stderr
 
 

@@ -1,0 +1,423 @@
+"""Runs what the paper's tables and figures need, and renders them.
+
+    python -m experiments.reproduce --targets=table2,fig5 --abdomen_data=data/abdomen --runs_dir=runs --out_dir=results
+    python -m experiments.reproduce --cardiac_data=data/cardiac --abdomen_data=data/abdomen --dry_run
+
+Finished runs are reused, interrupted ones continue, missing ones are trained and evaluated. It can be stopped or killed
+at any time; the same command goes on from there. Each run's output is in <runs_dir>/logs/<run>.log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from experiments import tables
+from experiments.plans import DATA, TARGETS, RunSpec, runs_for
+from experiments.recipes import PRESETS, RECIPES
+from experiments.records import EVALUATION, OUTLIER, Record, load_records, read_json
+from ummkd_tf.cli import run
+from ummkd_tf.errors import InputError, Stopped
+from ummkd_tf.runs import LOCK, RUN
+from ummkd_tf.tasks import TASKS
+from ummkd_tf.volumes import replacing
+
+SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
+
+Runner = Callable[[Sequence[str], Path], int]
+"""Runs a command with its output added to a log file; returns the exit code."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the flags say about all runs.
+
+    Attributes:
+        data: Prepared data by name of `plans.DATA`; "{fold}" in a path stands for the fold.
+        runs_dir: Folder of the runs.
+        preset: Of `recipes.PRESETS`.
+        recipe: Of `recipes.RECIPES`.
+        steps: Length of training, or None for the preset's.
+        validate_every: Steps between validations, or None for the preset's.
+        outlier: Case id of Table VI's outlier, or None.
+    """
+
+    data: Mapping[str, str]
+    runs_dir: Path
+    preset: str = "paper"
+    recipe: str = "paper"
+    steps: int | None = None
+    validate_every: int | None = None
+    outlier: str | None = None
+
+    def data_dir(self, spec: RunSpec) -> Path:
+        """Prepared data of a run."""
+        return Path(self.data[spec.data].replace("{fold}", str(spec.fold)))
+
+    def length(self, spec: RunSpec) -> int:
+        """Training steps of a run."""
+        steps = self.steps or PRESETS[self.preset].steps
+        return steps or RECIPES[self.recipe][TASKS[spec.task].network].steps
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run and what has to be there in the end."""
+
+    spec: RunSpec
+    options: Options
+    with_outlier: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.options.runs_dir / self.spec.name
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.options.runs_dir / "logs" / f"{self.spec.name}.log"
+
+    def command(self, step: str) -> list[str]:
+        """What does a step of `missing`."""
+        python = [sys.executable, "-m"]
+        if step == "train":
+            more = {"steps": self.options.steps, "validate_every": self.options.validate_every}
+            return [
+                *python,
+                "experiments.train",
+                *self.spec.flags(),
+                f"--data_dir={self.options.data_dir(self.spec)}",
+                f"--run_dir={self.run_dir}",
+                f"--preset={self.options.preset}",
+                f"--recipe={self.options.recipe}",
+                *(f"--{name}={value}" for name, value in more.items() if value is not None),
+            ]
+        outlier = [f"--outlier={self.options.outlier}"] if step == "evaluate outlier" else []
+        return [*python, "experiments.evaluate", f"--run_dir={self.run_dir}", *outlier]
+
+    def missing(self) -> list[str]:
+        """Steps not done: "train", "evaluate", "evaluate outlier".
+
+        Raises:
+            InputError: The folder holds another run than the one wanted.
+        """
+        record = read_json(self.run_dir / RUN)
+        if record:
+            self._check(record)
+        trained = record is not None and record["status"] == "finished"
+        checkpoints = [path.stat().st_mtime for path in self.run_dir.glob("checkpoints/*.npz")]
+        wanted = {"evaluate": EVALUATION} | ({"evaluate outlier": OUTLIER} if self.with_outlier else {})
+        steps = [] if trained else ["train"]
+        for step, name in wanted.items():
+            result = self.run_dir / name
+            current = result.is_file() and result.stat().st_mtime >= max(checkpoints, default=0.0)
+            if step == "evaluate outlier" and current:
+                current = self.options.outlier in (read_json(result) or {}).get("cases", {})
+            if not (trained and current):
+                steps.append(step)
+        return steps
+
+    def _check(self, record: Mapping[str, Any]) -> None:
+        wanted = {
+            "preset": self.options.preset,
+            "recipe": self.options.recipe,
+            "steps": self.options.length(self.spec),
+            "setting": self.spec.setting,
+            "alpha": self.spec.alpha,
+            "seed": self.spec.seed,
+        }
+        found = {**record["flags"], "data": record["data_dir"]}
+        wanted["data"] = str(self.options.data_dir(self.spec).resolve())
+        different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
+        if different:
+            raise InputError(
+                f"{self.run_dir}: holds another run ({'; '.join(different)}): expected the planned one; "
+                "give the flags it was made with, or another --runs_dir"
+            )
+
+
+def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: Options) -> list[Work]:
+    """The runs of some targets, each once.
+
+    Raises:
+        InputError: Data that a target needs is not given or not there.
+    """
+    targets = list(targets)
+    tried = {s for name in targets if TARGETS[name].outlier for s in TARGETS[name].runs(seeds, folds)}
+    specs = runs_for(targets, seeds, folds)
+    for spec in specs:
+        _check_data(spec, options, folds)
+    return [Work(spec, options, options.outlier is not None and spec in tried) for spec in specs]
+
+
+def _check_data(spec: RunSpec, options: Options, folds: Sequence[int]) -> None:
+    flag = f"--{spec.data}_data"
+    if spec.data not in options.data:
+        raise InputError(f"{flag}: not given, but {spec.name} needs it: expected a folder of prepared data")
+    if len(folds) > 1 and "{fold}" not in options.data[spec.data]:
+        raise InputError(
+            f"{flag}={options.data[spec.data]}: one data set for {len(folds)} folds: expected {{fold}} in the path, "
+            "e.g. data/abdomen-{fold}, each prepared with --split=k_fold --fold=…"
+        )
+    folder = options.data_dir(spec)
+    if not any((folder / name).is_file() for name in ("dataset.json", "released.json")):
+        raise InputError(f"{flag}={folder}: no prepared data set there: run data_prep.prepare first, or correct it")
+
+
+class Stop:
+    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Stop:
+        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for process in tuple(self._processes):
+            process.terminate()
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """A `Runner`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as stream:
+            stream.write(f"\n$ {' '.join(command)}\n".encode())
+            stream.flush()
+            with self._lock:
+                if self.number is not None:
+                    return 128 + self.number
+                # A session of its own: Ctrl-C reaches it through us, once.
+                process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+                self._processes.add(process)
+            if self.number is not None:
+                process.terminate()
+            try:
+                return process.wait()
+            finally:
+                self._processes.discard(process)
+
+
+def execute(work: Work, runner: Runner, stop: Stop) -> str | None:
+    """Does what is missing of one run; None, or why it failed."""
+    try:
+        _wait_for_other(work.run_dir, stop)
+        for step in work.missing():
+            if stop.number is not None:
+                return "stopped"
+            code = runner(work.command(step), work.log)
+            if code:
+                return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
+        left = work.missing()
+    except InputError as error:
+        return str(error)
+    return f"not done although every command succeeded: {', '.join(left)}; see {work.log}" if left else None
+
+
+def _wait_for_other(run_dir: Path, stop: Stop) -> None:
+    """Waits while another process trains this run: what a killed reproduction has started goes on without it."""
+    said = False
+    while stop.number is None and _is_held(run_dir / LOCK):
+        if not said:
+            tqdm.write(f"{run_dir}: another process is training it; waiting for its end")
+            said = True
+        threading.Event().wait(SECONDS_BETWEEN_LOOKS)
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.is_file():
+        return False
+    with open(lock, "a", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _last_line(log: Path) -> str:
+    if not log.is_file():
+        return "(none)"
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return lines[-1] if lines else "(none)"
+
+
+@dataclass
+class Outcome:
+    """How the runs went: names of those done, and why others failed."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) -> Outcome:
+    """Does what is missing of all runs, `jobs` at a time; a failed one does not keep the others."""
+    outcome = Outcome()
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(works), unit="run", desc="runs", disable=not works) as bar,
+    ):
+        futures = {pool.submit(execute, work, runner, stop): work for work in works}
+        for future in as_completed(futures):
+            name, reason = futures[future].spec.name, future.result()
+            if reason is None:
+                outcome.done.append(name)
+            elif stop.number is None:
+                outcome.failed[name] = reason
+                tqdm.write(f"FAILED {name}: {reason}")
+            bar.update(reason is None or stop.number is None)
+    return outcome
+
+
+# --- what would be done ----------------------------------------------------------------------------------------------
+
+
+def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
+    """Measured over all finished runs of a task and preset; None without any."""
+    runs = [
+        r.run
+        for r in records
+        if r.run["status"] == "finished" and r.run["task"] == task and r.run["flags"]["preset"] == preset
+    ]
+    steps = sum(r["flags"]["steps"] for r in runs)
+    return sum(r["seconds"] for r in runs) / steps if steps else None
+
+
+def steps_left(work: Work) -> int:
+    """Training steps after the newest checkpoint."""
+    done = [int(path.stem.removeprefix("step-")) for path in work.run_dir.glob("checkpoints/step-*.npz")]
+    return max(0, work.options.length(work.spec) - max(done, default=0))
+
+
+def describe(works: Sequence[Work], records: Sequence[Record]) -> str:
+    """What `--dry_run` prints: every run, what is missing, and the time training will take."""
+    lines, seconds, unknown = [], 0.0, 0
+    for work in works:
+        missing = work.missing()
+        text = ", ".join(missing) or "done"
+        if "train" in missing:
+            left, pace = steps_left(work), seconds_per_step(records, work.spec.task, work.options.preset)
+            text += f"; {left} steps, " + ("unknown time" if pace is None else f"about {left * pace:.0f} s")
+            seconds, unknown = seconds + left * (pace or 0.0), unknown + (pace is None)
+        lines.append(f"{work.spec.name}: {text}")
+    todo = sum(not line.endswith(": done") for line in lines)
+    estimate = f"about {seconds / 60:.0f} min of training" if seconds or not unknown else "unknown time"
+    if seconds and unknown:
+        estimate += f", and unknown time for {unknown} runs"
+    return "\n".join([*lines, f"{len(works)} runs, {len(works) - todo} done; {estimate}, one run at a time"])
+
+
+# --- rendering -------------------------------------------------------------------------------------------------------
+
+
+def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int], out_dir: Path) -> None:
+    """Writes a target's files into `out_dir`; a table is printed too.
+
+    Raises:
+        InputError: As `tables.build` and `figures.draw`.
+    """
+    records = load_records(options.runs_dir)
+    if TARGETS[target].is_figure:
+        raise InputError(f"{target}: its runs are made, but figures are not drawn yet: wait for a later version")
+    table = tables.build(target, records, seeds=seeds, folds=folds)
+    compared = tables.build(target, records, seeds=seeds, folds=folds, compare=True)
+    texts = {f"{target}{suffix}": to_text(table) for suffix, to_text in tables.FORMATS.values()}
+    for name, text in {**texts, f"{target}_beside_paper.md": tables.to_markdown(compared)}.items():
+        with replacing(out_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(texts[f"{target}.md"])
+
+
+def main(_: list[str]) -> int:
+    """Program."""
+    values = flags.FLAGS
+    data = {name: str(path) for name in DATA if (path := values[f"{name}_data"].value)}
+    options = Options(
+        data=data,
+        runs_dir=Path(values.runs_dir),
+        preset=values.preset,
+        recipe=values.recipe,
+        steps=values.steps,
+        validate_every=values.validate_every,
+        outlier=values.outlier,
+    )
+    seeds, folds = (tables.whole_numbers(name, values[name].value) or [0] for name in ("seeds", "folds"))
+    targets = _targets(values.targets, data)
+    works = plan(targets, seeds, folds, options)
+    if values.dry_run:
+        print(describe(works, load_records(options.runs_dir)))
+        return 0
+    if options.outlier is None and any(TARGETS[name].outlier for name in targets):
+        print("no --outlier is given: what needs the outlier case stays blank")
+    with Stop() as stop:
+        outcome = execute_all(works, values.jobs, stop.run, stop)
+    if stop.number is not None:
+        name = signal.Signals(stop.number).name
+        raise Stopped(f"stopped by {name}; every run is saved, the same command continues", 128 + stop.number)
+    unrendered = [target for target in tqdm(targets, desc="render") if not _rendered(target, options, seeds, folds)]
+    print(f"{len(outcome.done)} of {len(works)} runs done; results in {values.out_dir}")
+    for name, reason in outcome.failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failed or unrendered else 0
+
+
+def _rendered(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int]) -> bool:
+    try:
+        render(target, options, seeds, folds, Path(flags.FLAGS.out_dir))
+    except InputError as error:
+        print(f"FAILED {target}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _targets(names: Sequence[str] | None, data: Mapping[str, str]) -> list[str]:
+    if names is None:
+        return [name for name, target in TARGETS.items() if {spec.data for spec in target.specs} <= data.keys()]
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown:
+        raise InputError(f"--targets={','.join(unknown)}: not known: expected some of {', '.join(TARGETS)}")
+    return list(dict.fromkeys(names))
+
+
+def _define_flags() -> None:
+    flags.DEFINE_list("targets", None, f"Some of {', '.join(TARGETS)}; default: all whose data are given.")
+    for name in DATA:
+        flags.DEFINE_string(f"{name}_data", None, f"Prepared data: {name}; {{fold}} in it stands for the fold.")
+    flags.DEFINE_string("runs_dir", "runs", "Folder of the runs, one subfolder each.")
+    flags.DEFINE_string("out_dir", "results", "Folder for tables and figures.")
+    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Size of the runs.")
+    flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch.")
+    flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
+    flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
+    flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
+    flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
+    flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")
+    flags.DEFINE_integer("jobs", 1, "Runs at a time; one already uses every core.", lower_bound=1)
+    flags.DEFINE_bool("dry_run", False, "List the runs, what is missing and the estimated time; do nothing.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    run(main)

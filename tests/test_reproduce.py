@@ -1,0 +1,268 @@
+"""What is run, reused and continued; a fake runner stands for training and evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from recorded_runs import write_run
+
+from experiments import reproduce
+from experiments.plans import RunSpec
+from experiments.records import load_records
+from experiments.reproduce import Options, Stop, Work, describe, execute, execute_all, plan, steps_left
+from ummkd_tf.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def options(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dataset.json").write_text("{}", encoding="utf-8")
+    return Options({"abdomen": str(data)}, tmp_path / "runs", preset="tiny", outlier="ct_0031")
+
+
+class FakeRunner:
+    """Writes what the real programs write; `fails` names runs whose training ends with exit code 1."""
+
+    def __init__(self, options, fails=()):
+        self.options, self.fails, self.calls = options, fails, []
+        self.clock = time.time() - 1000
+
+    def __call__(self, command, log):
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
+        run_dir = Path(flags["run_dir"])
+        self.calls.append((run_dir.name, command[2], "outlier" in flags))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if command[2] == "experiments.train":
+            if run_dir.name in self.fails:
+                log.write_text("step 7\nerror: loss not finite\n", encoding="utf-8")
+                return 1
+            seed, alpha = int(flags["seed"]), float(flags["alpha"])
+            spec = RunSpec(flags["task"], "abdomen", flags["setting"], alpha=alpha, seed=seed)
+            if not run_dir.exists():
+                write_run(run_dir.parent, spec, None, data_dir=str(Path(flags["data_dir"]).resolve()))
+            record = json.loads((run_dir / "run.json").read_text(encoding="utf-8")) | {"status": "finished"}
+            self._write(run_dir / "run.json", record)
+            self._write(run_dir / "checkpoints" / "step-00000300.npz", {})
+        else:
+            name = "evaluation_outlier.json" if "outlier" in flags else "evaluation_test.json"
+            self._write(run_dir / name, {"cases": {flags.get("outlier", "ct_1"): {}}})
+        return 0
+
+    def _write(self, path, content):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        self.clock += 1
+        os.utime(path, (self.clock, self.clock))
+
+
+def test_missing_runs_are_done_and_finished_ones_reused(options):
+    works = plan(["table2", "fig8", "table6"], [0], [0], options)
+    assert len(works) == 7 and all(work.with_outlier for work in works)
+    runner = FakeRunner(options)
+    outcome = execute_all(works, 1, runner, Stop())
+    assert len(outcome.done) == 7 and not outcome.failed
+    one = [call[1:] for call in runner.calls if call[0] == works[0].spec.name]
+    assert one == [("experiments.train", False), ("experiments.evaluate", False), ("experiments.evaluate", True)]
+    again = FakeRunner(options)
+    assert len(execute_all(works, 2, again, Stop()).done) == 7 and again.calls == []
+
+
+def test_table_without_outlier_needs_no_outlier_evaluation(options):
+    assert not any(work.with_outlier for work in plan(["table2"], [0], [0], options))
+    blank = Options(options.data, options.runs_dir, preset="tiny")
+    assert not any(work.with_outlier for work in plan(["table6"], [0], [0], blank))
+
+
+def work_of(options, **more):
+    return Work(RunSpec("abdomen", "abdomen", "ours", knowledge=True), options, **more)
+
+
+def test_interrupted_run_is_continued_by_the_same_command(options):
+    work = work_of(options)
+    assert work.missing() == ["train", "evaluate"] and steps_left(work) == 300
+    run_dir = write_run(options.runs_dir, work.spec, None, status="stopped", data_dir=options.data["abdomen"])
+    (run_dir / "checkpoints").mkdir()
+    newest = run_dir / "checkpoints" / "step-00000200.npz"
+    newest.touch()
+    os.utime(newest, (0, 0))  # long ago, as the fake runner's files are
+    assert work.missing() == ["train", "evaluate"] and steps_left(work) == 100
+    runner = FakeRunner(options)
+    assert execute(work, runner, Stop()) is None
+    assert [call[1] for call in runner.calls] == ["experiments.train", "experiments.evaluate"]
+    assert work.missing() == []
+
+
+def test_evaluation_older_than_the_checkpoint_is_done_again(options):
+    work = work_of(options, with_outlier=True)
+    runner = FakeRunner(options)
+    assert execute(work, runner, Stop()) is None
+    os.utime(work.run_dir / "checkpoints" / "step-00000300.npz")
+    assert work.missing() == ["evaluate", "evaluate outlier"]
+
+
+def test_outlier_of_another_name_is_evaluated(options):
+    assert execute(work_of(options, with_outlier=True), FakeRunner(options), Stop()) is None
+    other = Options(options.data, options.runs_dir, preset="tiny", outlier="ct_0007")
+    assert work_of(other, with_outlier=True).missing() == ["evaluate outlier"]
+
+
+def test_one_failed_run_keeps_no_other(options, capfd):
+    works = plan(["table2"], [0], [0], options)
+    outcome = execute_all(works, 1, FakeRunner(options, fails=("abdomen-joint-seed0-fold0",)), Stop())
+    assert len(outcome.done) == 6
+    log = options.runs_dir / "logs" / "abdomen-joint-seed0-fold0.log"
+    reason = f"train ended with exit code 1; last line of {log}: error: loss not finite"
+    assert outcome.failed == {"abdomen-joint-seed0-fold0": reason}
+    assert f"FAILED abdomen-joint-seed0-fold0: {reason}" in capfd.readouterr().out
+
+
+def test_a_command_that_does_nothing_is_noticed(options):
+    reason = execute(work_of(options), lambda command, log: 0, Stop())
+    assert reason.startswith("not done although every command succeeded: train, evaluate; see ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 299}, "steps is 300, wanted 299"),
+        ({"preset": "small", "steps": 300}, "preset is tiny, wanted small"),
+        ({"recipe": "released"}, "recipe is paper, wanted released"),
+    ],
+)
+def test_run_of_other_settings_is_not_reused(change, message, options):
+    write_run(options.runs_dir, work_of(options).spec, {}, data_dir=options.data["abdomen"])
+    assert work_of(options).missing() == []
+    values = {"preset": "tiny", **change}
+    with pytest.raises(InputError, match=rf"holds another run \({message}\): .* another --runs_dir"):
+        work_of(Options(options.data, options.runs_dir, **values)).missing()
+
+
+def test_data_must_be_there(options, tmp_path):
+    with pytest.raises(InputError, match="--cardiac_data: not given, but cardiac-individual-seed0-fold0 needs it"):
+        plan(["table1"], [0], [0], options)
+    with pytest.raises(InputError, match=r"one data set for 2 folds: expected \{fold\} in the path"):
+        plan(["table2"], [0], [0, 1], options)
+    for fold in (0, 1):
+        (tmp_path / f"fold{fold}").mkdir()
+    folds = Options({"abdomen": str(tmp_path / "fold{fold}")}, tmp_path / "runs")
+    with pytest.raises(InputError, match="fold0: no prepared data set there"):
+        plan(["table2"], [0], [0, 1], folds)
+    for fold in (0, 1):
+        (tmp_path / f"fold{fold}" / "released.json").touch()
+    works = plan(["table2"], [0], [0, 1], folds)
+    assert len(works) == 14 and f"--data_dir={tmp_path / 'fold1'}" in works[-1].command("train")
+
+
+def test_commands(options):
+    values = Options(options.data, options.runs_dir, "small", "released", steps=9, validate_every=3, outlier="ct_7")
+    work = work_of(values)
+    assert work.command("train")[1:] == [
+        "-m", "experiments.train", *work.spec.flags(), f"--data_dir={options.data['abdomen']}",
+        f"--run_dir={work.run_dir}", "--preset=small", "--recipe=released", "--steps=9", "--validate_every=3",
+    ]  # fmt: skip
+    assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", f"--run_dir={work.run_dir}"]
+    assert work.command("evaluate outlier")[-1] == "--outlier=ct_7"
+
+
+def test_estimate_is_measured_or_unknown(options):
+    works = plan(["fig8"], [0], [0], options)
+    ours, chilopod = works
+    assert describe(works, []).endswith("2 runs, 0 done; unknown time, one run at a time")
+    write_run(options.runs_dir, ours.spec, {}, data_dir=options.data["abdomen"])  # 60 s for 300 steps
+    text = describe(works, load_records(options.runs_dir))
+    assert f"{ours.spec.name}: done" in text
+    assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 60 s" in text
+    assert text.endswith("2 runs, 1 done; about 1 min of training, one run at a time")
+
+
+def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
+    """What a killed reproduction has started trains on; its run is not started a second time."""
+    import fcntl
+
+    monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.01)
+    work = work_of(options)
+    work.run_dir.mkdir(parents=True)
+    holder = open(work.run_dir / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed by the timer
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    released = []
+
+    def release():
+        released.append(time.monotonic())
+        holder.close()
+
+    threading.Timer(0.2, release).start()
+    runner = FakeRunner(options)
+    runner_started = []
+
+    def noting(command, log):
+        runner_started.append(time.monotonic())
+        return runner(command, log)
+
+    (work.run_dir / "lock").touch()
+    write_run_in_place(work, options)
+    assert execute(work, noting, Stop()) is None
+    assert runner_started[0] >= released[0]
+
+
+def write_run_in_place(work, options):
+    """A run that has begun, in a folder that is already there."""
+    elsewhere = options.runs_dir / "elsewhere"
+    made = write_run(elsewhere, work.spec, None, status="running", data_dir=options.data["abdomen"])
+    (made / "run.json").rename(work.run_dir / "run.json")
+
+
+def test_signal_reaches_the_running_command_and_nothing_more_starts(tmp_path):
+    """The command saves and leaves; later ones do not begin."""
+    script = (
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).write_text('saved'), sys.exit(143)))\n"
+        "pathlib.Path(sys.argv[2]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    saved, ready = tmp_path / "saved", tmp_path / "ready"
+
+    def interrupt():
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        threading.Thread(target=interrupt).start()
+        assert stop.run([sys.executable, "-c", script, str(saved), str(ready)], tmp_path / "a.log") == 143
+        assert saved.read_text(encoding="utf-8") == "saved"
+        assert stop.run([sys.executable, "-c", "raise SystemExit(5)"], tmp_path / "b.log") == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def program(*flags):
+    command = [sys.executable, "-m", "experiments.reproduce", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60, check=False)
+
+
+def test_program(options, tmp_path):
+    common = (f"--abdomen_data={options.data['abdomen']}", f"--runs_dir={options.runs_dir}", "--preset=tiny")
+    listed = program("--dry_run", *common)
+    assert listed.returncode == 0 and "9 runs, 0 done; unknown time" in listed.stdout
+    assert not options.runs_dir.exists()
+    wrong = program("--targets=table9", *common)
+    assert wrong.returncode == 1 and "--targets=table9: not known: expected some of table1, " in wrong.stderr
+    for work in plan(["table2"], [0], [0], options):
+        write_run(options.runs_dir, work.spec, {}, data_dir=options.data["abdomen"])
+    out_dir = tmp_path / "results"
+    rendered = program("--targets=table2", f"--out_dir={out_dir}", *common)
+    assert rendered.returncode == 0, rendered.stderr
+    assert "7 of 7 runs done" in rendered.stdout
+    names = ["table2.csv", "table2.md", "table2.tex", "table2_beside_paper.md"]
+    assert sorted(path.name for path in out_dir.iterdir()) == names
