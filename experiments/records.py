@@ -54,6 +54,12 @@ def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
     return [by_name[spec.name] for spec in specs if spec.name in by_name]
 
 
+def of_spec(records: Iterable[Record], spec: RunSpec) -> list[Record]:
+    """The records of a planned run, whatever their seed and fold."""
+    stem = spec.name.rpartition("-seed")[0]
+    return [record for record in records if record.name.rpartition("-seed")[0] == stem]
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Content of a JSON file; None where there is none.
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from experiments import tables
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
-from experiments.records import EVALUATION, OUTLIER, Record, load_records, read_json
+from experiments.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
 from ummkd_tf.cli import run
 from ummkd_tf.errors import InputError, Stopped
 from ummkd_tf.runs import LOCK, RUN
@@ -340,7 +340,10 @@ def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[
     """
     records = load_records(options.runs_dir)
     if TARGETS[target].is_figure:
-        raise InputError(f"{target}: its runs are made, but figures are not drawn yet: wait for a later version")
+        from experiments import figures
+
+        figures.draw(target, select(records, TARGETS[target].runs(seeds, folds)), out_dir)
+        return
     table = tables.build(target, records, seeds=seeds, folds=folds)
     compared = tables.build(target, records, seeds=seeds, folds=folds, compare=True)
     texts = {f"{target}{suffix}": to_text(table) for suffix, to_text in tables.FORMATS.values()}

@@ -275,7 +275,7 @@ def _case_table(target: str, runs: _Runs, plan: Sequence[_PlannedBlock], *, para
         groups=((("", 1),) if parameters else ()) + (*groups, ("Overall", 1)),
         columns=(("Param",) if parameters else ()) + (*columns, "Mean"),
         blocks=tuple(blocks),
-        provenance=_provenance([record for found in used.values() for record in found]),
+        provenance=provenance([record for found in used.values() for record in found]),
         notes=(_MEANS, *_counts(summaries), *_incomplete(used, runs)),
     )
 
@@ -358,7 +358,7 @@ def _tests(target: str, runs: _Runs) -> Table:
             block("p, Wilcoxon signed-rank", "wilcoxon"),
             block("n, pairs", "pairs"),
         ),
-        provenance=_provenance([*ours, *(record for found in by_setting.values() for record in found)]),
+        provenance=provenance([*ours, *(record for found in by_setting.values() for record in found)]),
         notes=(
             "Unit: one structure of one test case, CT and MR together, averaged over seeds. "
             "The paper's distance is compared with the average surface distance of each case and structure.",
@@ -398,7 +398,7 @@ def _outlier(target: str, runs: _Runs) -> Table:
         groups=(("", len(specs)),),
         columns=tuple(SETTINGS[spec.setting].title for spec in specs),
         blocks=(Block(f"Outlier {', '.join(sorted(cases))}".strip(), rows, "outlier", 2),),
-        provenance=_provenance([record for found in used.values() for record in found]),
+        provenance=provenance([record for found in used.values() for record in found]),
         notes=("Mean over the four organs and over the runs; Dice in %, distances in mm.", *_incomplete(used, runs)),
     )
 
@@ -432,7 +432,7 @@ def _alignment(target: str, runs: _Runs) -> Table:
                 4,
             ),
         ),
-        provenance=_provenance([record for found in used.values() for record in found]),
+        provenance=provenance([record for found in used.values() for record in found]),
         notes=(
             "Mean over runs; of q, the mean absolute difference of CT's and MR's entries.",
             *_incomplete(used, runs),
@@ -489,7 +489,7 @@ def is_phantom(record: Record) -> bool:
     return record.run.get("source", "").startswith("phantom")
 
 
-def _provenance(records: Sequence[Record]) -> str:
+def provenance(records: Sequence[Record]) -> str:
     """Where the numbers come from; what differs between runs is listed, so that it shows."""
     if not records:
         return "Nothing has been run."

@@ -127,7 +127,7 @@ def overlay_figure(
     figure = Figure(figsize=(_WIDTH_INCHES, height + 0.9), layout="constrained")
     low, high = np.percentile(image, (1, 99))
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), shown, strict=True):
-        index = _busiest_slice(list(maps.values()), plane.through, task.num_classes)
+        index = busiest_slice(list(maps.values()), plane.through, task.num_classes)
         axes.imshow(
             plane.cut(image, index),
             cmap="gray",
@@ -137,9 +137,9 @@ def overlay_figure(
         )
         for c, name in enumerate(task.class_names[1:], start=1):
             color = task.class_colors[name]
-            _contour(axes, plane.cut(label, index) == c, color, number=c)
+            draw_contour(axes, plane.cut(label, index) == c, color, number=c)
             if reference is not None:
-                _contour(axes, plane.cut(reference, index) == c, color, dashed=True)
+                draw_contour(axes, plane.cut(reference, index) == c, color, dashed=True)
         _edge_letters(axes, plane)
         axes.set_title(f"{plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
         axes.set_axis_off()
@@ -162,7 +162,7 @@ def _check(what: str, classes: NDArray, image: NDArray, task: Task) -> None:
         )
 
 
-def _busiest_slice(maps: Sequence[NDArray], axis: int, num_classes: int) -> int:
+def busiest_slice(maps: Sequence[NDArray], axis: int, num_classes: int) -> int:
     """Index with the most foreground in all maps, each class relative to its largest slice; the middle without any."""
     across = tuple(a for a in range(3) if a != axis)
     score = np.zeros(maps[0].shape[axis])
@@ -172,13 +172,22 @@ def _busiest_slice(maps: Sequence[NDArray], axis: int, num_classes: int) -> int:
     return int(score.argmax()) if score.any() else len(score) // 2
 
 
-def _contour(axes: Axes, mask: NDArray[np.bool_], color: str, number: int | None = None, dashed: bool = False) -> None:
+def draw_contour(
+    axes: Axes,
+    mask: NDArray[np.bool_],
+    color: str,
+    *,
+    number: int | None = None,
+    dashed: bool = False,
+    linewidth: float = 1.3,
+) -> None:
+    """Draws the edge of a mask [top to bottom, left to right], with a halo, and its number inside."""
     if not mask.any():
         return
     limits = axes.get_xlim(), axes.get_ylim()
     padded = np.pad(mask, 1)  # closes the line of an organ that is cut by the picture's edge
     rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-    lines = axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=1.3)
+    lines = axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=linewidth)
     lines.set(path_effects=[_HALO, effects.Normal()])
     if dashed:
         # The dark edge makes the dashes readable where both contours agree.
@@ -214,7 +223,7 @@ def _legend(figure: Figure, task: Task, compared: bool) -> None:
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=10)
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
     """Writes a figure whole or not at all; the suffix (.png or .pdf) chooses the format.
 
     Raises:
@@ -224,4 +233,4 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     if path.suffix not in _METADATA:
         raise InputError(f"{path}: unknown picture format {path.suffix!r}: expected {' or '.join(_METADATA)}")
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata=dict(_METADATA[path.suffix]))
+        figure.savefig(temporary, dpi=dpi, metadata=dict(_METADATA[path.suffix]))

@@ -1,0 +1,384 @@
+"""The paper's figures from recorded runs, as PDF and PNG.
+
+    python -m experiments.figures --runs_dir=runs/paper --figure=fig8 --out_dir=results/paper
+
+Fig. 6 to 8 read recorded numbers only. Fig. 4, 5 and 9 show segmentations, so they load the runs' checkpoints and
+predict the cases shown: of each modality the test case whose Dice by Ours is the median, at the slice with the most
+foreground. What was not run is an empty panel that says so.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from experiments.plans import TARGETS, RunSpec
+from experiments.records import Record, load_records, of_spec
+from experiments.tables import MODALITIES, SHORT, provenance
+from ummkd_tf import pictures
+from ummkd_tf.cli import run, start_tensorflow
+from ummkd_tf.errors import InputError
+from ummkd_tf.settings import SETTINGS
+from ummkd_tf.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from ummkd_tf.cases import Case
+
+COLUMN, PAGE = 3.5, 7.16  # inches, of IEEE's two-column page
+FIGURES = tuple(name for name, target in TARGETS.items() if target.is_figure)
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's: told apart by everyone
+STYLES = ("-", "--", "-.", ":", (0, (1, 1)))
+Q_STEPS = 5  # columns of Fig. 8
+AMPLIFIED = 5  # "five-times scaling" of the difference (Fig. 8)
+NORMAL_CASES = 3  # beside the outlier in Fig. 9
+_STYLE: Any = {
+    "font.size": 7,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 7,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,  # text stays text
+    "legend.frameon": False,
+}
+
+Predict = Callable[[Record, str], NDArray[np.int64]]
+"""Class map of one case of a run's data, as that run segments it."""
+
+
+def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
+    """Writes `<target>.pdf` and `<target>.png`.
+
+    Args:
+        target: One of `FIGURES`.
+        records: Its runs, as far as there are any.
+        out_dir: Where to.
+
+    Raises:
+        InputError: No such figure, nothing to draw, or a file that cannot be read or written.
+    """
+    if target not in FIGURES:
+        raise InputError(f"no figure {target!r}: expected one of {', '.join(FIGURES)}")
+    if not records:
+        raise InputError(f"{target}: none of its runs is there: expected at least one; run `make {target}`")
+    with rc_context(_STYLE):
+        figure = _DRAW[target](TARGETS[target].specs, records)
+        lines = textwrap.wrap(provenance(records), int(26 * figure.get_figwidth()))
+        figure.supxlabel("\n".join(lines), fontsize=5, color="0.3")
+        for suffix in (".pdf", ".png"):
+            pictures.save_figure(figure, out_dir / f"{target}{suffix}", dpi=220)
+
+
+# --- Fig. 4, 5, 9: segmentations -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a case, cropped to what is labelled.
+
+    Attributes:
+        case: The case, whole.
+        plane: How the slice is shown.
+        index: Of the slice.
+        window: Rows and columns shown.
+    """
+
+    case: Case
+    plane: pictures.Plane
+    index: int
+    window: tuple[slice, slice]
+
+    @classmethod
+    def of(cls, case: Case, task: Task, margin_mm: float = 20.0) -> Slice:
+        """The slice with the most foreground."""
+        plane = pictures.planes(task.axes)[0]
+        index = pictures.busiest_slice([case.label], plane.through, task.num_classes)
+        rows, columns = np.nonzero(plane.cut(case.label, index))
+        spacing = case.grid.spacing_mm
+        window = []
+        for found, axis in ((rows, plane.down), (columns, plane.right)):
+            margin = math.ceil(margin_mm / spacing[axis])
+            first, last = (found.min(), found.max()) if found.size else (0, case.label.shape[axis])
+            window.append(slice(max(0, int(first) - margin), int(last) + 1 + margin))
+        return cls(case, plane, index, (window[0], window[1]))
+
+    def show(self, axes: Axes, task: Task, classes: NDArray | None, *, dashed: NDArray | None = None) -> None:
+        """Draws the slice with the contours of a class map."""
+        image = self.plane.cut(self.case.image, self.index)[self.window]
+        low, high = np.percentile(self.case.image, (1, 99))
+        spacing = self.case.grid.spacing_mm
+        aspect = spacing[self.plane.down] / spacing[self.plane.right]
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect)
+        for volume, style in ((classes, False), (dashed, True)):
+            if volume is None:
+                continue
+            shown = self.plane.cut(volume, self.index)[self.window]
+            for c, name in enumerate(task.class_names[1:], start=1):
+                pictures.draw_contour(axes, shown == c, task.class_colors[name], dashed=style, linewidth=0.8)
+
+
+def _segmentations(specs: Sequence[RunSpec], records: Sequence[Record], predict: Predict | None = None) -> Figure:
+    """Fig. 4 and 5: the reference and the seven settings, CT above and MRI below."""
+    predict = predict or Predictions()
+    task = TASKS[specs[0].task]
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    panels = figure.subplots(2, 1 + len(specs), squeeze=False)
+    reference = _reference_run(records)
+    for row, (modality, title) in zip(panels, MODALITIES.items(), strict=True):
+        case_id = median_cases(reference, modality, 1)[0]
+        shown = Slice.of(read_case(reference, case_id), task)
+        shown.show(row[0], task, shown.case.label)
+        row[0].set_ylabel(f"{title}, {case_id}")
+        for axes, spec in zip(row[1:], specs, strict=True):
+            found = of_spec(records, spec)
+            if found:
+                shown.show(axes, task, predict(found[0], case_id))
+            else:
+                _not_run(axes)
+    for axes, title in zip(panels[0], ("Reference", *(SETTINGS[s.setting].title for s in specs)), strict=True):
+        axes.set_title(title)
+    _bare(panels)
+    _organ_legend(figure, task)
+    return figure
+
+
+def _outlier_slices(specs: Sequence[RunSpec], records: Sequence[Record], predict: Predict | None = None) -> Figure:
+    """Fig. 9: CT slices of general cases and of the outlier, by Ours and (dashed) the reference."""
+    predict = predict or Predictions()
+    task = TASKS[specs[0].task]
+    record = records[0]
+    general = median_cases(record, "ct", NORMAL_CASES)
+    outliers = list((record.outlier or {"cases": {}})["cases"])
+    figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
+    (panels,) = figure.subplots(1, len(general) + max(1, len(outliers)), squeeze=False)
+    for axes, case_id in zip(panels, general + outliers, strict=False):
+        shown = Slice.of(read_case(record, case_id), task)
+        shown.show(axes, task, predict(record, case_id), dashed=shown.case.label)
+        axes.set_title(f"{'outlier' if case_id in outliers else 'general case'} {case_id}")
+    if not outliers:
+        _not_run(panels[-1], "no outlier case evaluated")
+    _bare(panels)
+    _organ_legend(figure, task, {"Ours": "-", "reference": (0, (3, 3))})
+    return figure
+
+
+def _reference_run(records: Sequence[Record]) -> Record:
+    """The run that decides which case is shown: Ours, if it is there."""
+    evaluated = [record for record in records if record.evaluation]
+    if not evaluated:
+        raise InputError("no run of this figure is evaluated: expected evaluation_test.json; run experiments.evaluate")
+    return next((r for r in evaluated if r.run["setting"]["name"] == "ours"), evaluated[0])
+
+
+def median_cases(record: Record, modality: str, number: int) -> list[str]:
+    """The test cases of a modality nearest to the median of the mean Dice, as many as there are, by name."""
+    dice = {
+        case_id: _mean([metrics["dice"] for metrics in case["classes"].values()])
+        for case_id, case in (record.evaluation or {"cases": {}})["cases"].items()
+        if case["modality"] == modality
+    }
+    if not dice:
+        raise InputError(f"{record.run_dir}: no {modality} case in evaluation_test.json: evaluate the run again")
+    ordered = sorted(dice, key=lambda case_id: (dice[case_id], case_id))
+    first = max(0, (len(ordered) - number + 1) // 2)
+    return sorted(ordered[first : first + number])
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of what is defined; a class absent in prediction and reference is not."""
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def read_case(record: Record, case_id: str) -> Case:
+    """A case of a run's data, on the task's grid."""
+    from ummkd_tf.cases import open_dataset
+
+    return open_dataset(record.run["data_dir"]).case(case_id)
+
+
+class Predictions:
+    """Segments cases by a run's checkpoint; each run is loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[Path, tuple] = {}
+
+    def __call__(self, record: Record, case_id: str) -> NDArray[np.int64]:
+        start_tensorflow()
+        from ummkd_tf.cases import open_dataset
+        from ummkd_tf.inference import Predictor
+        from ummkd_tf.runs import load_model
+
+        if record.run_dir not in self._loaded:
+            model, _, _ = load_model(record.run_dir)
+            self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
+        predictor, dataset = self._loaded[record.run_dir]
+        factor = dataset.task.size[0] // record.run["flags"]["size"]
+        case = dataset.case(case_id, factor)
+        return predictor.probabilities(case.image, case.modality, factor).argmax(-1)
+
+
+# --- Fig. 6, 7, 8: recorded numbers ----------------------------------------------------------------------------------
+
+
+def _dice_over_alpha(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
+    """Fig. 6: for each alpha a box of the test cases' Dice, averaged over structures; CT above, MRI below."""
+    figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    places = range(len(specs))
+    for axes, (modality, title), color in zip(panels, MODALITIES.items(), COLORS[1:], strict=False):
+        dice = [_case_dice(of_spec(records, spec), modality) for spec in specs]
+        boxes = axes.boxplot(
+            dice,
+            positions=places,
+            widths=0.6,
+            showmeans=True,
+            patch_artist=True,
+            medianprops={"color": "black"},
+            meanprops={"marker": "D", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black"},
+            flierprops={"marker": ".", "markersize": 3},
+        )
+        for box in boxes["boxes"]:
+            box.set(facecolor=color, alpha=0.5)
+        for place, values in zip(places, dice, strict=True):
+            if not values:
+                axes.text(place, 0.5, "not run", transform=axes.get_xaxis_transform(), ha="center", rotation=90)
+        axes.set_ylabel(f"{title} Dice (%)")
+        axes.grid(axis="y", linewidth=0.3)
+    panels[-1].set_xticks(places, [f"{spec.alpha:g}" for spec in specs])
+    panels[-1].set_xlabel("α")
+    return figure
+
+
+def _case_dice(records: Sequence[Record], modality: str) -> list[float]:
+    """Mean Dice over structures in %, of each test case of each run."""
+    cases = [case for record in records if record.evaluation for case in record.evaluation["cases"].values()]
+    values = [_mean([m["dice"] for m in case["classes"].values()]) for case in cases if case["modality"] == modality]
+    return [100 * value for value in values if not math.isnan(value)]
+
+
+def _kd_loss(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
+    """Fig. 7: the distillation loss on test data along training, a line for each alpha and run."""
+    figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
+    axes = figure.subplots()
+    for spec, color, style in zip(specs, COLORS, STYLES, strict=False):
+        runs = [record for record in of_spec(records, spec) if record.knowledge]
+        label = f"α = {spec.alpha:g}" + ("" if runs else " (not run)")
+        if not runs:
+            axes.plot([], [], color=color, linestyle=style, label=label)
+        for number, record in enumerate(runs):
+            steps, losses = zip(*((line["step"], line["kd_loss"]) for line in record.knowledge), strict=True)
+            axes.plot(steps, losses, color=color, linestyle=style, label=None if number else label)
+    axes.set(xlabel="step", ylabel="KD loss on test cases", ylim=(0, None))
+    axes.grid(linewidth=0.3)
+    axes.legend()
+    return figure
+
+
+def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
+    """Fig. 8: q of CT, of MRI, and 5 × their absolute difference, from the start of training to its end."""
+    task = TASKS[specs[0].task]
+    names = ["bg", *(SHORT[name] for name in task.class_names[1:])]
+    figure = Figure(figsize=(PAGE, 3.6 * len(specs)), layout="constrained")
+    panels = figure.subplots(3 * len(specs), Q_STEPS)
+    shown = None
+    for number, spec in enumerate(specs):
+        rows = panels[3 * number : 3 * number + 3]
+        record = next((r for r in of_spec(records, spec) if r.knowledge), None)
+        if record is None:
+            for axes in rows.flat:
+                _not_run(axes)
+            lines = []
+        else:
+            lines = spread(record.knowledge, Q_STEPS)
+        titles = [*MODALITIES.values(), f"{AMPLIFIED} × |difference|"]
+        for row, title in zip(rows, titles, strict=True):
+            row[0].set_ylabel(title)
+        for column, line in zip(rows.T, lines, strict=False):
+            q = [np.array(line["q"][m]) for m in MODALITIES]
+            for axes, matrix in zip(column, (*q, AMPLIFIED * abs(q[0] - q[1])), strict=True):
+                shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+            column[0].set_title(f"α = {spec.alpha:g}, step {line['step']}")
+        for axes in rows[:, len(lines) :].flat:
+            axes.set_frame_on(record is None)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+    for axes in panels[-1]:
+        if axes.images:
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+    if shown is not None:
+        figure.colorbar(shown, ax=panels, shrink=0.4, aspect=40)
+    return figure
+
+
+def spread(lines: Sequence[Mapping], number: int) -> list[Mapping]:
+    """At most so many of the lines, evenly chosen, the first and the last among them."""
+    if len(lines) <= number:
+        return list(lines)
+    return [lines[round(i * (len(lines) - 1) / (number - 1))] for i in range(number)]
+
+
+_DRAW: Mapping[str, Callable[[Sequence[RunSpec], Sequence[Record]], Figure]] = MappingProxyType(
+    {
+        "fig4": _segmentations,
+        "fig5": _segmentations,
+        "fig6": _dice_over_alpha,
+        "fig7": _kd_loss,
+        "fig8": _matrices,
+        "fig9": _outlier_slices,
+    }
+)
+
+
+# --- panels ----------------------------------------------------------------------------------------------------------
+
+
+def _not_run(axes: Axes, text: str = "not run") -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def _bare(panels: NDArray) -> None:
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+
+
+def _organ_legend(figure: Figure, task: Task, lines: Mapping[str, Any] = MappingProxyType({})) -> None:
+    handles = [Line2D([], [], color=task.class_colors[n], label=SHORT[n]) for n in task.table_classes]
+    handles += [Line2D([], [], color="black", linestyle=style, label=name) for name, style in lines.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+
+
+# --- program ---------------------------------------------------------------------------------------------------------
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
+    flags.DEFINE_enum("figure", None, list(FIGURES), "Which one.", required=True)
+    flags.DEFINE_string("out_dir", "results", "Folder for the figure.")
+
+
+def main(_: list[str]) -> None:
+    """Program."""
+    values = flags.FLAGS
+    if not Path(values.runs_dir).is_dir():
+        raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")
+    records = load_records(values.runs_dir)
+    wanted = [record for spec in TARGETS[values.figure].specs for record in of_spec(records, spec)]
+    draw(values.figure, wanted, Path(values.out_dir))
+    print(f"{Path(values.out_dir) / values.figure}.pdf and .png")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    run(main)
