@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast soak fuzz demo claims reproduce reproduce-phantom clean
+.PHONY: help setup lint format test test-fast soak fuzz demo claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -113,6 +113,9 @@ claims: setup  ## the discussion's claims: anti-correlated and low-resolution MR
 reproduce: setup  ## every table and figure
 	$(REPRODUCE) --targets=$(TABLES_AND_FIGURES) $(FLAGS)
 
+report: setup  ## one HTML page with all of them [PRESET= RUNS= RESULTS=]
+	$(RUN) experiments.report --runs_dir=$(RUNS) --out=$(RESULTS)/report.html $(FLAGS)
+
 # On phantoms everything fits into 90 minutes on two cores: 45 runs of so many steps, two at a time because starting and
 # tracing keep one core busy.
 PHANTOM       ?= phantom
@@ -141,6 +144,7 @@ reproduce-phantom: $(PHANTOM_DATA:%=%/dataset.json)  ## all of it on phantoms, p
 		JOBS=$(PHANTOM_JOBS) \
 		OUTLIER=$$($(FIND_OUTLIER) $(PHANTOM)/raw/abdomen/phantom.json) TABLES_AND_FIGURES=$(TABLES_AND_FIGURES),$(CLAIMS) \
 		FLAGS="--steps=$(PHANTOM_STEPS) --validate_every=$(PHANTOM_EVERY)"
+	$(MAKE) report RUNS=$(PHANTOM)/runs RESULTS=$(PHANTOM)/results FLAGS=
 
 clean:  ## remove the virtual environment and the demo
 	rm -rf $(VENV) $(DEMO) build *.egg-info

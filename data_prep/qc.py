@@ -7,7 +7,6 @@ The page opens from disk: no server, nothing loaded from elsewhere. A warning sa
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from ummkd_tf.cases import PARTS, Case, Dataset, read_original_label
 from ummkd_tf.cli import run
 from ummkd_tf.errors import InputError
+from ummkd_tf.pages import document, escaped, facts
 from ummkd_tf.pictures import overlay_figure, save_figure
 from ummkd_tf.tasks import Task
 from ummkd_tf.volumes import replacing
@@ -267,54 +267,11 @@ def histogram_figure(summaries: Sequence[Summary], modalities: Sequence[str]) ->
 # --- the page --------------------------------------------------------------------------------------------------------
 
 _STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 84rem; padding: 1rem; background: #fff; color: #1c2024;
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0.2rem 0 0.6rem; }
-h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; }
-dt { color: #5a6570; }
-dd { margin: 0; overflow-wrap: anywhere; }
-a { color: #0b57a4; }
-.scroll { overflow-x: auto; border: 1px solid #d5dbe1; border-radius: 4px; }
-.fit { width: fit-content; max-width: 100%; margin-top: 0.8rem; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6eaee; }
-th { background: #f2f5f7; font-weight: 600; vertical-align: bottom; }
-th.text, td.text { text-align: left; }
-tbody tr:last-child td { border-bottom: 0; }
 td ul { margin: 0; padding-left: 1.1rem; min-width: 24rem; white-space: normal; }
-.sortable th:first-child, .sortable td:first-child { position: sticky; left: 0; background: #fff;
-  max-width: 12rem; overflow: hidden; text-overflow: ellipsis; }
-.sortable th:first-child { background: #f2f5f7; }
-th button { all: unset; cursor: pointer; }
-th button:focus-visible { outline: 2px solid #0b57a4; }
-th button::after { content: " \\2195"; color: #9aa5af; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
-th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
-.sortable td.flagged { background: #fff3d6; }
+td.flagged, .scroll tr > td.flagged:first-child { background: var(--flag); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: 0; padding: 0.5rem; border: 1px solid #d5dbe1; border-radius: 4px; }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { font-size: 0.85rem; overflow-wrap: anywhere; }
 figcaption ul { margin: 0.2rem 0 0; padding-left: 1.1rem; }
 .histogram { max-width: 55rem; }
-"""
-
-_SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
-  const body = table.tBodies[0];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", {numeric: true}) : a - b;
-    const rows = [...body.rows].sort((a, b) => compare(key(a), key(b)) * (up ? 1 : -1));
-    body.append(...rows);
-  }));
-}
 """
 
 _RULES = (
@@ -334,24 +291,18 @@ _DIRECTION_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "
 
 def render(dataset: Dataset, summaries: Sequence[Summary]) -> str:
     """The page as HTML; whatever comes from the data is escaped."""
-    title = f"Prepared data: {_text(dataset.task.name)}"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{_facts(dataset)}\n{_counts(dataset, summaries)}\n"
+    title = f"Prepared data: {dataset.task.name}"
+    body = (
+        f"<h1>{escaped(title)}</h1>\n{_facts(dataset)}\n{_counts(dataset, summaries)}\n"
         f"<h2>Warnings</h2>\n{_warning_section(summaries)}\n"
         "<h2>Cases</h2>\n<p>A click on a column's head sorts by it. Intensities are those of the voxels that the "
         f"scan covers.</p>\n{_case_table(dataset.task, summaries)}\n"
         "<h2>Intensities</h2>\n"
         "<p>One bin is 0.1 standard deviations wide; values beyond ±10 are counted in the outermost bins.</p>\n"
         '<figure class="histogram"><img src="histograms.png" alt="Intensity histogram of each modality"></figure>\n'
-        f"<h2>Pictures</h2>\n{_gallery(summaries)}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+        f"<h2>Pictures</h2>\n{_gallery(summaries)}"
     )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    return document(title, body, style=_STYLE)
 
 
 def _numbers(values: Iterable[float], digits: int = 0) -> str:
@@ -364,15 +315,16 @@ def _facts(dataset: Dataset) -> str:
         f"{what} run to the {_DIRECTION_WORDS[letter]}"
         for what, letter in zip(("rows", "columns", "slices"), task.axes, strict=True)
     )
-    facts = {
-        "Task": task.name,
-        "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
-        "Spacing": f"{_numbers(task.spacing_mm, 1)} mm (rows × columns × slices)",
-        "Axes": f"{task.axes} ({directions})",
-        "Split": dataset.split_name,
-        "Split checksum": dataset.split_checksum,
-    }
-    return "<dl>\n" + "\n".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items()) + "\n</dl>"
+    return facts(
+        {
+            "Task": task.name,
+            "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
+            "Spacing": f"{_numbers(task.spacing_mm, 1)} mm (rows × columns × slices)",
+            "Axes": f"{task.axes} ({directions})",
+            "Split": dataset.split_name,
+            "Split checksum": dataset.split_checksum,
+        }
+    )
 
 
 def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
@@ -381,7 +333,7 @@ def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
     for modality in dataset.modalities:
         of = [s.part for s in summaries if s.modality == modality]
         cells = "".join(f"<td>{n}</td>" for n in (*map(of.count, parts), len(of)))
-        rows.append(f'<tr><td class="text">{_text(modality)}</td>{cells}</tr>')
+        rows.append(f'<tr><td class="text">{escaped(modality)}</td>{cells}</tr>')
     heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
     return (
         f'<div class="scroll fit"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
@@ -394,9 +346,9 @@ def _warning_section(summaries: Sequence[Summary]) -> str:
     total = sum(len(s.warnings) for _, s in flagged)
     found = f"{total} in {len(flagged)} of {len(summaries)} cases." if total else "None."
     items = "\n".join(
-        f'<li><a href="#case-{number}">{_text(s.case_id)}</a>{_warning_list(s)}</li>' for number, s in flagged
+        f'<li><a href="#case-{number}">{escaped(s.case_id)}</a>{_warning_list(s)}</li>' for number, s in flagged
     )
-    rules = "\n".join(f"<li>{_text(rule)}</li>" for rule in _RULES)
+    rules = "\n".join(f"<li>{escaped(rule)}</li>" for rule in _RULES)
     return (
         f"<p>{found} A warning says where to look; it is no verdict.</p>\n"
         + (f"<ul>\n{items}\n</ul>\n" if items else "")
@@ -405,7 +357,7 @@ def _warning_section(summaries: Sequence[Summary]) -> str:
 
 
 def _warning_list(summary: Summary) -> str:
-    return "<ul>" + "".join(f"<li>{_text(w)}</li>" for w in summary.warnings) + "</ul>" if summary.warnings else ""
+    return "<ul>" + "".join(f"<li>{escaped(w)}</li>" for w in summary.warnings) + "</ul>" if summary.warnings else ""
 
 
 def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
@@ -413,7 +365,7 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     heads = [
         *(f'<th class="text" scope="col"><button>{head}</button></th>' for head in ("case", "modality", "part")),
         *(
-            f'<th scope="col"><button>{_text(head)}</button></th>'
+            f'<th scope="col"><button>{escaped(head)}</button></th>'
             for head in (
                 *("original size", "original spacing mm", "prepared size", "min", "max", "mean", "std"),
                 *(f"{_words(organ)} {unit}" for organ in organs for unit in ("voxels", "ml")),
@@ -440,8 +392,8 @@ def _case_row(number: int, s: Summary) -> str:
         cells += [(voxels, str(voxels)), (s.millilitres[organ], f"{s.millilitres[organ]:.1f}")]
     kind = "text flagged" if s.warnings else "text"
     return (
-        f'<tr><td class="{kind}"><a href="#case-{number}">{_text(s.case_id)}</a></td>'
-        f'<td class="text">{_text(s.modality)}</td><td class="text">{_text(s.part)}</td>'
+        f'<tr><td class="{kind}"><a href="#case-{number}">{escaped(s.case_id)}</a></td>'
+        f'<td class="text">{escaped(s.modality)}</td><td class="text">{escaped(s.part)}</td>'
         + "".join(f'<td data-value="{value}">{shown}</td>' for value, shown in cells)
         + f'<td class="{kind}" data-value="{len(s.warnings)}">{_warning_list(s)}</td></tr>'
     )
@@ -450,11 +402,11 @@ def _case_row(number: int, s: Summary) -> str:
 def _gallery(summaries: Sequence[Summary]) -> str:
     cards = []
     for number, s in enumerate(summaries):
-        link = _text(quote(_picture(s.case_id)))
+        link = escaped(quote(_picture(s.case_id)))
         cards.append(
             f'<figure id="case-{number}"><a href="{link}"><img src="{link}" loading="lazy" '
-            f'alt="{_text(s.case_id)} in three planes with its labels"></a>'
-            f"<figcaption><strong>{_text(s.case_id)}</strong> {_text(s.modality)}, {_text(s.part)}"
+            f'alt="{escaped(s.case_id)} in three planes with its labels"></a>'
+            f"<figcaption><strong>{escaped(s.case_id)}</strong> {escaped(s.modality)}, {escaped(s.part)}"
             f"{_warning_list(s)}</figcaption></figure>"
         )
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"

@@ -1,0 +1,548 @@
+"""One HTML page with every table, figure, learning curve, case and run, opened from disk.
+
+    python -m experiments.report --runs_dir=runs/paper --out=results/paper/report.html
+
+Tables are those of `experiments.tables`; figures are the fig4.png … fig9.png beside the page. The same inputs give the
+same bytes. A run whose files can be read but do not hold what they should is named as damaged and left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from absl import flags
+
+from experiments import tables
+from experiments.plans import DATA, TARGETS
+from experiments.records import Record, load_records
+from experiments.tables import MODALITIES, PARAMETERS, TABLES, UNDEFINED, Table
+from ummkd_tf.cli import run
+from ummkd_tf.documents import MALFORMED
+from ummkd_tf.errors import InputError
+from ummkd_tf.evaluation import METRICS
+from ummkd_tf.pages import document, escaped, facts
+from ummkd_tf.settings import SETTINGS
+from ummkd_tf.tasks import TASKS
+from ummkd_tf.volumes import replacing
+
+HISTORY = "history.jsonl"
+CASE_METRICS = MappingProxyType({"dice": "Dice (%)", "hausdorff95_mm": "HD95 (mm)", "average_mm": "ASSD (mm)"})
+MOST_POINTS = 100  # of a curve; more cannot be told apart at its size
+# Title of a panel, and its curves: kind of line → value in the history.
+PANELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "Total loss": {"both": "loss"},
+        "Dice loss": {"ct": "ct_dice_loss", "mr": "mr_dice_loss"},
+        "Cross-entropy": {"ct": "ct_cross_entropy", "mr": "mr_cross_entropy"},
+        "KD loss": {"both": "kd_loss"},
+        "L2 term": {"both": "l2_loss"},
+        "Validation Dice": {"ct": "validation_ct_dice", "mr": "validation_mr_dice"},
+    }
+)
+LINES = MappingProxyType({**MODALITIES, "both": "both together"})
+
+Points = list[tuple[float, float]]
+PHANTOM = '<strong class="phantom">PHANTOM</strong>'
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run on the page.
+
+    Attributes:
+        record: As recorded.
+        curves: Values of history.jsonl by name: (step, value) in order of steps.
+        flaw: Why the run is left out of tables, curves and cases; None where nothing is wrong.
+    """
+
+    record: Record
+    curves: Mapping[str, Points]
+    flaw: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run counts in tables."""
+        return self.record.run.get("status") == "finished"
+
+    @property
+    def group(self) -> str:
+        """Its data set, of `plans.DATA` where the run was planned."""
+        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
+
+
+def load(runs_dir: str | Path) -> list[Entry]:
+    """Every run in a folder.
+
+    Raises:
+        InputError: No such folder, or a file that is no JSON.
+    """
+    if not Path(runs_dir).is_dir():
+        raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
+    return [_entry(record) for record in load_records(runs_dir)]
+
+
+def _entry(record: Record) -> Entry:
+    """Tries everything the page wants of a run on that run alone."""
+    try:
+        entry = Entry(record, read_curves(record.run_dir / HISTORY))
+        for target in TABLES:
+            tables.build(target, [record])
+        _cases([entry]), _parameters([entry]), _is_phantom([entry]), _curves([entry])
+    except (InputError, *MALFORMED) as error:
+        return Entry(record, {}, f"{type(error).__name__}: {error}")
+    return entry
+
+
+def read_curves(path: Path) -> dict[str, Points]:
+    """Finite values of a history by name; {} where there is none. A last line cut off by a kill is left out."""
+    by_name: dict[str, dict[float, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            values = json.loads(line)
+            step = values.pop("step")
+            for name, value in values.items():
+                if value is not None and math.isfinite(value):
+                    by_name.setdefault(name, {})[step] = value
+    return {name: sorted(points.items()) for name, points in by_name.items()}
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+html { scroll-padding-top: 3.5rem; }
+:root { --ct: #0b62b8; --mr: #b34700; --phantom: #8a1c5c; }
+@media (prefers-color-scheme: dark) { :root { --ct: #6cb2ff; --mr: #ffa057; --phantom: #ff9ed2; } }
+h3 { font-size: 1rem; margin: 1.4rem 0 0.4rem; }
+nav { position: sticky; top: 0; z-index: 3; display: flex; gap: 0.9rem; overflow-x: auto; white-space: nowrap;
+  padding: 0.6rem 0; font-size: 0.85rem; background: var(--page); border-bottom: 1px solid var(--line); }
+.quiet, figcaption small { color: var(--quiet); font-size: 0.85rem; }
+.phantom { color: var(--phantom); letter-spacing: 0.04em; }
+.notice { border-left: 4px solid var(--phantom); padding: 0.3rem 0.8rem; }
+summary { cursor: pointer; margin: 0.5rem 0; overflow-wrap: anywhere; }
+.results, .sortable { min-width: 100%; }
+.results thead tr:first-child > * { text-align: center; border-bottom: 0; }
+.results tbody th { font-weight: 400; background: var(--page); white-space: normal; min-width: 8rem; }
+.scroll .block > th { text-align: left; font-weight: 600; max-width: none; overflow: visible; padding-top: 0.9rem; }
+.block span { position: sticky; left: 0.6rem; }
+.beside > * { color: var(--quiet); }
+.tall { max-height: 75vh; overflow: auto; }
+.tall thead th { position: sticky; top: 0; z-index: 1; }
+.tall thead th:first-child { z-index: 2; }
+label { display: block; margin: 0.5rem 0; }
+label[hidden] { display: none; }
+select { max-width: 100%; font: inherit; }
+figure { margin: 0.8rem 0; }
+figure img { max-width: 60rem; margin: 0 auto; background: #fff; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.3rem 0.8rem; }
+svg { width: 100%; height: auto; overflow: visible; }
+svg text { font: 9px system-ui, sans-serif; fill: var(--quiet); }
+svg .title { fill: var(--ink); }
+svg path { fill: none; stroke: var(--line); }
+.key { width: 2rem; height: 0.6rem; }
+.ct, .mr, .both { fill: none; stroke-width: 1.5; }
+.ct { stroke: var(--ct); } .mr { stroke: var(--mr); stroke-dasharray: 4 2; } .both { stroke: var(--ink); }
+pre { overflow-x: auto; padding: 0.6rem; border: 1px solid var(--line); border-radius: 4px; font-size: 0.8rem; }
+@media (max-width: 40rem) {
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4rem; }
+  .scroll .results tr:not(.block) > :first-child { max-width: 8rem; }
+}
+"""
+
+_SCRIPT = """
+const choice = document.getElementById("run");
+choice.parentElement.hidden = false;
+choice.addEventListener("change", () => {
+  for (const row of document.querySelector("#cases tbody").rows)
+    row.hidden = choice.value !== "" && row.lastElementChild.textContent !== choice.value;
+});
+"""
+
+
+def render(entries: Sequence[Entry], figures_dir: Path) -> str:
+    """The page as HTML; whatever comes from data is escaped.
+
+    Args:
+        entries: The runs.
+        figures_dir: Where fig4.png … are, those that are drawn.
+    """
+    sound = [entry for entry in entries if not entry.flaw]
+    sections = [
+        ("overview", "Overview", _overview(entries)),
+        *((name, _short(name), _table_section(name, sound)) for name in TABLES),
+        ("figures", "Figures", _figures(sound, figures_dir)),
+        ("curves", "Curves", _curves(sound)),
+        ("parameters", "Parameters", _parameters(sound)),
+        ("cases", "Cases", _cases(sound)),
+        ("runs", "Runs", _runs(entries)),
+    ]
+    links = "\n".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections)
+    body = "\n".join(f'<section id="{name}">\n{content}\n</section>' for name, _, content in sections)
+    title = "Unpaired multi-modal segmentation via knowledge distillation: results"
+    header = f'<header><h1>{title}</h1></header>\n<nav aria-label="Sections">\n{links}\n</nav>'
+    return document(title, f"{header}\n<main>\n{body}\n</main>", style=_STYLE, script=_SCRIPT)
+
+
+def _short(target: str) -> str:
+    kind, _, name = target.partition("_")
+    return f"Claim: {name.replace('_', ' ')}" if name else f"Table {kind.removeprefix('table')}"
+
+
+def _heading(title: str, entries: Iterable[Entry]) -> str:
+    return f"<h2>{escaped(title)} {PHANTOM if _is_phantom(entries) else ''}</h2>"
+
+
+def _is_phantom(entries: Iterable[Entry]) -> bool:
+    return any(tables.is_phantom(entry.record) for entry in entries)
+
+
+def _of(target: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The finished runs that a target is made of, whatever their seeds and folds."""
+    stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
+    return [e for e in entries if e.finished and e.record.name.rpartition("-seed")[0] in stems]
+
+
+def _scroll(table: str, label: str, more: str = "") -> str:
+    """A box in which a wide table scrolls, also by keyboard."""
+    return f'<div class="scroll {more}" tabindex="0" role="region" aria-label="{escaped(label)}">{table}</div>'
+
+
+def _overview(entries: Sequence[Entry]) -> str:
+    runs = [entry.record.run for entry in entries]
+
+    def each(values: Iterable[object]) -> str:
+        return ", ".join(sorted({str(value) for value in values})) or UNDEFINED
+
+    states = ["damaged" if entry.flaw else str(entry.record.run.get("status", "unknown")) for entry in entries]
+    phantoms = sum(_is_phantom([entry]) for entry in entries if not entry.flaw)
+    notice = (
+        f'<p class="notice" role="note">{PHANTOM} data in {phantoms} of {len(runs)} runs: generated, not scanned. '
+        "Their numbers show that everything works, not how well the method segments patients.</p>"
+    )
+    flags_of = [run["flags"] for run in runs if isinstance(run["flags"], Mapping)]
+    return (
+        "<p>A reproduction in TensorFlow 2 of “Unpaired Multi-modal Segmentation via Knowledge Distillation”: its "
+        "tables and figures from recorded runs, and what the runs were.</p>\n"
+        + (f"{notice}\n" if phantoms else "")
+        + facts(
+            {
+                "Data": each(run.get("source") or "unknown" for run in runs),
+                "Preset": each(values.get("preset", "unknown") for values in flags_of),
+                "Steps": each(values.get("steps", "unknown") for values in flags_of),
+                "Seeds": each(run["seed"] for run in runs),
+                "Runs": f"{len(runs)}"
+                + "".join(f", {states.count(state)} {state}" for state in sorted(set(states)))
+                + f"; {sum(entry.record.evaluation is not None for entry in entries)} evaluated",
+            }
+        )
+    )
+
+
+# --- tables and figures ----------------------------------------------------------------------------------------------
+
+
+def _table_section(target: str, entries: Sequence[Entry]) -> str:
+    records = [entry.record for entry in entries]
+    try:
+        table, compared = (tables.build(target, records, compare=compare) for compare in (False, True))
+    except (InputError, *MALFORMED) as error:  # runs that do not fit together
+        return f"{_heading(_short(target), ())}\n<p>Cannot be made: {escaped(error)}</p>"
+    beside = (
+        f"<details>\n<summary>Beside the paper's numbers</summary>\n{_result_table(compared)}\n</details>"
+        if compared != table
+        else ""
+    )
+    return (
+        f"{_heading(table.title, _of(target, entries))}\n<p>{escaped(table.provenance)}</p>\n"
+        f'{_result_table(table)}\n<p class="quiet">{escaped(" ".join(table.notes))}</p>\n{beside}'
+    )
+
+
+def _result_table(table: Table) -> str:
+    """Two rows of headings, then a body for each block."""
+    groups = "".join(f'<th colspan="{span}" scope="colgroup">{escaped(text)}</th>' for text, span in table.groups)
+    columns = "".join(f'<th scope="col">{escaped(column)}</th>' for column in table.columns)
+    bodies = []
+    for block in table.blocks:
+        seen: set[str] = set()
+        rows = []
+        for row in block.rows:
+            kind = ' class="beside"' if row.key in seen else ""
+            seen.add(row.key)
+            cells = "".join(f"<td>{escaped(cell.text)}</td>" for cell in row.cells)
+            rows.append(f'<tr{kind}><th class="text" scope="row">{escaped(row.title)}</th>{cells}</tr>')
+        title = f'<th colspan="{len(table.columns) + 1}" scope="rowgroup"><span>{escaped(block.title)}</span></th>'
+        bodies.append("\n".join([f'<tbody>\n<tr class="block">{title}</tr>', *rows, "</tbody>"]))
+    return _scroll(
+        f'<table class="results">\n<thead>\n<tr><th></th>{groups}</tr>\n<tr><th class="text" scope="col">Method</th>'
+        f"{columns}</tr>\n</thead>\n{chr(10).join(bodies)}\n</table>",
+        table.title,
+    )
+
+
+def _figures(entries: Sequence[Entry], folder: Path) -> str:
+    parts = [_heading("Figures", ())]
+    for name, target in TARGETS.items():
+        if not target.is_figure:
+            continue
+        title = f"Fig. {name.removeprefix('fig')}. {target.title}"
+        badge = PHANTOM if _is_phantom(_of(name, entries)) else ""
+        path = folder / f"{name}.png"
+        if path.is_file():
+            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            picture = f'<img src="data:image/png;base64,{content}" alt="{escaped(title)}">'
+            parts.append(f"<figure>{picture}<figcaption>{escaped(title)} {badge}</figcaption></figure>")
+        else:
+            parts.append(f"<p>{escaped(title)}: not drawn yet: <code>make {name}</code></p>")
+    return "\n".join(parts)
+
+
+# --- learning curves -------------------------------------------------------------------------------------------------
+
+_LEFT, _TOP, _WIDTH, _HEIGHT = 40, 16, 116, 62  # of a panel's frame, in its own units
+
+
+def _curves(entries: Sequence[Entry]) -> str:
+    key = " ".join(
+        f'<svg class="key" viewBox="0 0 32 8" aria-hidden="true"><path class="{kind}" d="M0,4H32"/></svg> {text}'
+        for kind, text in LINES.items()
+    )
+    parts = [
+        _heading("Learning curves", entries),
+        f"<p>{key}. Over optimizer steps; the runs of a data set share their axes. Losses are of training batches. "
+        f"A curve of more than {MOST_POINTS} points shows the means of equal parts.</p>",
+    ]
+    for group in sorted({entry.group for entry in entries}):
+        of = [entry for entry in entries if entry.group == group]
+        frames = {title: _frame(of, names.values()) for title, names in PANELS.items()}
+        parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(of) else ''}</h3>")
+        parts += [_curves_of(entry, frames) for entry in of]
+    return "\n".join(parts)
+
+
+_Frame = tuple[float, float, float]  # last step, least and greatest value
+
+
+def _frame(entries: Iterable[Entry], names: Iterable[str]) -> _Frame:
+    names = list(names)
+    points = [p for entry in entries for name in names for p in _thinned(entry.curves.get(name, []))]
+    steps, values = ([p[i] for p in points] or [0.0] for i in (0, 1))
+    return max(steps), min(values), max(values)
+
+
+def _thinned(points: Points) -> Points:
+    """At most `MOST_POINTS` means of equal parts."""
+    size = math.ceil(len(points) / MOST_POINTS) or 1
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
+
+
+def _curves_of(entry: Entry, frames: Mapping[str, _Frame]) -> str:
+    name, status = escaped(entry.record.name), escaped(entry.record.run.get("status", "unknown"))
+    panels = "\n".join(_panel(title, names, entry.curves, frames[title]) for title, names in PANELS.items())
+    content = f'<div class="panels">\n{panels}\n</div>' if entry.curves else f"<p>No {HISTORY} yet.</p>"
+    return f"<figure><figcaption>{name} <small>{status}</small></figcaption>{content}</figure>"
+
+
+def _panel(title: str, names: Mapping[str, str], curves: Mapping[str, Points], frame: _Frame) -> str:
+    last, low, high = frame
+    lines, words = [], []
+
+    def place(step: float, value: float) -> str:
+        x = _LEFT + _WIDTH * step / (last or 1)
+        y = _TOP + _HEIGHT * (0.5 if high == low else (high - value) / (high - low))
+        return f"{x:.1f},{y:.1f}"
+
+    for kind, name in names.items():
+        points = _thinned(curves.get(name, []))
+        if points:
+            places = [place(*point) for point in points]
+            lines.append(f'<polyline class="{kind}" points="{" ".join(places)}"/>')
+            x, y = places[-1].split(",")
+            lines.append(f'<circle class="{kind}" cx="{x}" cy="{y}" r="1.2"/>')
+            words.append(f"{LINES[kind]} from {_tick(points[0][1])} to {_tick(points[-1][1])}")
+    right, bottom = _LEFT + _WIDTH, _TOP + _HEIGHT
+    label = f"{title}: {'; '.join(words) or 'not recorded'}"
+    return (
+        f'<svg viewBox="0 0 160 92" role="img" aria-label="{escaped(label)}"><title>{escaped(label)}</title>'
+        f'<text class="title" x="{_LEFT}" y="10">{title}</text>'
+        f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}"/>'
+        f'<text x="{_LEFT - 3}" y="{_TOP + 6}" text-anchor="end">{_tick(high)}</text>'
+        f'<text x="{_LEFT - 3}" y="{bottom}" text-anchor="end">{_tick(low)}</text>'
+        f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{_tick(last)}</text>{"".join(lines)}</svg>'
+    )
+
+
+def _tick(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+# --- parameters, cases, runs -----------------------------------------------------------------------------------------
+
+
+def _flat_table(columns: Mapping[str, str], rows: Iterable[str], label: str, *, sortable: bool = False) -> str:
+    """One row of headings; `columns`: heading → class of its column."""
+    heads = "".join(
+        f'<th class="{kind}" scope="col">{f"<button>{head}</button>" if sortable else head}</th>'
+        for head, kind in columns.items()
+    )
+    table = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody></table>"
+    kind, box = ("sortable", "tall") if sortable else ("", "fit")
+    return _scroll(f'<table class="{kind}">\n{table}', label, box)
+
+
+def _texts(*values: object) -> str:
+    return "".join(f'<td class="text">{escaped(value)}</td>' for value in values)
+
+
+def _parameters(entries: Sequence[Entry]) -> str:
+    counted: dict[tuple[str, str], dict[int | str, int]] = {}
+    for entry in entries:
+        model, evaluation = entry.record.run["model"], entry.record.evaluation
+        if evaluation and (model["normalization"], model.get("decoder", "paper")) == ("batch", "paper"):
+            by_width = counted.setdefault((entry.record.run["task"], model["setting"]), {})
+            by_width[model.get("width", "unknown")] = evaluation["parameters"]
+    rows = []
+    for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
+        for name, setting in SETTINGS.items():
+            paper = tables.paper_numbers()[table]["blocks"]["dice"][name][0]
+            ours = [(str(w), f"{n:,}", PARAMETERS[task.name](n)) for w, n in counted.get((task.name, name), {}).items()]
+            for cells in sorted(ours) or [("", "", "")]:
+                numbers = "".join(f"<td>{escaped(text)}</td>" for text in (*cells, paper))
+                rows.append(f"<tr>{_texts(setting.title, task.network)}{numbers}</tr>")
+    columns = {"setting": "text", "network": "text"}
+    columns |= dict.fromkeys(("width", "trainable parameters", "rounded", "paper (width 16)"), "")
+    return (
+        f"{_heading('Parameters', ())}\n<p>Of runs with batch normalization; a smaller preset has a smaller width. "
+        "Without a run, <code>python -m experiments.train --describe</code> counts those of any network.</p>\n"
+        f"{_flat_table(columns, rows, 'Parameters')}"
+    )
+
+
+def _cases(entries: Sequence[Entry]) -> str:
+    evaluated = [entry for entry in entries if entry.finished and (entry.record.evaluation or entry.record.outlier)]
+    options = "\n".join(f"<option>{escaped(entry.record.name)}</option>" for entry in evaluated)
+    rows = [row for entry in evaluated for row in _case_rows(entry.record)]
+    columns = {
+        **dict.fromkeys(("case", "modality", "structure"), "text"),
+        **dict.fromkeys(CASE_METRICS.values(), ""),
+        **dict.fromkeys(("status", "part", "data", "run"), "text"),
+    }
+    return (
+        f"{_heading('Cases', entries)}\n<p>Every structure of every case the finished runs were tested on: "
+        f"{len(rows)} rows. A click on a column's head sorts by it.</p>\n"
+        f'<label hidden>Run <select id="run" autocomplete="off">\n<option value="">all</option>\n{options}\n</select>'
+        f"</label>\n{_flat_table(columns, rows, 'Cases', sortable=True)}"
+    )
+
+
+def _case_rows(record: Record) -> Iterable[str]:
+    for part, evaluation in (("test", record.evaluation), ("outlier", record.outlier)):
+        for case_id, case in (evaluation or {"cases": {}})["cases"].items():
+            for name, metrics in case["classes"].items():
+                numbers = "".join(_number_cell(metrics[metric], metric) for metric in CASE_METRICS)
+                before = _texts(case_id, MODALITIES.get(case["modality"], case["modality"]), name.replace("_", " "))
+                after = _texts(metrics["status"], part, record.run.get("source", "unknown"), record.name)
+                yield f"<tr>{before}{numbers}{after}</tr>"
+
+
+def _number_cell(value: float | None, metric: str) -> str:
+    """The number as recorded for sorting, and as printed in tables."""
+    if value is None:
+        return f'<td data-value="">{UNDEFINED}</td>'
+    _, factor, decimals = METRICS[metric]
+    return f'<td data-value="{float(value)!r}">{factor * value:.{decimals}f}</td>'
+
+
+def _runs(entries: Sequence[Entry]) -> str:
+    parts = [_heading("Runs", ()), "<p>What each run was, and the commands that make it again.</p>"]
+    for group in sorted({entry.group for entry in entries}):
+        parts.append(f"<h3>{escaped(group)}</h3>")
+        parts += [_run(entry) for entry in entries if entry.group == group]
+    return "\n".join(parts)
+
+
+def _run(entry: Entry) -> str:
+    """Nothing is taken for granted here: damaged runs are shown too."""
+    run = entry.record.run
+    environment = run["environment"] if isinstance(run["environment"], Mapping) else {}
+    told = {
+        "Status": run.get("status", "unknown"),
+        "Data": run.get("source", "unknown"),
+        "Split": run["split_name"],
+        "Split checksum": run["split_sha256"],
+        "Seed": run["seed"],
+        "Seconds": run["seconds"],
+        "Commit": environment.get("commit", "unknown"),
+        "Versions": environment.get("versions", "unknown"),
+        "Device": environment.get("devices", "unknown"),
+        "Platform": environment.get("platform", "unknown"),
+        "Model": run["model"],
+        "Flags": run["flags"],
+    }
+    told |= {"Damaged": entry.flaw} if entry.flaw else {}
+    told |= {"Changed since its start": run["changes"]} if "changes" in run else {}
+    badge = PHANTOM if not entry.flaw and _is_phantom([entry]) else ""
+    state = "damaged" if entry.flaw else told["Status"]
+    return (
+        f"<details>\n<summary>{escaped(entry.record.name)} <small>{escaped(state)}</small> {badge}</summary>\n"
+        f"{facts({name: _words(value) for name, value in told.items()})}\n"
+        f"<pre><code>{escaped(_commands(entry.record))}</code></pre>\n</details>"
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(of)}" for name, of in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
+
+
+def _commands(record: Record) -> str:
+    command = record.run.get("command")
+    if not isinstance(command, list):
+        return "(the command was not recorded)"
+    train = ["python", "-m", "experiments.train", *map(str, command[1:])]
+    run_dir = next((text for text in train if text.startswith("--run_dir")), f"--run_dir={record.run_dir}")
+    return f"{shlex.join(train)}\n{shlex.join(['python', '-m', 'experiments.evaluate', run_dir])}"
+
+
+# --- program ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(runs_dir: str | Path, out: str | Path) -> Path:
+    """Writes the page.
+
+    Args:
+        runs_dir: Folder of runs.
+        out: The page; figures are looked for beside it.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: No such folder of runs, a file in it that is no JSON, or the page cannot be written.
+    """
+    out = Path(out)
+    text = render(load(runs_dir), out.parent)
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def main(_: list[str]) -> None:
+    """Program."""
+    print(write_report(flags.FLAGS.runs_dir, flags.FLAGS.out))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
+    flags.DEFINE_string("out", "results/report.html", "The page; figures are looked for beside it.")
+    run(main)

@@ -1,0 +1,345 @@
+"""The report: every number on the page is that of the tables' CSV, the evaluations and the runs."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from programs import program
+from recorded_runs import absent, evaluation_cases, write_run
+
+from experiments import report, tables
+from experiments.plans import TARGETS, runs_for
+from experiments.records import load_records
+from ummkd_tf.errors import InputError
+from ummkd_tf.settings import SETTINGS
+
+EVIL = "<script>alert(1)</script>&\"'"
+PNG = b"\x89PNG\r\n\x1a\n not really"
+FIGURES = [name for name, target in TARGETS.items() if target.is_figure]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects tags, text, and tables by section."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.section = ""
+        self.tables: dict[str, list[list[list[tuple[str | None, str]]]]] = {}  # section → tables → rows → cells
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.section = values["id"]
+        elif tag == "table":
+            self.tables.setdefault(self.section, []).append([])
+        elif tag == "tr":
+            self.tables[self.section][-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[self.section][-1][-1].append((values.get("data-value"), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            row = self.tables[self.section][-1][-1]
+            row[-1] = (row[-1][0], row[-1][1] + data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def history(rng, steps=40, every=10, validate_every=20):
+    names = [name for names in report.PANELS.values() for name in names.values()]
+    lines = []
+    for step in range(every, steps + 1, every):
+        lines.append({"step": step} | {n: float(rng.normal()) for n in names if not n.startswith("validation")})
+        if step % validate_every == 0:
+            lines.append({"step": step, "validation_ct_dice": float(rng.uniform()), "validation_mr_dice": None})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All runs of all tables and one with hostile names, but: one missing, one running, one not to be used."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = folder / "runs"
+    missing, running, damaged, *specs = runs_for(tables.TABLES)
+    for number, spec in enumerate([running, damaged, *specs]):
+        rng = np.random.default_rng(number)
+        cases = evaluation_cases(spec.task, rng, range(2))
+        outlier = {"ct_0031": evaluation_cases(spec.task, rng, range(1))["ct_0"]} if spec.data == "abdomen" else None
+        q = {m: np.eye(5).tolist() for m in ("ct", "mr")}
+        lines = [{"step": step, "kd_loss": 0.5, "q": q} for step in (0, 40)] if spec.knowledge else None
+        if spec == specs[0]:
+            cases["ct_0"]["classes"]["left_atrium"] = absent()
+        if spec == damaged:
+            del cases["mr_1"]["classes"]["left_atrium"]["dice"]
+        status = "running" if spec == running else "finished"
+        run_dir = write_run(runs, spec, cases, outlier=outlier, knowledge=lines, status=status)
+        (run_dir / "history.jsonl").write_text(history(rng), encoding="utf-8")
+    spec = specs[-1]
+    hostile = {EVIL: next(iter(evaluation_cases(spec.task, np.random.default_rng(99), range(1)).values()))}
+    write_run(folder / "other", spec, hostile, source=EVIL, data_dir=EVIL)
+    record = json.loads((folder / "other" / spec.name / "run.json").read_text(encoding="utf-8"))
+    record["command"] = ["train.py", f"--run_dir={EVIL}"]
+    (folder / "other" / spec.name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "other" / spec.name).rename(runs / "<script>alert(2)<")
+    assert not (runs / missing.name).exists()
+    (folder / "results").mkdir()
+    (folder / "results" / "fig6.png").write_bytes(PNG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(folder):
+    return report.write_report(folder / "runs", folder / "results" / "report.html")
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def sound(folder):
+    return [e.record for e in report.load(folder / "runs") if not e.flaw]
+
+
+@pytest.mark.parametrize("target", tables.TABLES)
+def test_tables_are_those_of_the_csv_cell_by_cell(target, page, sound):
+    plain, *beside = page.tables[target]
+    assert len(beside) == (target in tables.paper_numbers())
+    for compare, found in zip((False, True), (plain, *beside), strict=False):
+        lines = list(csv.reader(io.StringIO(tables.to_csv(tables.build(target, sound, compare=compare)))))
+        groups, columns, *rows = ([text for _, text in row] for row in found)
+        assert columns[0] == "Method" and len(columns) == len(lines[0]) - 2
+        assert all(head.endswith(column) for head, column in zip(lines[0][2:-1], columns[1:], strict=True))
+        assert all(group in " ".join(lines[0]) for group in groups)
+        block, cells = "", []
+        for row in rows:
+            if len(row) == 1:
+                (block,) = row
+            else:
+                cells.append([block, *row])
+        assert cells == [line[:-1] for line in lines[1:]]
+        assert lines[1][-1] in page.texts  # the provenance
+        assert "PHANTOM data" in lines[1][-1]
+
+
+def test_cases_are_those_of_the_evaluations(page, sound):
+    heads, *rows = page.tables["cases"][0]
+    assert [text for _, text in heads][:3] == ["case", "modality", "structure"]
+    found = {}
+    for row in rows:
+        case, modality, structure, dice, hd95, assd, status, part, _, run = (text for _, text in row)
+        found[run, part, case, structure] = (modality, status, [v for v, _ in row[3:6]], [dice, hd95, assd])
+    assert len(found) == len(rows)
+    expected = 0
+    for record in sound:
+        if record.run["status"] != "finished":
+            continue
+        for part in ("test", "outlier"):
+            file = record.run_dir / f"evaluation_{part}.json"
+            cases = json.loads(file.read_text(encoding="utf-8"))["cases"] if file.is_file() else {}
+            for case_id, case in cases.items():
+                for name, of in case["classes"].items():
+                    expected += 1
+                    modality, status, values, texts = found[record.name, part, case_id, name.replace("_", " ")]
+                    assert (modality, status) == ({"ct": "CT", "mr": "MRI"}[case["modality"]], of["status"])
+                    numbers = [of[metric] for metric in ("dice", "hausdorff95_mm", "average_mm")]
+                    assert [float(v) if v else None for v in values] == numbers
+                    if numbers[0] is None:
+                        assert texts == ["–"] * 3
+                    else:
+                        assert texts == [f"{100 * numbers[0]:.1f}", f"{numbers[1]:.2f}", f"{numbers[2]:.2f}"]
+    assert expected == len(rows) > 500
+
+
+def test_parameters_stand_beside_the_papers(page):
+    _, *rows = ([text for _, text in row] for row in page.tables["parameters"][0])
+    numbers = tables.paper_numbers()
+    for network, table in (("dilated2d", "table1"), ("unet3d", "table2")):
+        printed = {setting: paper for setting, of, *_, paper in rows if of == network}
+        assert printed == {s.title: numbers[table]["blocks"]["dice"][name][0] for name, s in SETTINGS.items()}
+    assert ["Ours", "unet3d", "unknown", "1,918,741", "1919K", "1919K"] in rows
+    assert ["Individual", "dilated2d", "", "", "", "78.64M"] in rows  # the run that is missing
+
+
+def test_figures_are_embedded_and_missing_ones_named(page):
+    (image,) = page.all("img")
+    kind, content = image["src"].split(",")
+    assert (kind, base64.b64decode(content)) == ("data:image/png;base64", PNG)
+    assert image["alt"] == f"Fig. 6. {TARGETS['fig6'].title}"
+    assert [text.removeprefix("make ") for text in page.texts if text.startswith("make fig")] == [
+        name for name in FIGURES if name != "fig6"
+    ]
+
+
+def test_nothing_is_loaded_from_elsewhere(path, page):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import|fetch\(", text)
+    for _, attributes in page.tags:
+        assert all(attributes.get(name, "#").startswith(("#", "data:")) for name in ("src", "href", "srcset", "action"))
+    assert {a["href"][1:] for a in page.all("a")} == {a["id"] for a in page.all("section")}
+
+
+def test_hostile_names_are_shown_as_text(page):
+    assert len(page.all("script")) == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    told = [text for text in page.texts if "alert" in text]
+    for name in (EVIL, "<script>alert(2)<"):
+        assert any(name in text for text in told)
+    names = [text for _, text in (row[0] for row in page.tables["cases"][0])]
+    assert EVIL in names
+
+
+def test_runs_tell_where_they_come_from(page, folder):
+    names = {record.name for record in load_records(folder / "runs")}
+    assert names <= {text.strip() for text in page.texts}
+    for fact in ("0" * 64, "seeded 70/10/20, seed 0", "abc123", "60.0", "(the command was not recorded)"):
+        assert fact in page.texts
+    assert any(text.startswith("python -m experiments.train '--run_dir=<script>") for text in page.texts)
+    assert "preset tiny, recipe paper, steps 300, alpha 0.0, seed 0, task cardiac, setting joint" in page.texts
+
+
+def test_damaged_and_unfinished_runs_are_shown_and_left_out(page, folder):
+    _, running, damaged, *_ = runs_for(tables.TABLES)
+    (flaw,) = (e.flaw for e in report.load(folder / "runs") if e.flaw)
+    assert flaw == "KeyError: 'dice'" and flaw in page.texts
+    assert any(re.search(r", 1 damaged, \d+ finished, 1 running;", text) for text in page.texts)
+    in_cases = {row[-1][1] for row in page.tables["cases"][0]}
+    assert not {running.name, damaged.name} & in_cases
+    rows = {row[0][1]: row[1:] for row in page.tables["table1"][0][2:] if len(row) > 1}
+    for name in (running.setting, damaged.setting):
+        assert {text for _, text in rows[SETTINGS[name].title]} == {""}
+
+
+def test_curves_are_those_of_the_history(folder, page, sound):
+    record = next(r for r in sound if (r.run_dir / "history.jsonl").is_file())
+    curves = report.read_curves(record.run_dir / "history.jsonl")
+    assert [step for step, _ in curves["loss"]] == [10, 20, 30, 40]
+    assert [step for step, _ in curves["validation_ct_dice"]] == [20, 40]
+    assert "validation_mr_dice" not in curves  # null each time
+    first, last = (f"{curves['loss'][i][1]:.3g}" for i in (0, -1))
+    assert f"Total loss: both together from {first} to {last}" in [a.get("aria-label") for a in page.all("svg")]
+    with_history = sum((r.run_dir / "history.jsonl").is_file() for r in sound)
+    assert len([a for a in page.all("svg") if a.get("role") == "img"]) == with_history * len(report.PANELS)
+
+
+def test_a_panel_is_drawn_to_scale():
+    curves = {"a": [(50.0, 1.0), (100.0, 3.0)]}
+    panel = report._panel("A", {"both": "a"}, curves, (100.0, 1.0, 3.0))
+    left, top, width, height = report._LEFT, report._TOP, report._WIDTH, report._HEIGHT
+    expected = f"{left + width / 2:.1f},{top + height:.1f} {left + width:.1f},{top:.1f}"
+    assert f'points="{expected}"' in panel
+
+
+def test_long_curves_are_thinned_to_means():
+    points = [(float(i), float(i % 2)) for i in range(1000)]
+    thin = report._thinned(points)
+    assert len(thin) == report.MOST_POINTS
+    assert thin[0] == (4.5, 0.5) and thin[-1] == (994.5, 0.5)
+    assert report._thinned(points[:100]) == points[:100] and report._thinned([]) == []
+
+
+def test_a_history_cut_off_by_a_kill_is_read_to_its_end(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo', encoding="utf-8")
+    assert report.read_curves(path) == {"loss": [(1, 2.0)]}
+    assert report.read_curves(tmp_path / "none") == {}
+
+
+def test_same_inputs_give_the_same_bytes(folder, path):
+    before = path.read_bytes()
+    done = program("experiments.report", f"--runs_dir={folder / 'runs'}", f"--out={path}")
+    assert (done.returncode, done.stdout.strip()) == (0, str(path)), done.stderr
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ["fig6.png", "report.html"]
+
+
+def test_without_runs_every_table_is_blank(tmp_path):
+    page = Page(report.write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.texts.count("Nothing has been run.") == len(tables.TABLES)
+    assert "PHANTOM" not in "".join(page.texts).split("</style>")[-1]
+    assert len(page.tables["cases"][0]) == 1
+
+
+def test_program_says_what_is_missing(tmp_path):
+    done = program("experiments.report", f"--runs_dir={tmp_path}/none", f"--out={tmp_path}/report.html")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: --runs_dir={tmp_path}/none: no such folder: expected one that experiments.reproduce wrote\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        report.write_report(tmp_path, tmp_path / "report.html")
+
+
+_PROBE = """<script>
+document.querySelectorAll("details").forEach(box => box.open = true);
+const told = {inner: innerWidth, width: document.documentElement.scrollWidth};
+const rows = [...document.querySelector("#cases tbody").rows];
+const head = [...document.querySelectorAll("#cases th")].find(cell => cell.textContent.startsWith("Dice"));
+const column = () => [...document.querySelector("#cases tbody").rows].map(row => row.cells[3].dataset.value);
+for (const order of ["up", "down"]) {
+  head.querySelector("button").click();
+  told[order] = {sort: head.getAttribute("aria-sort"), column: column()};
+}
+choice.value = rows[0].lastElementChild.textContent;
+choice.dispatchEvent(new Event("change"));
+told.shown = rows.filter(row => row.offsetHeight > 0).map(row => row.lastElementChild.textContent);
+told.first = choice.value;
+parent.document.title = JSON.stringify(told);
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(width, path, tmp_path):
+    """The page is no wider than the window, a click sorts with missing values last, and the filter filters."""
+    framed = html.escape(path.read_text(encoding="utf-8").replace("</body>", f"{_PROBE}</body>"))
+    copy = tmp_path / "copy.html"  # a frame, because a browser's window cannot be as narrow as a phone
+    style = f"border: 0; width: {width}px; height: 900px"
+    copy.write_text(f'<title></title><iframe style="{style}" srcdoc="{framed}"></iframe>', encoding="utf-8")
+    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
+    command = [BROWSER, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
+    title = re.search("<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None
+    told = json.loads(html.unescape(title[1]))
+    assert told["inner"] == width
+    assert told["width"] <= width
+    for order, sign in (("up", 1), ("down", -1)):
+        assert told[order]["sort"] == {"up": "ascending", "down": "descending"}[order]
+        *values, last = told[order]["column"]
+        assert last == ""
+        assert values == sorted(values, key=lambda v: sign * float(v))
+    assert told["shown"] and set(told["shown"]) == {told["first"]}
