@@ -149,6 +149,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     from ummkd_tf import training
     from ummkd_tf.evaluation import class_knowledge
     from ummkd_tf.inference import Predictor
+    from ummkd_tf.optimizer import Adam
     from ummkd_tf.runs import exclusive, recorded_session, start_run
     from ummkd_tf.sampling import UnpairedSampler, check_classes
     from ummkd_tf.segmenter import UnpairedSegmenter
@@ -157,12 +158,15 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
     model_arguments = {**model_arguments, "modalities": dataset.modalities}
-    model = UnpairedSegmenter(**model_arguments)
+    # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
+    deterministic = settings["deterministic"]
+    model = UnpairedSegmenter(**model_arguments, fast=False if deterministic else None)
     schedule = keras.optimizers.schedules.ExponentialDecay(
         settings["learning_rate"], settings["decay_every"], 0.95, staircase=True
     )
+    adam = keras.optimizers.Adam if deterministic else Adam
     model.compile(
-        keras.optimizers.Adam(schedule, epsilon=1e-8),
+        adam(schedule, epsilon=1e-8),
         kd_weight=settings["alpha"],
         temperature=settings["temperature"],
         absent=settings["absent"],

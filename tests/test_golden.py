@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter, losses
-from ummkd_tf.layers import BatchNorm, phase_shift
+from ummkd_tf.layers import BatchNorm, Conv2D, phase_shift
 from ummkd_tf.metrics import dice_coefficient
+from ummkd_tf.optimizer import Adam
 from ummkd_tf.tf1_names import RELEASED_MODALITY, convert, load_released_weights, phase_shift_channels, tf1_names
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -147,14 +148,20 @@ def batch(network):
     return images, labels
 
 
-def released_model(network, kd_weight=0.5):
+@pytest.fixture(params=[False, True], ids=["plain", "fast"])
+def fast(request, monkeypatch):
+    """With Winograd's convolutions also in layers as narrow as these."""
+    monkeypatch.setattr(Conv2D, "winograd_channels", 1)
+    return request.param
+
+
+def released_model(network, kd_weight=0.5, fast=False):
     row = NETWORKS[network]
     decoder = "released" if network == "unet3d" else "paper"
-    model = UnpairedSegmenter(network=network, setting="ours", width=4, decoder=decoder, dropout=0.0)
+    model = UnpairedSegmenter(network=network, setting="ours", width=4, decoder=decoder, dropout=0.0, fast=fast)
     load_released_weights(model, golden(row["weights"]))
-    model.compile(
-        keras.optimizers.Adam(row["rate"], epsilon=1e-8), kd_weight=kd_weight, l2_on=row["l2_on"], l2_weight=row["l2"]
-    )
+    adam = Adam if fast else keras.optimizers.Adam
+    model.compile(adam(row["rate"], epsilon=1e-8), kd_weight=kd_weight, l2_on=row["l2_on"], l2_weight=row["l2"])
     return model
 
 
@@ -167,9 +174,9 @@ def test_every_released_variable_has_its_place(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_inference(network):
+def test_inference(network, fast):
     data = under(golden(NETWORKS[network]["file"]), "inference/")
-    model = released_model(network)
+    model = released_model(network, fast=fast)
     images, labels = batch(network)
     logits = model(images)
     terms = model.batch_losses(images, labels, training=False)
@@ -214,10 +221,10 @@ def test_up_convolution_leaves_odd_slices_empty():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_training_step(network):
+def test_training_step(network, fast):
     """Losses, gradients, moving statistics and one Adam step."""
     data = golden(NETWORKS[network]["file"])
-    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0)
+    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0, fast=fast)
     images, labels = batch(network)
     trainable = model.trainable_variables
     with tf.GradientTape() as tape:
@@ -252,7 +259,7 @@ def test_training_step(network):
     for path, expected in statistics.items():
         assert_close_to_maximum(ours[path], expected, STATISTIC, path)  # some means nearly cancel to zero
 
-    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0)
+    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0, fast=fast)
     model.optimize(images, labels)
     after = {v.path: v.numpy() for v in model.variables}
     rate = NETWORKS[network]["rate"]
@@ -267,11 +274,11 @@ def test_training_step(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_three_steps(network):
+def test_three_steps(network, fast):
     data = golden(NETWORKS[network]["file"])
     names = [name.decode() for name in data["adam_history/loss_names"]]
     history = data["adam_history/losses_after_0_1_2_3_steps"]
-    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0)
+    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0, fast=fast)
     images, labels = batch(network)
     for row in history[:3]:
         terms = model.optimize(images, labels)

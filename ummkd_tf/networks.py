@@ -238,6 +238,7 @@ class Stage(keras.layers.Layer):
         initialization: How kernels start.
         modalities: Names of the modalities.
         dropout: Share of activations dropped in training.
+        fast: See `UnpairedSegmenter`.
 
     Call arguments:
         inputs: [batch, *space, channels].
@@ -258,6 +259,7 @@ class Stage(keras.layers.Layer):
         initialization: Initialization,
         modalities: Sequence[str],
         dropout: float,
+        fast: bool,
     ) -> None:
         super().__init__(name=row.name)
         self.row = row
@@ -279,6 +281,7 @@ class Stage(keras.layers.Layer):
                 separate_norm=self.separate_norms,
                 make_norm=make_norm,
                 initialization=initialization,
+                fast=fast,
                 name=name,
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -47,7 +48,7 @@ class SliceExamples:
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases = list(cases)
+        self._cases = [_slice_by_slice(case) for case in cases]
         self._slices = [(case, k) for case in self._cases for k in range(case.image.shape[2])]
 
     def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
@@ -74,7 +75,7 @@ class PatchExamples:
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases = list(cases)
+        self._cases = [_slice_by_slice(case) for case in cases]
         self._labelled = [np.flatnonzero(case.label.any(axis=(0, 1))) for case in self._cases]
 
     def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
@@ -102,7 +103,7 @@ class PatchExamples:
 
 def adjacent_slices(image: NDArray, k: int) -> NDArray:
     """Slices k-1, k, k+1 as channels `[rows, columns, 3]`; at the ends the edge slice stands in for its neighbour."""
-    return image[:, :, np.clip([k - 1, k, k + 1], 0, image.shape[2] - 1)]
+    return _slices(image, np.clip([k - 1, k, k + 1], 0, image.shape[2] - 1))
 
 
 def chunk_starts(depth: int) -> list[int]:
@@ -113,9 +114,24 @@ def chunk_starts(depth: int) -> list[int]:
 
 def chunk(volume: NDArray, start: int) -> NDArray:
     """Eight slices from `start`; a thinner volume repeats its last slice."""
-    part = volume[:, :, start : start + PATCH_DEPTH]
-    missing = PATCH_DEPTH - part.shape[2]
-    return np.pad(part, [(0, 0), (0, 0), (0, missing)], mode="edge") if missing else part
+    return _slices(volume, np.minimum(np.arange(start, start + PATCH_DEPTH), volume.shape[2] - 1))
+
+
+def _slices(volume: NDArray, numbers: NDArray[np.int64]) -> NDArray:
+    """`volume[:, :, numbers]`, copied slice by slice: several times faster from `_slice_by_slice`."""
+    result = np.empty((*volume.shape[:2], len(numbers)), volume.dtype)
+    for position, number in enumerate(numbers):
+        result[:, :, position] = volume[:, :, number]
+    return result
+
+
+def _slice_by_slice(case: Case) -> Case:
+    """The same case with every slice in one piece of memory, because an example takes a few slices of a volume."""
+
+    def stored(volume: NDArray) -> NDArray:
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(volume, 2, 0)), 0, 2)
+
+    return replace(case, image=stored(case.image), label=stored(case.label))
 
 
 class UnpairedSampler:

@@ -36,6 +36,8 @@ class UnpairedSegmenter(keras.Model):
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
+        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), with float32's rounding as the only difference.
+            It suits CPUs; None: where no GPU is visible.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -63,6 +65,7 @@ class UnpairedSegmenter(keras.Model):
         decoder: str = "paper",
         dropout: float | None = None,
         initialization: Initialization = "released",
+        fast: bool | None = None,
         name: str = "segmenter",
     ) -> None:
         super().__init__(name=name)
@@ -87,7 +90,9 @@ class UnpairedSegmenter(keras.Model):
             "decoder": decoder,
             "dropout": dropout,
             "initialization": initialization,
+            "fast": fast,
         }
+        on_cpu = not tf.config.list_physical_devices("GPU")
         self.stages = [
             Stage(
                 row,
@@ -97,6 +102,7 @@ class UnpairedSegmenter(keras.Model):
                 num_classes=num_classes,
                 make_norm=partial(make_norm, normalization),
                 initialization=initialization,
+                fast=on_cpu if fast is None else fast,
                 modalities=names,
                 dropout=self.network.dropout if dropout is None else dropout,
             )
@@ -213,10 +219,16 @@ class UnpairedSegmenter(keras.Model):
             Scalars: "loss" (Eq. 5); for each modality "<m>_dice_loss", "<m>_cross_entropy" and their sum
             "<m>_segmentation_loss"; "kd_loss" (Eq. 4, with two modalities or more; unweighted); "l2_loss" (unweighted).
         """
+        return self._with_l2(*self._data_losses(images, labels, training=training), images)
+
+    def _data_losses(
+        self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor], *, training: bool
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The terms of `batch_losses` without L2, and their weighted sum."""
         logits = {m: tf.cast(x, tf.float32) for m, x in self(images, training=training).items()}
         one_hot = {m: tf.one_hot(tf.cast(labels[m], tf.int32), self.num_classes) for m in logits}
         terms: dict[str, tf.Tensor] = {}
-        total = 0.0
+        total = tf.constant(0.0)
         for m in logits:
             terms[f"{m}_dice_loss"] = losses.soft_dice_loss(logits[m], one_hot[m])
             terms[f"{m}_cross_entropy"] = losses.weighted_cross_entropy(logits[m], one_hot[m])
@@ -226,16 +238,29 @@ class UnpairedSegmenter(keras.Model):
             terms["kd_loss"] = losses.knowledge_distillation_loss(logits, one_hot, self.temperature, self.absent)
             if self.setting.distill:
                 total += 0.5 * self.kd_weight * terms["kd_loss"]
-        terms["l2_loss"] = self._l2_loss(logits)
-        terms["loss"] = total + self.l2_weight * terms["l2_loss"]
-        return terms
+        return terms, total
 
-    def _l2_loss(self, present: Mapping[str, Any]) -> tf.Tensor:
-        """Sum of squares of the regularized variables that the present modalities use."""
-        regularized = [
-            v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")
-        ]
-        return tf.add_n([tf.reduce_sum(tf.square(tf.cast(v, tf.float32))) for v in regularized])
+    def _with_l2(
+        self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, present: Mapping[str, Any]
+    ) -> dict[str, tf.Tensor]:
+        l2_loss = tf.add_n([2.0 * tf.nn.l2_loss(v.value) for v in self._decayed(present)])
+        return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
+
+    def _add_l2_gradients(
+        self, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable], decayed: Sequence[keras.Variable]
+    ) -> list[tf.Tensor]:
+        """Adds the L2 term's gradients where the others are known: on the tape, they wait there all the step long."""
+        ids = {id(v) for v in decayed}
+        total = []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            with tf.control_dependencies([gradient]):
+                l2 = 2.0 * self.l2_weight * tf.identity(variable.value) if id(variable) in ids else 0.0
+            total.append(gradient + l2)
+        return total
+
+    def _decayed(self, present: Mapping[str, Any]) -> list[keras.Variable]:
+        """Variables of the L2 term that the present modalities use."""
+        return [v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")]
 
     def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
         """Variables that a batch of these modalities uses: the shared ones and their own."""
@@ -251,9 +276,11 @@ class UnpairedSegmenter(keras.Model):
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
         with tf.GradientTape() as tape:
-            terms = self.batch_losses(images, labels, training=True)
+            terms, total = self._data_losses(images, labels, training=True)
+        gradients = tape.gradient(total, [v.value for v in trainable])
+        terms = self._with_l2(terms, total, images)
+        gradients = self._add_l2_gradients(gradients, trainable, self._decayed(images))
         self.optimizer.build(self.trainable_variables)
-        gradients = tape.gradient(terms["loss"], [v.value for v in trainable])
         terms["gradient_norm"] = tf.linalg.global_norm(gradients)
 
         def update() -> None:

@@ -1,0 +1,87 @@
+"""The optimized operations do what the plain ones do: only float32's rounding differs."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ummkd_tf import UnpairedSegmenter, winograd
+from ummkd_tf.layers import Conv2D, leaky_relu
+from ummkd_tf.optimizer import Adam
+
+
+def normal(*shape, seed=0):
+    return tf.constant(np.random.default_rng(seed).normal(size=shape), tf.float32)
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((8, 8), 1), ((9, 7), 1), ((10, 12), 2), ((11, 8), 2), ((13, 10), 3)])
+def test_winograd_is_the_direct_convolution(size, dilation):
+    """Result and both gradients, also where tiles do not fill the image."""
+    images, kernel = normal(2, *size, 5), normal(3, 3, 5, 4, seed=1)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch((images, kernel))
+        direct = tf.nn.conv2d(images, kernel, 1, "VALID", dilations=dilation)
+        fast = winograd.convolve(images, kernel, dilation)
+        weights = normal(*direct.shape, seed=2)
+        sums = [tf.reduce_sum(weights * y) for y in (direct, fast)]
+    np.testing.assert_allclose(fast, direct, atol=2e-5)
+    for by_direct, by_fast in zip(*(tape.gradient(s, (images, kernel)) for s in sums), strict=True):
+        np.testing.assert_allclose(by_fast, by_direct, atol=1e-4)
+
+
+def test_winograd_of_whole_numbers_is_exact():
+    """Entries 0…3 and kernels of even numbers: no rounding, and the middle of a box of nine ones times two is 18."""
+    images = tf.ones((1, 5, 5, 1))
+    np.testing.assert_array_equal(winograd.convolve(images, tf.fill((3, 3, 1, 1), 2.0)), tf.fill((1, 3, 3, 1), 18.0))
+
+
+def test_leaky_relu_and_its_gradient_are_tensorflows_bit_for_bit():
+    x = tf.concat([normal(1000), [0.0, -0.0, 1e-38, -1e-38]], 0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        ours, theirs = leaky_relu(x), tf.nn.leaky_relu(x, 0.2)
+    np.testing.assert_array_equal(ours, theirs)
+    weights = normal(1004, seed=1)
+    np.testing.assert_array_equal(
+        tape.gradient(ours, x, output_gradients=weights), tape.gradient(theirs, x, output_gradients=weights)
+    )
+
+
+def test_adam_is_kerass():
+    """Three steps on gradients of very different size; TensorFlow takes 1 - beta_2 in float32, 1.3e-5 off."""
+    start = [normal(4, 5), normal(7, seed=1)]
+    results = []
+    for adam in (Adam(1e-3), keras.optimizers.Adam(1e-3, epsilon=1e-8)):
+        variables = [keras.Variable(x) for x in start]
+        adam.build(variables)
+        for step in range(3):
+            adam.apply([normal(4, 5, seed=step), 1e-6 * normal(7, seed=step)], variables)
+        results.append([v.numpy() for v in (*variables, *adam.variables)])
+    assert len(results[0]) == len(results[1]) > 6
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("network", ["dilated2d", "unet3d"])
+@pytest.mark.parametrize("setting", ["ours", "joint", "x_shaped"])
+def test_a_fast_model_computes_what_a_plain_one_does(network, setting, monkeypatch):
+    """Same weights: all loss terms to 1e-5; odd sizes at the coarsest level, and one modality alone."""
+    monkeypatch.setattr(Conv2D, "winograd_channels", 4)
+    space, channels = ((24, 40), 3) if network == "dilated2d" else ((24, 40, 8), 1)
+    images = {m: normal(2, *space, channels, seed=i) for i, m in enumerate(("ct", "mr"))}
+    labels = {m: tf.cast(normal(2, *space, seed=5) > 0.3, tf.int32) for m in images}
+    models = []
+    for fast in (False, True):
+        keras.utils.set_random_seed(0)
+        model = UnpairedSegmenter(
+            network, setting, width=4, num_classes=2, dropout=0.0, initialization="glorot", fast=fast
+        )
+        model.compile(Adam(1e-3) if fast else keras.optimizers.Adam(1e-3, epsilon=1e-8))
+        models.append(model)
+    plain, fast = (model.batch_losses(images, labels, training=True) for model in models)
+    for name, value in plain.items():
+        assert float(fast[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    one = {"mr": images["mr"]}
+    np.testing.assert_allclose(models[1](one)["mr"], models[0](one)["mr"], rtol=1e-3, atol=1e-4)
