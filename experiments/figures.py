@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from experiments.plans import TARGETS, RunSpec
 from experiments.records import Record, load_records, of_spec
-from experiments.tables import MODALITIES, SHORT, provenance
+from experiments.tables import MODALITIES, SHORT, counts, provenance
 from ummkd_tf import pictures
 from ummkd_tf.cli import run, start_tensorflow
 from ummkd_tf.errors import InputError
@@ -62,7 +62,7 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
 
     Args:
         target: One of `FIGURES`.
-        records: Its runs, as far as there are any.
+        records: Its runs, as far as there are any; unfinished ones do not count.
         out_dir: Where to.
 
     Raises:
@@ -70,11 +70,15 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
     """
     if target not in FIGURES:
         raise InputError(f"no figure {target!r}: expected one of {', '.join(FIGURES)}")
+    records = [record for record in records if record.finished]
     if not records:
-        raise InputError(f"{target}: none of its runs is there: expected at least one; run `make {target}`")
+        raise InputError(f"{target}: none of its runs is finished: expected at least one; run `make {target}`")
     with rc_context(_STYLE):
         figure = _DRAW[target](TARGETS[target].specs, records)
-        lines = textwrap.wrap(provenance(records), int(26 * figure.get_figwidth()))
+        caption = [provenance(records)]
+        if target == "fig6":  # the one that shows means
+            caption += counts({spec: of_spec(records, spec) for spec in TARGETS[target].specs})
+        lines = textwrap.wrap(" ".join(caption), int(26 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), fontsize=5, color="0.3")
         for suffix in (".pdf", ".png"):
             pictures.save_figure(figure, out_dir / f"{target}{suffix}", dpi=220)
@@ -113,32 +117,46 @@ class Slice:
             window.append(slice(max(0, int(first) - margin), int(last) + 1 + margin))
         return cls(case, plane, index, (window[0], window[1]))
 
-    def show(self, axes: Axes, task: Task, classes: NDArray | None, *, dashed: NDArray | None = None) -> None:
-        """Draws the slice with the contours of a class map."""
+    @property
+    def aspect(self) -> float:
+        """Height of a voxel by its width."""
+        spacing = self.case.grid.spacing_mm
+        return spacing[self.plane.down] / spacing[self.plane.right]
+
+    @property
+    def height(self) -> float:
+        """Of the picture, by its width."""
+        rows, columns = self.plane.cut(self.case.label, self.index)[self.window].shape
+        return self.aspect * rows / columns
+
+    def show(
+        self, axes: Axes, task: Task, classes: NDArray, *, dashed: NDArray | None = None, numbered: bool = False
+    ) -> None:
+        """Draws the slice with the contours of a class map, and on request the class numbers, as the legend does."""
         image = self.plane.cut(self.case.image, self.index)[self.window]
         low, high = np.percentile(self.case.image, (1, 99))
-        spacing = self.case.grid.spacing_mm
-        aspect = spacing[self.plane.down] / spacing[self.plane.right]
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect)
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=self.aspect)
         for volume, style in ((classes, False), (dashed, True)):
             if volume is None:
                 continue
             shown = self.plane.cut(volume, self.index)[self.window]
             for c, name in enumerate(task.class_names[1:], start=1):
-                pictures.draw_contour(axes, shown == c, task.class_colors[name], dashed=style, linewidth=0.8)
+                number = c if numbered and not style else None
+                pictures.draw_contour(
+                    axes, shown == c, task.class_colors[name], number=number, dashed=style, linewidth=0.8
+                )
 
 
 def _segmentations(specs: Sequence[RunSpec], records: Sequence[Record], predict: Predict | None = None) -> Figure:
     """Fig. 4 and 5: the reference and the seven settings, CT above and MRI below."""
     predict = predict or Predictions()
     task = TASKS[specs[0].task]
-    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
-    panels = figure.subplots(2, 1 + len(specs), squeeze=False)
     reference = _reference_run(records)
-    for row, (modality, title) in zip(panels, MODALITIES.items(), strict=True):
-        case_id = median_cases(reference, modality, 1)[0]
-        shown = Slice.of(read_case(reference, case_id), task)
-        shown.show(row[0], task, shown.case.label)
+    case_ids = [median_cases(reference, modality, 1)[0] for modality in MODALITIES]
+    slices = [Slice.of(read_case(reference, case_id), task) for case_id in case_ids]
+    figure, panels = _pictures([shown.height for shown in slices], 1 + len(specs))
+    for row, title, case_id, shown in zip(panels, MODALITIES.values(), case_ids, slices, strict=True):
+        shown.show(row[0], task, shown.case.label, numbered=True)
         row[0].set_ylabel(f"{title}, {case_id}")
         for axes, spec in zip(row[1:], specs, strict=True):
             found = of_spec(records, spec)
@@ -160,11 +178,11 @@ def _outlier_slices(specs: Sequence[RunSpec], records: Sequence[Record], predict
     record = records[0]
     general = median_cases(record, "ct", NORMAL_CASES)
     outliers = list((record.outlier or {"cases": {}})["cases"])
-    figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
-    (panels,) = figure.subplots(1, len(general) + max(1, len(outliers)), squeeze=False)
-    for axes, case_id in zip(panels, general + outliers, strict=False):
-        shown = Slice.of(read_case(record, case_id), task)
-        shown.show(axes, task, predict(record, case_id), dashed=shown.case.label)
+    slices = {case_id: Slice.of(read_case(record, case_id), task) for case_id in general + outliers}
+    height = max(shown.height for shown in slices.values())
+    figure, (panels,) = _pictures([height], len(general) + max(1, len(outliers)))
+    for axes, (case_id, shown) in zip(panels, slices.items(), strict=False):
+        shown.show(axes, task, predict(record, case_id), dashed=shown.case.label, numbered=True)
         axes.set_title(f"{'outlier' if case_id in outliers else 'general case'} {case_id}")
     if not outliers:
         _not_run(panels[-1], "no outlier case evaluated")
@@ -282,7 +300,7 @@ def _kd_loss(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
             axes.plot(steps, losses, color=color, linestyle=style, label=None if number else label)
     axes.set(xlabel="step", ylabel="KD loss on test cases", ylim=(0, None))
     axes.grid(linewidth=0.3)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
 
@@ -290,7 +308,7 @@ def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
     """Fig. 8: q of CT, of MRI, and 5 × their absolute difference, from the start of training to its end."""
     task = TASKS[specs[0].task]
     names = ["bg", *(SHORT[name] for name in task.class_names[1:])]
-    figure = Figure(figsize=(PAGE, 3.6 * len(specs)), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.6 * len(specs)), layout="compressed")
     panels = figure.subplots(3 * len(specs), Q_STEPS)
     shown = None
     for number, spec in enumerate(specs):
@@ -317,8 +335,11 @@ def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
     for axes in panels[-1]:
         if axes.images:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+    for axes in panels[:, 0]:
+        if axes.images:
+            axes.set_yticks(range(len(names)), names, fontsize=5)
     if shown is not None:
-        figure.colorbar(shown, ax=panels, shrink=0.4, aspect=40)
+        figure.colorbar(shown, ax=panels, shrink=0.4, aspect=40, label="q: row true class, column predicted class")
     return figure
 
 
@@ -348,13 +369,20 @@ def _not_run(axes: Axes, text: str = "not run") -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
+def _pictures(heights: Sequence[float], columns: int) -> tuple[Figure, NDArray]:
+    """A figure of the page's width for pictures in rows of such heights, by their width, and its panels."""
+    figure = Figure(figsize=(PAGE, 0.8 + sum(heights) * PAGE / columns), layout="constrained")
+    return figure, figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+
+
 def _bare(panels: NDArray) -> None:
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
 
 
 def _organ_legend(figure: Figure, task: Task, lines: Mapping[str, Any] = MappingProxyType({})) -> None:
-    handles = [Line2D([], [], color=task.class_colors[n], label=SHORT[n]) for n in task.table_classes]
+    numbers = {name: c for c, name in enumerate(task.class_names)}  # for readers who do not tell the colours apart
+    handles = [Line2D([], [], color=task.class_colors[n], label=f"{numbers[n]} {SHORT[n]}") for n in task.table_classes]
     handles += [Line2D([], [], color="black", linestyle=style, label=name) for name, style in lines.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 

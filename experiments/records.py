@@ -38,6 +38,11 @@ class Record:
     outlier: dict[str, Any] | None = None
     knowledge: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end; only then it counts in tables and figures."""
+        return self.run.get("status") == "finished"
+
 
 def load_records(runs_dir: str | Path) -> list[Record]:
     """Every run in a folder of runs, by name; [] where there is no such folder yet.

@@ -69,11 +69,6 @@ class Entry:
     flaw: str | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether the run counts in tables."""
-        return self.record.run.get("status") == "finished"
-
-    @property
     def group(self) -> str:
         """Its data set, of `plans.DATA` where the run was planned."""
         return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
@@ -129,10 +124,11 @@ nav { position: sticky; top: 0; z-index: 3; display: flex; gap: 0.9rem; overflow
 .notice { border-left: 4px solid var(--phantom); padding: 0.3rem 0.8rem; }
 summary { cursor: pointer; margin: 0.5rem 0; overflow-wrap: anywhere; }
 .results, .sortable { min-width: 100%; }
+.results th, .results td { padding-inline: 0.35rem; }
 .results thead tr:first-child > * { text-align: center; border-bottom: 0; }
 .results tbody th { font-weight: 400; background: var(--page); white-space: normal; min-width: 8rem; }
 .scroll .block > th { text-align: left; font-weight: 600; max-width: none; overflow: visible; padding-top: 0.9rem; }
-.block span { position: sticky; left: 0.6rem; }
+.block span { position: sticky; left: 0.35rem; }
 .beside > * { color: var(--quiet); }
 .tall { max-height: 75vh; overflow: auto; }
 .tall thead th { position: sticky; top: 0; z-index: 1; }
@@ -141,7 +137,7 @@ label { display: block; margin: 0.5rem 0; }
 label[hidden] { display: none; }
 select { max-width: 100%; font: inherit; }
 figure { margin: 0.8rem 0; }
-figure img { max-width: 60rem; margin: 0 auto; background: #fff; }
+figure img { width: auto; max-width: min(60rem, 100%); margin: 0 auto; background: #fff; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.3rem 0.8rem; }
 svg { width: 100%; height: auto; overflow: visible; }
 svg text { font: 9px system-ui, sans-serif; fill: var(--quiet); }
@@ -207,7 +203,7 @@ def _is_phantom(entries: Iterable[Entry]) -> bool:
 def _of(target: str, entries: Sequence[Entry]) -> list[Entry]:
     """The finished runs that a target is made of, whatever their seeds and folds."""
     stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
-    return [e for e in entries if e.finished and e.record.name.rpartition("-seed")[0] in stems]
+    return [e for e in entries if e.record.finished and e.record.name.rpartition("-seed")[0] in stems]
 
 
 def _scroll(table: str, label: str, more: str = "") -> str:
@@ -282,8 +278,9 @@ def _result_table(table: Table) -> str:
         title = f'<th colspan="{len(table.columns) + 1}" scope="rowgroup"><span>{escaped(block.title)}</span></th>'
         bodies.append("\n".join([f'<tbody>\n<tr class="block">{title}</tr>', *rows, "</tbody>"]))
     return _scroll(
-        f'<table class="results">\n<thead>\n<tr><th></th>{groups}</tr>\n<tr><th class="text" scope="col">Method</th>'
-        f"{columns}</tr>\n</thead>\n{chr(10).join(bodies)}\n</table>",
+        f'<table class="results">\n<thead>\n<tr><th></th>{groups}</tr>\n'
+        f'<tr><th class="text" scope="col">{table.stub}</th>{columns}</tr>\n</thead>\n'
+        f"{chr(10).join(bodies)}\n</table>",
         table.title,
     )
 
@@ -428,7 +425,7 @@ def _parameters(entries: Sequence[Entry]) -> str:
 
 
 def _cases(entries: Sequence[Entry]) -> str:
-    evaluated = [entry for entry in entries if entry.finished and (entry.record.evaluation or entry.record.outlier)]
+    evaluated = [e for e in entries if e.record.finished and (e.record.evaluation or e.record.outlier)]
     options = "\n".join(f"<option>{escaped(entry.record.name)}</option>" for entry in evaluated)
     rows = [row for entry in evaluated for row in _case_rows(entry.record)]
     columns = {

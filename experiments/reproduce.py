@@ -29,12 +29,14 @@ from experiments import tables
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
+from ummkd_tf.cases import DATASET, RELEASED
 from ummkd_tf.cli import run
 from ummkd_tf.errors import InputError, Stopped
 from ummkd_tf.runs import LOCK, RUN
 from ummkd_tf.tasks import TASKS
 from ummkd_tf.volumes import replacing
 
+DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -119,12 +121,14 @@ class Work:
         if record:
             self._check(record)
         trained = record is not None and record["status"] == "finished"
-        checkpoints = [path.stat().st_mtime for path in self.run_dir.glob("checkpoints/*.npz")]
+        # An evaluation is as good as its checkpoint and its data: experiments.evaluate refuses data of another split.
+        sources = [*self.run_dir.glob("checkpoints/*.npz"), *map(self.options.data_dir(self.spec).joinpath, DATA_FILES)]
+        newest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
         wanted = {"evaluate": EVALUATION} | ({"evaluate outlier": OUTLIER} if self.with_outlier else {})
         steps = [] if trained else ["train"]
         for step, name in wanted.items():
             result = self.run_dir / name
-            current = result.is_file() and result.stat().st_mtime >= max(checkpoints, default=0.0)
+            current = result.is_file() and result.stat().st_mtime >= newest
             if step == "evaluate outlier" and current:
                 current = self.options.outlier in (read_json(result) or {}).get("cases", {})
             if not (trained and current):
@@ -139,9 +143,10 @@ class Work:
             "setting": self.spec.setting,
             "alpha": self.spec.alpha,
             "seed": self.spec.seed,
+            "normalization": self.spec.normalization,
+            "data": str(self.options.data_dir(self.spec).resolve()),
         }
-        found = {**record["flags"], "data": record["data_dir"]}
-        wanted["data"] = str(self.options.data_dir(self.spec).resolve())
+        found = {**record["flags"], "normalization": record["model"]["normalization"], "data": record["data_dir"]}
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
             raise InputError(
@@ -174,7 +179,7 @@ def _check_data(spec: RunSpec, options: Options, folds: Sequence[int]) -> None:
             "e.g. data/abdomen-{fold}, each prepared with --split=k_fold --fold=…"
         )
     folder = options.data_dir(spec)
-    if not any((folder / name).is_file() for name in ("dataset.json", "released.json")):
+    if not any((folder / name).is_file() for name in DATA_FILES):
         raise InputError(f"{flag}={folder}: no prepared data set there: run data_prep.prepare first, or correct it")
 
 
@@ -230,7 +235,7 @@ def execute(work: Work, runner: Runner, stop: Stop) -> str | None:
             if code:
                 return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
         left = work.missing()
-    except InputError as error:
+    except (InputError, OSError) as error:
         return str(error)
     return f"not done although every command succeeded: {', '.join(left)}; see {work.log}" if left else None
 
@@ -295,20 +300,26 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
 
 
 def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
-    """Measured over all finished runs of a task and preset; None without any."""
-    runs = [
-        r.run
-        for r in records
-        if r.run["status"] == "finished" and r.run["task"] == task and r.run["flags"]["preset"] == preset
-    ]
-    steps = sum(r["flags"]["steps"] for r in runs)
-    return sum(r["seconds"] for r in runs) / steps if steps else None
+    """Measured over all runs of a task and preset that are finished or were stopped; None without any.
+
+    A killed run is none of them: its last seconds are not recorded.
+    """
+    runs = [r for r in records if r.run["task"] == task and r.run["flags"]["preset"] == preset]
+    steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
+    steps |= {r.name: steps_done(r.run_dir) for r in runs if r.run["status"] == "stopped"}
+    seconds = sum(r.run["seconds"] for r in runs if r.name in steps)
+    return seconds / sum(steps.values()) if any(steps.values()) else None
+
+
+def steps_done(run_dir: Path) -> int:
+    """Training steps up to the newest checkpoint."""
+    steps = [int(path.stem.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*.npz")]
+    return max(steps, default=0)
 
 
 def steps_left(work: Work) -> int:
     """Training steps after the newest checkpoint."""
-    done = [int(path.stem.removeprefix("step-")) for path in work.run_dir.glob("checkpoints/step-*.npz")]
-    return max(0, work.options.length(work.spec) - max(done, default=0))
+    return max(0, work.options.length(work.spec) - steps_done(work.run_dir))
 
 
 def describe(works: Sequence[Work], records: Sequence[Record]) -> str:

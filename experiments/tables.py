@@ -98,11 +98,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row; `key` names it in paper_numbers.json."""
+    """A row; `key` names it in paper_numbers.json, `decimals` are those of its numbers."""
 
     title: str
     key: str
     cells: tuple[Cell, ...]
+    decimals: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,6 @@ class Block:
     title: str
     rows: tuple[Row, ...]
     paper: str | None = None
-    decimals: int = 1
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class Table:
         blocks: The rows.
         provenance: Data, preset, steps, seeds, n, commit.
         notes: How the numbers came about, and what is missing.
+        stub: Heading of the first column, as in the paper.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Table:
     blocks: tuple[Block, ...]
     provenance: str
     notes: tuple[str, ...]
+    stub: str = "Methods"
 
     @property
     def caption(self) -> str:
@@ -174,8 +176,8 @@ def build(
     """
     if target not in TABLES:
         raise InputError(f"no table {target!r}: expected one of {', '.join(TABLES)}")
-    evaluated = [r for r in records if r.run.get("status") == "finished"]
-    runs = _Runs(evaluated, *_seeds_and_folds(evaluated, target, seeds, folds))
+    finished = [record for record in records if record.finished]
+    runs = _Runs(finished, *_seeds_and_folds(finished, target, seeds, folds))
     table = _BUILDERS[target](target, runs)
     return _compared(table) if compare else table
 
@@ -264,7 +266,7 @@ def _case_table(target: str, runs: _Runs, plan: Sequence[_PlannedBlock], *, para
         return (_parameter_cell(used[spec] if spec else [], task), *numbers) if parameters else numbers
 
     blocks = [
-        Block(title, tuple(Row(name, key, cells(spec, metric)) for name, key, spec in rows), paper, MEASURES[metric][2])
+        Block(title, tuple(Row(name, key, cells(spec, metric), MEASURES[metric][2]) for name, key, spec in rows), paper)
         for title, metric, paper, rows in plan
     ]
     if len(runs.seeds) > 1:
@@ -272,11 +274,11 @@ def _case_table(target: str, runs: _Runs, plan: Sequence[_PlannedBlock], *, para
     return Table(
         name=target,
         title=_title(target),
-        groups=((("", 1),) if parameters else ()) + (*groups, ("Overall", 1)),
-        columns=(("Param",) if parameters else ()) + (*columns, "Mean"),
+        groups=((("Param", 1),) if parameters else ()) + (*groups, ("Overall", 1)),
+        columns=(("Scale",) if parameters else ()) + (*columns, "Mean"),
         blocks=tuple(blocks),
         provenance=provenance([record for found in used.values() for record in found]),
-        notes=(_MEANS, *_counts(summaries), *_incomplete(used, runs)),
+        notes=(_MEANS, *counts(used), *_incomplete(used, runs)),
     )
 
 
@@ -321,18 +323,19 @@ def _parameter_cell(records: Sequence[Record], task: Task) -> Cell:
 
 
 def _over_seeds(block: Block, number: int) -> Block:
-    def cell(of: Cell) -> Cell:
-        return Cell() if of.seed_std is None else Cell(f"{of.seed_std:.{block.decimals}f}", of.seed_std)
+    def cell(of: Cell, decimals: int) -> Cell:
+        return Cell() if of.seed_std is None else Cell(f"{of.seed_std:.{decimals}f}", of.seed_std)
 
-    rows = tuple(replace(row, cells=tuple(cell(c) for c in row.cells)) for row in block.rows)
-    return Block(f"{block.title}: standard deviation over {number} seeds", rows, None, block.decimals)
+    rows = tuple(replace(row, cells=tuple(cell(c, row.decimals) for c in row.cells)) for row in block.rows)
+    return Block(f"{block.title}: standard deviation over {number} seeds", rows)
 
 
 def _tests(target: str, runs: _Runs) -> Table:
     """Tables III and IV."""
     from experiments.statistics import compare, holm, unit_values
 
-    by_setting = {spec.setting: runs.of(spec) for spec in TARGETS[target].specs}
+    used = {spec: runs.of(spec) for spec in TARGETS[target].specs}
+    by_setting = {spec.setting: found for spec, found in used.items()}
     ours = by_setting.pop("ours")
     tests: dict[str, dict[str, list[float]]] = {"t_test": {}, "holm": {}, "wilcoxon": {}, "pairs": {}}
     for _, metric, _ in CASE_ROWS:
@@ -344,8 +347,8 @@ def _tests(target: str, runs: _Runs) -> Table:
 
     def block(title: str, name: str, paper: str | None = None) -> Block:
         cell = _count_cell if name == "pairs" else _p_cell
-        rows = [Row(text, key, tuple(cell(v) for v in tests[name][metric])) for text, metric, key in CASE_ROWS]
-        return Block(title, tuple(rows), paper, 3)
+        rows = [Row(text, key, tuple(cell(v) for v in tests[name][metric]), 3) for text, metric, key in CASE_ROWS]
+        return Block(title, tuple(rows), paper)
 
     return Table(
         name=target,
@@ -358,12 +361,15 @@ def _tests(target: str, runs: _Runs) -> Table:
             block("p, Wilcoxon signed-rank", "wilcoxon"),
             block("n, pairs", "pairs"),
         ),
-        provenance=provenance([*ours, *(record for found in by_setting.values() for record in found)]),
+        provenance=provenance([record for found in used.values() for record in found]),
         notes=(
-            "Unit: one structure of one test case, CT and MR together, averaged over seeds. "
+            "Unit: one structure of one test case, CT and MR together, averaged over seeds; pairs are the units that "
+            "both settings have. "
             "The paper's distance is compared with the average surface distance of each case and structure.",
-            *_incomplete({s: runs.of(s) for s in TARGETS[target].specs}, runs),
+            *counts(used),
+            *_incomplete(used, runs),
         ),
+        stub="Metrics",
     )
 
 
@@ -389,7 +395,7 @@ def _outlier(target: str, runs: _Runs) -> Table:
     used = {spec: runs.of(spec, "outlier") for spec in specs}
     cases = {case_id for found in used.values() for r in found for case_id in (r.outlier or {})["cases"]}
     rows = tuple(
-        Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()))
+        Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()), MEASURES[metric][2])
         for title, metric, key in CASE_ROWS
     )
     return Table(
@@ -397,9 +403,14 @@ def _outlier(target: str, runs: _Runs) -> Table:
         title=_title(target),
         groups=(("", len(specs)),),
         columns=tuple(SETTINGS[spec.setting].title for spec in specs),
-        blocks=(Block(f"Outlier {', '.join(sorted(cases))}".strip(), rows, "outlier", 2),),
-        provenance=provenance([record for found in used.values() for record in found]),
-        notes=("Mean over the four organs and over the runs; Dice in %, distances in mm.", *_incomplete(used, runs)),
+        blocks=(Block(f"Outlier {', '.join(sorted(cases))}".strip(), rows, "outlier"),),
+        provenance=provenance([record for found in used.values() for record in found], "outlier"),
+        notes=(
+            "Mean over the four organs and over the runs; Dice in %, distances in mm.",
+            *counts(used, "outlier"),
+            *_incomplete(used, runs),
+        ),
+        stub="Metrics",
     )
 
 
@@ -415,26 +426,26 @@ def _outlier_cell(records: Sequence[Record], metric: str) -> Cell:
     return number_cell(means, metric)
 
 
+# Parts of knowledge.jsonl: before the first step, every later one, and the last.
+_MOMENTS = MappingProxyType({"start": slice(1), "mean after": slice(1, None), "end": slice(-1, None)})
+
+
 def _alignment(target: str, runs: _Runs) -> Table:
     """What Fig. 7 and Fig. 8 claim, as numbers."""
     specs = TARGETS[target].specs
     used = {spec: runs.of(spec, "knowledge") for spec in specs}
+    rows = tuple(Row(_alpha_title(spec), f"{spec.alpha:g}", _alignment_cells(used[spec])) for spec in specs)
     return Table(
         name=target,
         title=_title(target),
-        groups=(("KD loss (Eq. 4)", 2), ("Mean difference of q", 2)),
-        columns=("start", "end") * 2,
-        blocks=(
-            Block(
-                "On test cases",
-                tuple(Row(_alpha_title(spec), f"{spec.alpha:g}", _alignment_cells(used[spec])) for spec in specs),
-                None,
-                4,
-            ),
-        ),
+        groups=(("KD loss (Eq. 4)", len(_MOMENTS)), ("Mean difference of q", len(_MOMENTS))),
+        columns=tuple(_MOMENTS) * 2,
+        blocks=(Block("On test cases", rows),),
         provenance=provenance([record for found in used.values() for record in found]),
         notes=(
-            "Mean over runs; of q, the mean absolute difference of CT's and MR's entries.",
+            "Mean over runs; of q, the mean absolute difference of CT's and MR's entries; mean after: over all steps "
+            "recorded after the start.",
+            *_verdict(rows),
             *_incomplete(used, runs),
         ),
     )
@@ -445,10 +456,24 @@ def _alpha_title(spec: RunSpec) -> str:
 
 
 def _alignment_cells(records: Sequence[Record]) -> tuple[Cell, ...]:
-    ends = [(record.knowledge[0], record.knowledge[-1]) for record in records]
-    numbers = [[value(line[i]) for line in ends] for value in (_kd_loss, _difference) for i in (0, 1)]
-    means = [math.fsum(values) / len(values) if values else math.nan for values in numbers]
-    return tuple(Cell() if math.isnan(mean) else Cell(f"{mean:.4f}", mean) for mean in means)
+    def cell(value: Callable[[Mapping[str, Any]], float], moment: slice) -> Cell:
+        values = [value(line) for record in records for line in record.knowledge[moment]]
+        mean = math.fsum(values) / len(values) if values else math.nan
+        return Cell() if math.isnan(mean) else Cell(f"{mean:.4f}", mean)
+
+    return tuple(cell(value, moment) for value in (_kd_loss, _difference) for moment in _MOMENTS.values())
+
+
+def _verdict(rows: Iterable[Row]) -> list[str]:
+    """Whether the paper's claim holds: with KD, the matrices end nearer to each other than without."""
+    ends = {row.key: row.cells[-1].value for row in rows}
+    without = ends.pop("0")
+    told = [
+        f"α = {alpha} {'smaller' if end < without else 'not smaller'}"
+        for alpha, end in ends.items()
+        if end is not None and without is not None
+    ]
+    return [f"Difference of q at the end, beside that without KD: {', '.join(told)}."] if told else []
 
 
 def _kd_loss(line: Mapping[str, Any]) -> float:
@@ -489,8 +514,13 @@ def is_phantom(record: Record) -> bool:
     return record.run.get("source", "").startswith("phantom")
 
 
-def provenance(records: Sequence[Record]) -> str:
-    """Where the numbers come from; what differs between runs is listed, so that it shows."""
+def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
+    """Where the numbers come from; what differs between runs is listed, so that it shows.
+
+    Args:
+        records: The runs.
+        kind: Which of their evaluations: "evaluation" (of the test part) or "outlier".
+    """
     if not records:
         return "Nothing has been run."
 
@@ -501,37 +531,38 @@ def provenance(records: Sequence[Record]) -> str:
     seeds = sorted({r.run["seed"] for r in records})
     tested: dict[str, str] = {}
     for record in records:
-        tested |= {case_id: case["modality"] for case_id, case in _cases(record).items()}
-    counts = [f"{list(tested.values()).count(m)} {title}" for m, title in MODALITIES.items()]
+        tested |= {case_id: case["modality"] for case_id, case in _cases(record, kind).items()}
+    numbers = [f"{list(tested.values()).count(m)} {title}" for m, title in MODALITIES.items()]
     parts = [
         f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
         f"split {each(r.run['split_name'] for r in records)}",
         f"preset {each(r.run['flags']['preset'] for r in records)}",
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
-        f"n = {' + '.join(counts)} test cases",
+        f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
         f"commit {each(r.run['environment']['commit'] for r in records)}",
     ]
     return "; ".join(parts) + "."
 
 
-def _cases(record: Record) -> Mapping[str, Any]:
-    return (record.evaluation or {"cases": {}})["cases"]
+def _cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:
+    return (getattr(record, kind) or {"cases": {}})["cases"]
 
 
-def _counts(summaries: Mapping[RunSpec, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What was missed or left out, by row; never silent."""
+def counts(used: Mapping[RunSpec, Sequence[Record]], kind: str = "evaluation") -> list[str]:
+    """What was missed or left out, by spec; never silent."""
     texts = []
-    for kind, text in (
-        ("missed", "Missed or invented (Dice 0, distance = image diagonal)"),
-        ("excluded", "Absent in prediction and reference, left out"),
+    for statuses, text in (
+        (("missed", "spurious"), "Missed or invented (Dice 0, distance = image diagonal)"),
+        (("absent",), "Absent in prediction and reference, left out"),
     ):
         found = []
-        for spec, of_seeds in summaries.items():
-            entries = [e for s in of_seeds for m in MODALITIES for e in s["dice"][m].values() if isinstance(e, Mapping)]
-            total = sum(e["count"] + e["excluded"] for e in entries)
-            if number := sum(e[kind] for e in entries):
-                found.append(f"{_label(spec)} {number} of {total}")
+        for spec, records in used.items():
+            names = TASKS[spec.task].table_classes
+            cases = [case["classes"] for record in records for case in _cases(record, kind).values()]
+            of_classes = [classes[name]["status"] for classes in cases for name in names]
+            if number := sum(status in statuses for status in of_classes):
+                found.append(f"{_label(spec)} {number} of {len(of_classes)}")
         if found:
             texts.append(f"{text}: {', '.join(found)}.")
     return texts
@@ -570,7 +601,7 @@ def _compared_block(block: Block, paper: Mapping[str, Sequence[str]]) -> Block:
             printed = [Cell(text) if text == "-" else Cell(text, _leading_number(text)) for text in paper[row.key]]
             rows.append(Row(f"{row.title}, paper", row.key, tuple(printed)))
             if any(cell.value is not None for cell in row.cells):
-                differences = [_difference_cell(a, b, block) for a, b in zip(row.cells, printed, strict=True)]
+                differences = [_difference_cell(a, b, row.decimals) for a, b in zip(row.cells, printed, strict=True)]
                 rows.append(Row(f"{row.title}, difference", row.key, tuple(differences)))
     return replace(block, rows=tuple(rows))
 
@@ -580,11 +611,11 @@ def _leading_number(text: str) -> float | None:
     return None if text[-1] in "MK" else float(text.split("±")[0])
 
 
-def _difference_cell(ours: Cell, printed: Cell, block: Block) -> Cell:
+def _difference_cell(ours: Cell, printed: Cell, decimals: int) -> Cell:
     if ours.value is None or printed.value is None:
         return Cell()
     difference = ours.value - printed.value
-    return Cell(f"{difference:+.{block.decimals}f}", difference)
+    return Cell(f"{difference:+.{decimals}f}", difference)
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
@@ -600,13 +631,13 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """CSV: a line a row, the block first and the provenance last, so that a line says on its own what it is."""
+    """CSV: a line a row, the block first and the caption last, so that a line says on its own what it is."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["block", "method", *table.headings, "provenance"])
+    writer.writerow(["block", table.stub.lower(), *table.headings, "caption"])
     for block in table.blocks:
         for row in block.rows:
-            writer.writerow([block.title, row.title, *(cell.text for cell in row.cells), table.provenance])
+            writer.writerow([block.title, row.title, *(cell.text for cell in row.cells), table.caption])
     return stream.getvalue()
 
 
@@ -643,7 +674,9 @@ def to_latex(table: Table) -> str:
 
     width = len(table.columns) + 1
     groups = [rf"\multicolumn{{{span}}}{{c}}{{{latex_text(heading)}}}" for heading, span in table.groups]
-    header = [line(["Methods", *groups]), line(["", *map(latex_text, table.columns)])]
+    columns = [latex_text(column) for column in table.columns]
+    grouped = any(heading for heading, _ in table.groups)
+    header = [line([table.stub, *groups]), line(["", *columns])] if grouped else [line([table.stub, *columns])]
     body = []
     for block in table.blocks:
         body += [r"\hline", rf"\multicolumn{{{width}}}{{c}}{{{latex_text(block.title)}}} \\", r"\hline"]

@@ -69,8 +69,8 @@ def write_run(
     run_dir.mkdir(parents=True)
     flags = {"preset": "tiny", "recipe": "paper", "steps": steps, "alpha": spec.alpha, "seed": spec.seed}
     run = {
-        "flags": {**flags, "task": spec.task, "setting": spec.setting},
-        "model": {"setting": spec.setting, "normalization": spec.normalization},
+        "flags": {**flags, "task": spec.task, "setting": spec.setting, "size": 64, "selection": "best"},
+        "model": {"setting": spec.setting, "normalization": spec.normalization, "modalities": ["ct", "mr"]},
         "setting": asdict(SETTINGS[spec.setting]),
         "task": spec.task,
         "data_dir": data_dir,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from recorded_runs import class_metrics, evaluation_cases, write_run
+from recorded_runs import absent, class_metrics, evaluation_cases, write_run
 
 from experiments import figures
 from experiments.plans import TARGETS
@@ -137,6 +137,9 @@ def test_segmentations_beside_the_reference(tmp_path, shown_cases):
     panels = np.array(figure.axes).reshape(2, 8)
     assert panels[0, 0].get_title() == "Reference" and panels[0, 7].get_title() == "Ours"
     assert len(panels[0, 0].collections) == 2  # the contours of liver and kidney
+    assert texts(panels[0, 0]) == ["1", "2"]  # and their numbers, as in the legend
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["1 Liver", "4 Spleen", "2 R-kdy", "3 L-kdy"]
     assert [len(axes.collections) for axes in panels[0, 1:]] == [0] * 7  # nothing was predicted
     assert texts(panels[1, 5]) == ["not run"]
 
@@ -170,9 +173,25 @@ def test_written_as_pdf_and_png_with_their_provenance(tmp_path, monkeypatch):
     )
 
 
+def test_what_a_mean_leaves_out_is_told_and_an_unfinished_run_is_not_drawn(tmp_path, monkeypatch):
+    cases = evaluation_cases("cardiac", np.random.default_rng(0), range(2))
+    cases["ct_0"]["classes"]["left_atrium"] = absent()
+    for spec, status in zip(specs("fig6"), ("finished", "running"), strict=False):
+        write_run(tmp_path, spec, cases, status=status)
+    captions, drawn = [], []
+    draw = figures._dice_over_alpha
+    monkeypatch.setattr(Figure, "supxlabel", lambda self, text, **more: captions.append(text.replace("\n", " ")))
+    monkeypatch.setattr(
+        figures, "_DRAW", {"fig6": lambda specs, records: drawn.extend(records) or draw(specs, records)}
+    )
+    figures.draw("fig6", load_records(tmp_path), tmp_path)
+    assert [record.name for record in drawn] == [specs("fig6")[0].name]
+    assert captions[0].endswith("Absent in prediction and reference, left out: cardiac-ours-alpha0.1 1 of 16.")
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("table1", "no figure 'table1': expected one of fig4"), ("fig7", "fig7: none of its runs is there")],
+    [("table1", "no figure 'table1': expected one of fig4"), ("fig7", "fig7: none of its runs is finished")],
 )
 def test_nothing_to_draw_is_one_line(target, message, tmp_path):
     with pytest.raises(InputError, match=message):

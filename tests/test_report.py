@@ -134,9 +134,10 @@ def test_tables_are_those_of_the_csv_cell_by_cell(target, page, sound):
     plain, *beside = page.tables[target]
     assert len(beside) == (target in tables.paper_numbers())
     for compare, found in zip((False, True), (plain, *beside), strict=False):
-        lines = list(csv.reader(io.StringIO(tables.to_csv(tables.build(target, sound, compare=compare)))))
+        table = tables.build(target, sound, compare=compare)
+        lines = list(csv.reader(io.StringIO(tables.to_csv(table))))
         groups, columns, *rows = ([text for _, text in row] for row in found)
-        assert columns[0] == "Method" and len(columns) == len(lines[0]) - 2
+        assert columns[0].lower() == lines[0][1] and len(columns) == len(lines[0]) - 2
         assert all(head.endswith(column) for head, column in zip(lines[0][2:-1], columns[1:], strict=True))
         assert all(group in " ".join(lines[0]) for group in groups)
         block, cells = "", []
@@ -146,8 +147,9 @@ def test_tables_are_those_of_the_csv_cell_by_cell(target, page, sound):
             else:
                 cells.append([block, *row])
         assert cells == [line[:-1] for line in lines[1:]]
-        assert lines[1][-1] in page.texts  # the provenance
-        assert "PHANTOM data" in lines[1][-1]
+        assert lines[1][-1] == table.caption and "PHANTOM data" in table.caption
+        told = [text.strip() for text in page.texts]
+        assert all(part in told for part in (table.title, table.provenance, " ".join(table.notes)))
 
 
 def test_cases_are_those_of_the_evaluations(page, sound):
@@ -223,7 +225,10 @@ def test_runs_tell_where_they_come_from(page, folder):
     for fact in ("0" * 64, "seeded 70/10/20, seed 0", "abc123", "60.0", "(the command was not recorded)"):
         assert fact in page.texts
     assert any(text.startswith("python -m experiments.train '--run_dir=<script>") for text in page.texts)
-    assert "preset tiny, recipe paper, steps 300, alpha 0.0, seed 0, task cardiac, setting joint" in page.texts
+    told = (
+        "preset tiny, recipe paper, steps 300, alpha 0.0, seed 0, task cardiac, setting joint, size 64, selection best"
+    )
+    assert told in page.texts
 
 
 def test_damaged_and_unfinished_runs_are_shown_and_left_out(page, folder):

@@ -28,6 +28,7 @@ def options(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "dataset.json").write_text("{}", encoding="utf-8")
+    os.utime(data / "dataset.json", (0, 0))  # older than every run, whatever the fake runner's clock
     return Options({"abdomen": str(data)}, tmp_path / "runs", preset="tiny", outlier="ct_0031")
 
 
@@ -103,11 +104,13 @@ def test_interrupted_run_is_continued_by_the_same_command(options):
     assert work.missing() == []
 
 
-def test_evaluation_older_than_the_checkpoint_is_done_again(options):
+@pytest.mark.parametrize("newer", ["checkpoint", "data"])
+def test_evaluation_older_than_what_it_is_of_is_done_again(newer, options):
     work = work_of(options, with_outlier=True)
     runner = FakeRunner(options)
-    assert execute(work, runner, Stop()) is None
-    os.utime(work.run_dir / "checkpoints" / "step-00000300.npz")
+    assert execute(work, runner, Stop()) is None and work.missing() == []
+    checkpoint, data = work.run_dir / "checkpoints" / "step-00000300.npz", Path(options.data["abdomen"], "dataset.json")
+    os.utime(checkpoint if newer == "checkpoint" else data)
     assert work.missing() == ["evaluate", "evaluate outlier"]
 
 
@@ -130,6 +133,21 @@ def test_one_failed_run_keeps_no_other(options, capfd):
 def test_a_command_that_does_nothing_is_noticed(options):
     reason = execute(work_of(options), lambda command, log: 0, Stop())
     assert reason.startswith("not done although every command succeeded: train, evaluate; see ")
+
+
+def test_a_run_that_cannot_be_started_keeps_no_other(options):
+    """E.g. a full disk."""
+    works = plan(["fig8"], [0], [0], options)
+    runner = FakeRunner(options)
+
+    def failing(command, log):
+        if "ours" in log.name:
+            raise OSError(28, "No space left on device")
+        return runner(command, log)
+
+    outcome = execute_all(works, 1, failing, Stop())
+    assert outcome.done == [works[1].spec.name]
+    assert outcome.failed == {works[0].spec.name: "[Errno 28] No space left on device"}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +202,17 @@ def test_estimate_is_measured_or_unknown(options):
     assert f"{ours.spec.name}: done" in text
     assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 60 s" in text
     assert text.endswith("2 runs, 1 done; about 1 min of training, one run at a time")
+
+
+def test_a_stopped_run_measures_too(options):
+    """So that the first run of a long reproduction, stopped, tells what the rest will take."""
+    ours, chilopod = plan(["fig8"], [0], [0], options)
+    run_dir = write_run(options.runs_dir, ours.spec, None, status="stopped", data_dir=options.data["abdomen"])
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "step-00000100.npz").touch()  # 60 s for 100 steps
+    text = describe([ours, chilopod], load_records(options.runs_dir))
+    assert f"{ours.spec.name}: train, evaluate; 200 steps, about 120 s" in text
+    assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 180 s" in text
 
 
 def test_run_held_by_another_process_is_waited_for(options, monkeypatch):

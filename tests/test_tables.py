@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,7 @@ def test_results_of_one_seed(target, tmp_path):
     written = write_target(tmp_path, target)
     table = tables.build(target, load_records(tmp_path))
     assert len(table.blocks) == 5
-    assert table.headings[0] == "Param" and table.headings[-1] == "Overall Mean" and len(table.headings) == 12
+    assert table.headings[0] == "Param Scale" and table.headings[-1] == "Overall Mean" and len(table.headings) == 12
     for block, metric in zip(table.blocks, ("dice", None, "hausdorff_mm", "hausdorff95_mm", "average_mm"), strict=True):
         assert [r.key for r in block.rows] == (["payer"] if target == "table1" else []) + list(SETTINGS)
         rows = {row.key: row for row in block.rows}
@@ -146,6 +145,24 @@ def test_blanks_absent_classes_and_captions(tmp_path):
         "PHANTOM data: phantom abdomen; split seeded 70/10/20, seed 0; preset tiny; 300 steps; seeds 0; "
         "n = 2 CT + 2 MRI test cases; commit abc123."
     )
+
+
+def test_what_was_missed_or_left_out_is_told_wherever_it_counts(tmp_path):
+    """Tests over pairs and the outlier's means leave out an organ that no map has, and say so."""
+    specs = {spec.setting: spec for spec in TARGETS["table6"].specs}
+    cases = evaluation_cases("abdomen", np.random.default_rng(0), range(2))
+    outlier = {"ct_0031": evaluation_cases("abdomen", np.random.default_rng(1), range(1))["ct_0"]}
+    write_run(tmp_path, specs["joint"], cases, outlier=outlier)
+    for of, name in ((cases["mr_1"], "spleen"), (outlier["ct_0031"], "liver")):
+        of["classes"][name] = absent()
+    outlier["ct_0031"]["classes"]["spleen"] |= {"status": "missed", "dice": 0.0}
+    write_run(tmp_path, specs["ours"], cases, outlier=outlier)
+    tests, means = (tables.build(target, load_records(tmp_path)) for target in ("table4", "table6"))
+    assert {row.cells[1].text for row in tests.blocks[-1].rows} == {"15"}
+    assert "Absent in prediction and reference, left out: abdomen-ours 1 of 16." in tests.notes
+    assert "Absent in prediction and reference, left out: abdomen-ours 1 of 4." in means.notes
+    assert "Missed or invented (Dice 0, distance = image diagonal): abdomen-ours 1 of 4." in means.notes
+    assert "n = 1 CT + 0 MRI outlier cases" in means.caption
 
 
 def test_incomplete_seeds_are_named(tmp_path):
@@ -239,13 +256,20 @@ def test_claims(target, tmp_path):
 
 
 def test_alignment(tmp_path):
-    q = {"ct": [[0.75, 0.25], [0.5, 0.5]], "mr": [[0.5, 0.5], [0.5, 0.5]]}
-    lines = [{"step": 0, "kd_loss": 0.5, "q": q}, {"step": 9, "kd_loss": 0.25, "q": {"ct": q["ct"], "mr": q["ct"]}}]
+    one, other = [[0.75, 0.25], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]]  # 0.125 apart
+    near, far = {"ct": one, "mr": one}, {"ct": one, "mr": other}
     for spec in TARGETS["claim_alignment"].specs:
-        write_run(tmp_path, spec, None, knowledge=lines)
-    rows = numbers(tables.build("claim_alignment", load_records(tmp_path)).blocks[0])
+        last = near if spec.alpha == 0.5 else far
+        values = ((0, 0.5, near), (5, 0.25, near), (9, 0.75, last))
+        write_run(tmp_path, spec, None, knowledge=[{"step": s, "kd_loss": k, "q": q} for s, k, q in values])
+    table = tables.build("claim_alignment", load_records(tmp_path))
+    rows = numbers(table.blocks[0])
     assert list(rows) == ["0", "0.1", "0.5", "0.9"]
-    assert all(row == [0.5, 0.25, 0.125, 0.0] for row in rows.values())
+    assert rows["0.5"] == [0.5, 0.5, 0.75, 0.0, 0.0, 0.0]
+    assert all(rows[alpha] == [0.5, 0.5, 0.75, 0.0, 0.0625, 0.125] for alpha in ("0", "0.1", "0.9"))
+    assert table.notes[1] == (
+        "Difference of q at the end, beside that without KD: α = 0.1 not smaller, α = 0.5 smaller, α = 0.9 not smaller."
+    )
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
@@ -262,12 +286,12 @@ def texts(table):
     return [[row.title, *(cell.text for cell in row.cells)] for block in table.blocks for row in block.rows]
 
 
-def test_csv_has_every_cell_and_its_provenance(table2):
+def test_csv_has_every_cell_and_its_caption(table2):
     for table in table2:
         header, *lines = csv.reader(io.StringIO(tables.to_csv(table)))
         assert header[2:-1] == table.headings
         assert [line[1:-1] for line in lines] == texts(table)
-        assert {line[-1] for line in lines} == {table.provenance} and "PHANTOM" in table.provenance
+        assert {line[-1] for line in lines} == {table.caption} and "PHANTOM" in table.caption
 
 
 def test_markdown_has_every_cell(table2):
@@ -291,6 +315,7 @@ def test_latex_is_well_formed(table2):
             ("begin", "table*"), ("begin", "tabular"), ("end", "tabular"), ("end", "table*")
         ]  # fmt: skip
         assert text.isascii()
+    assert r"Metrics & Individual & Joint & Joint+KD & ``Y''-shaped" in tables.to_latex(tables.build("table3", []))
     assert tables.latex_text("50% “a_b” ± −1 α & {x}") == r"50\% ``a\_b'' $\pm$ $-$1 $\alpha$ \& \{x\}"
 
 
@@ -318,9 +343,7 @@ def test_program(tmp_path):
     def start(*more):
         return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
 
-    started = time.monotonic()
     result = start("--table=2", "--format=csv")
-    assert time.monotonic() - started < 10  # TensorFlow alone takes this long on a busy machine
     assert result.stdout == tables.to_csv(tables.build("table2", load_records(tmp_path)))
     wrong = start("--table=7")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no table 'table7': expected one of table1, ")

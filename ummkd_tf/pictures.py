@@ -197,8 +197,8 @@ def draw_contour(
         depth = ndimage.distance_transform_edt(padded)
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         axes.text(
-            float(column) - 1, float(row) - 1, str(number), color="white", fontsize=8, ha="center", va="center",
-            path_effects=[_DARK_EDGE],
+            float(column) - 1, float(row) - 1, str(number), color="white", fontsize=6 * linewidth, ha="center",
+            va="center", path_effects=[effects.withStroke(linewidth=2 * linewidth, foreground="black")],
         )  # fmt: skip
 
 
