@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast soak fuzz demo claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -78,6 +78,13 @@ qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 
 benchmark-preparation: setup  ## seconds a case, by workers, and peak memory
 	$(RUN) data_prep.benchmark
+
+benchmark: $(VENV)/benchmark-installed  ## everything timed beside PyTorch, MedPy … [FLAGS="--quick --parts=step,startup"]
+	$(RUN) experiments.benchmark $(FLAGS)
+
+$(VENV)/benchmark-installed: setup.py | setup
+	$(VENV)/bin/pip install --quiet --editable '.[benchmark]'
+	@touch $@
 
 # --- the paper's tables and figures: what is missing is run, what is there is reused ----------------------------------
 

@@ -6,7 +6,7 @@ setup(
     name="ummkd_tf",
     version="0.1.0",
     description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
-    packages=find_packages(include=["ummkd_tf", "experiments", "data_prep"]),
+    packages=find_packages(include=["ummkd_tf", "experiments", "experiments.*", "data_prep"]),
     package_data={"data_prep": ["splits/*.json"], "experiments": ["paper_numbers.json"]},
     python_requires=">=3.11",
     install_requires=[
@@ -28,6 +28,11 @@ setup(
             "hypothesis>=6.100",  # property tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason
-        ]
+        ],
+        "benchmark": [
+            "torch==2.13.0",  # the same training step in PyTorch; pinned, because times are compared between versions
+            "MedPy>=0.5.2",  # the metrics most papers use; from this version on ASSD pools both surfaces, as ours
+            "surface-distance>=0.1",  # DeepMind's metrics
+        ],
     },
 )

@@ -1,0 +1,83 @@
+"""Part `preparation`: one MM-WHS-sized case, against a plain SimpleITK script with the same resampling."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from data_prep import mmwhs, pipeline
+from data_prep.benchmark import HEART
+from experiments.benchmark.results import OURS, Part, Row
+from experiments.benchmark.timing import interleaved, timed
+from ummkd_tf.tasks import TASKS, Task
+
+PLAIN = "plain SimpleITK"
+
+
+def measure(size: int, rounds: int) -> Part:
+    """Times of both, in one process.
+
+    Args:
+        size: Rows and columns of the raw scan; MM-WHS has 512.
+        rounds: How often.
+    """
+    task = TASKS["cardiac"]
+    with tempfile.TemporaryDirectory() as name:
+        raw, out = Path(name) / "raw", Path(name) / "out"
+        HEART.write(raw, 1, size)
+        (case,) = mmwhs.find(raw, "ct").cases
+        written = out / "cases" / f"{case.case_id}.h5"
+
+        def ours() -> None:
+            written.unlink(missing_ok=True)  # what is there is not prepared again
+            pipeline.prepare_case(case, task=task, out=out)
+
+        image, label = Path(case.image), Path(case.label)
+        runs = {OURS: timed(ours), PLAIN: timed(lambda: plain(image, label, Path(name) / "plain.h5", task))}
+        timings = interleaved(runs, rounds)
+        voxels = "×".join(str(n) for n in sitk.ReadImage(str(image)).GetSize())
+    rows = [Row(f"one heart CT of {voxels}", contender, timing) for contender, timing in timings.items()]
+    notes = [
+        "Ours also checks image and label against each other, hashes the sources, keeps every class's volume in the "
+        "label map and stores it on the scan's own grid too; the plain script takes the nearest label."
+    ]
+    return Part("preparation", "Preparation", rows, notes=notes)
+
+
+def plain(image_path: Path, label_path: Path, out: Path, task: Task) -> None:
+    """What one writes for the same result: read, orient, centre, resample, clip, z-score, save."""
+    orientation = task.axes[::-1]  # arrays are indexed in the order opposite to SimpleITK's
+    image = sitk.DICOMOrient(sitk.ReadImage(str(image_path), sitk.sitkFloat32), orientation)
+    label = sitk.DICOMOrient(sitk.ReadImage(str(label_path)), orientation)
+    classes = sitk.GetArrayFromImage(label)
+    foreground = np.isin(classes, [value for value, c in mmwhs.CLASSES.items() if c])
+    center = [float(axis.mean()) for axis in np.nonzero(foreground)][::-1]
+    center[0] = (image.GetSize()[0] - 1) / 2
+    depth = round(image.GetSize()[0] * image.GetSpacing()[0] / task.spacing_mm[2])
+    size = (depth, task.size[1], task.size[0])
+    spacing = task.spacing_mm[::-1]
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    middle = (np.array(size) - 1) / 2 * spacing
+    origin = np.array(image.TransformContinuousIndexToPhysicalPoint(center)) - direction @ middle
+    direction_cosines, darkest = image.GetDirection(), float(sitk.GetArrayViewFromImage(image).min())
+
+    def resampled(volume: sitk.Image, interpolator: int, outside: float) -> NDArray:
+        result = sitk.Resample(
+            volume, size, sitk.Transform(), interpolator, origin.tolist(), spacing, direction_cosines, outside
+        )
+        return sitk.GetArrayFromImage(result)
+
+    values, labels = resampled(image, sitk.sitkLinear, darkest), resampled(label, sitk.sitkNearestNeighbor, 0)
+    values = np.clip(values, *np.percentile(values, (0, 98)))
+    values = (values - values.mean()) / values.std()
+    result = np.zeros(labels.shape, np.uint8)
+    for value, c in mmwhs.CLASSES.items():
+        result[labels == value] = c
+    with h5py.File(out, "w") as file:
+        for name, array in (("image", values.astype(np.float32)), ("label", result)):
+            file.create_dataset(name, data=array, chunks=(*array.shape[:2], 1), compression="gzip", compression_opts=1)

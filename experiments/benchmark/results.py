@@ -1,0 +1,146 @@
+"""What a part of the benchmark returns, and how all of it becomes one Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from experiments.benchmark.timing import Timing
+from ummkd_tf.reporting import markdown
+
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one case.
+
+    Attributes:
+        case: What had to be done.
+        contender: Who did it; `OURS` for this project.
+        timing: Seconds; None where there is nothing to measure, and `note` says why.
+        values: Further numbers by title, with their unit.
+        note: Anything a reader must know.
+    """
+
+    case: str
+    contender: str
+    timing: Timing | None
+    values: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was aimed at.
+
+    Attributes:
+        text: The aim.
+        measured: The same in numbers, with where it was measured.
+        met: None where it could not be measured.
+    """
+
+    text: str
+    measured: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Result of one part.
+
+    Attributes:
+        name: As in --parts.
+        title: Heading.
+        rows: In order; rows of one case follow each other.
+        targets: In order.
+        notes: Sentences below the table.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Row] = ()
+    targets: Sequence[Target] = ()
+    notes: Sequence[str] = ()
+
+
+def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Target:
+    """An aim that a quotient reaches `least` in every case.
+
+    Args:
+        text: The aim.
+        pairs: Case → (numerator, denominator); empty where it was not measured.
+        least: What every quotient has to reach.
+    """
+    quotients = {case: numerator / denominator for case, (numerator, denominator) in pairs.items()}
+    measured = "; ".join(f"{case}: {value:.2f}" for case, value in quotients.items())
+    return Target(text, measured or "not measured", all(v >= least for v in quotients.values()) if quotients else None)
+
+
+def as_json(part: Part) -> dict[str, Any]:
+    """A part as JSON takes it, with the medians that readers want."""
+    content = asdict(part)
+    for row, entry in zip(part.rows, content["rows"], strict=True):
+        if row.timing is not None:
+            seconds = row.timing.seconds
+            entry["timing"] |= {
+                "median": row.timing.median,
+                "min": min(seconds),
+                "max": max(seconds),
+                "deviation": row.timing.deviation,
+                "rounds": len(seconds),
+            }
+    return content
+
+
+def page(parts: Sequence[Part], facts: Mapping[str, Any]) -> str:
+    """The whole result in Markdown.
+
+    Args:
+        parts: In order.
+        facts: Date, commit, machine, versions.
+    """
+    blocks = ["# Benchmark", "\n".join(f"- {name}: {_fact(value)}" for name, value in facts.items())]
+    targets = [target for part in parts for target in part.targets]
+    if targets:
+        mark = {True: "✔ met", False: "✘ missed", None: "– not measured"}
+        blocks += [
+            "## Targets",
+            markdown(["target", "", "measured"], [[t.text, mark[t.met], t.measured] for t in targets]),
+        ]
+    for part in parts:
+        blocks += [f"## {part.title}"]
+        if part.rows:
+            blocks.append(table(part.rows))
+        notes = [*part.notes, *(f"{row.case}, {row.contender}: {row.note}" for row in part.rows if row.note)]
+        if notes:
+            blocks.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Seconds of every row, the ratio to ours of the same case, and all further values."""
+    titles = list(dict.fromkeys(title for row in rows for title in row.values))
+    ours = {row.case: row.timing.median for row in rows if row.contender == OURS and row.timing}
+    header = ["case", "contender", "median s", "min", "max", "±", "rounds", "by ours", *titles]
+    body = []
+    for row in rows:
+        cells = ["–"] * 6
+        if row.timing is not None:
+            seconds = row.timing.seconds
+            numbers = [row.timing.median, min(seconds), max(seconds), row.timing.deviation]
+            ratio = f"{row.timing.median / ours[row.case]:.2f}" if ours.get(row.case) else "–"
+            cells = [*map(number, numbers), str(len(seconds)), ratio]
+        extra = [number(row.values[title]) if title in row.values else "" for title in titles]
+        body.append([row.case, row.contender, *cells, *extra])
+    return markdown(header, body)
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _fact(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)

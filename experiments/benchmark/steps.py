@@ -1,0 +1,205 @@
+"""Part `step`: one training step of setting `ours` here, in PyTorch, and in a plain TensorFlow transcription."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from experiments.benchmark.flops import training_flops
+from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
+from experiments.benchmark.timing import interleaved, matmul_gflops
+from experiments.benchmark.worker import DEPTH, NUM_CLASSES
+from ummkd_tf.cli import start_tensorflow
+from ummkd_tf.errors import InputError
+from ummkd_tf.networks import NETWORKS
+
+ROOT = Path(__file__).parents[2]
+RIVALS = {"pytorch": ("torch", "rivals_torch"), "plain": ("tensorflow", "rivals_tensorflow")}
+INSTALL = "pip install -e .[benchmark]"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step is asked to do; `batch_size` examples of each of two modalities."""
+
+    network: str
+    batch_size: int
+    size: int
+    width: int
+
+    @property
+    def title(self) -> str:
+        """E.g. "dilated2d 4+4, 256², width 16"."""
+        depth = f"×{DEPTH}" if self.space[2:] else ""
+        return f"{self.network} {self.batch_size}+{self.batch_size}, {self.size}²{depth}, width {self.width}"
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Input size along each spatial axis."""
+        return (self.size, self.size) if NETWORKS[self.network].rank == 2 else (self.size, self.size, DEPTH)
+
+    @property
+    def gflop(self) -> float:
+        """Of one training step's convolutions."""
+        network = NETWORKS[self.network]
+        return training_flops(network, self.width, NUM_CLASSES, self.space, 2 * self.batch_size) / 1e9
+
+
+FULL = (
+    Size("dilated2d", 1, 256, 16),
+    Size("dilated2d", 4, 256, 16),
+    Size("unet3d", 1, 256, 16),
+    Size("dilated2d", 2, 128, 8),
+    Size("unet3d", 2, 128, 8),
+)
+QUICK = (Size("dilated2d", 1, 64, 4), Size("unet3d", 1, 64, 4))
+
+
+class Worker:
+    """A contender's process, see `worker.py`. It has made its first step when this returns.
+
+    Raises:
+        InputError: The process ended; with its last line.
+    """
+
+    def __init__(self, contender: str, size: Size, modalities: int = 2) -> None:
+        arguments = {"contender": contender, **vars(size), "modalities": modalities}
+        command = [sys.executable, "-m", "experiments.benchmark.worker"]
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115, closed in __exit__
+        self._name = f"{contender}, {size.title}"
+        self._process = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in arguments.items())],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+        )
+        self.last: dict[str, Any] = {}
+        self.first_step_seconds: float = self._read()["first_step_seconds"]
+
+    def step(self) -> float:
+        """Seconds of one step; `last` then holds the whole answer."""
+        assert self._process.stdin
+        print("step", file=self._process.stdin, flush=True)
+        self.last = self._read()
+        return self.last["seconds"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"{self._name}: ended with code {self._process.returncode}: {last}")
+        return json.loads(line)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def contenders() -> tuple[list[str], list[str]]:
+    """Those that can run here, ours first; and a line for each that cannot."""
+    found, missing = [OURS], []
+    for name, (package, module) in RIVALS.items():
+        if importlib.util.find_spec(package) is None:
+            missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")
+        elif importlib.util.find_spec(f"experiments.benchmark.{module}") is None:
+            missing.append(f"{name} is left out: experiments/benchmark/{module}.py is missing")
+        else:
+            found.append(name)
+    return found, missing
+
+
+def measure(sizes: Sequence[Size], rounds: int) -> Part:
+    """Steps of all contenders in turns, with the peak of the matrix product in the same rounds."""
+    start_tensorflow()
+    names, notes = contenders()
+    rows: list[Row] = []
+    for size in sizes:
+        workers: dict[str, Worker] = {}
+        try:
+            for name in names:
+                try:
+                    workers[name] = Worker(name, size)
+                except InputError as error:
+                    notes.append(f"left out: {error}")
+            rows += _rows(size, workers, rounds)
+        finally:
+            for worker in workers.values():
+                worker.__exit__(None, None, None)
+    notes += [
+        "GFLOP/s count the direct convolution, so Winograd's way can exceed the peak, which is that of TensorFlow's "
+        "float32 matrix product in the same rounds. Seconds to the first step start with the process.",
+    ]
+    return Part("step", "Training step", rows, _targets(rows), notes)
+
+
+def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
+    peaks: list[float] = []
+
+    def matmul() -> float:
+        peaks.append(matmul_gflops())
+        return 0.0
+
+    runs: dict[str, Callable[[], float]] = {name: worker.step for name, worker in workers.items()}
+    timings = interleaved({**runs, "matmul": matmul}, rounds)
+    peak = max(peaks)
+    return [
+        Row(
+            size.title,
+            name,
+            timings[name],
+            {
+                "GFLOP": size.gflop,
+                "GFLOP/s": size.gflop / timings[name].median,
+                "matmul GFLOP/s": peak,
+                "% of peak": 100 * size.gflop / timings[name].median / peak,
+                "peak GiB": worker.last["peak_bytes"] / 2**30,
+                "s to first step": worker.first_step_seconds,
+            },
+        )
+        for name, worker in workers.items()
+    ]
+
+
+def _targets(rows: Sequence[Row]) -> list[Target]:
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, {})[row.contender] = row
+    share = {case: (found[OURS].values["% of peak"], 100.0) for case, found in by_case.items() if OURS in found}
+
+    def against(rival: str, value: Callable[[Row], float], network: str = "") -> dict[str, tuple[float, float]]:
+        both = {c: f for c, f in by_case.items() if {OURS, rival} <= set(f) and c.startswith(network)}
+        return {case: (value(found[rival]), value(found[OURS])) for case, found in both.items()}
+
+    def seconds(row: Row) -> float:
+        assert row.timing
+        return row.timing.median
+
+    def memory(row: Row) -> float:
+        return row.values["peak GiB"]
+
+    return [
+        ratio_target("step reaches 75 % of the matmul peak (share ≥ 0.75)", share, 0.75),
+        ratio_target("step at least 1.2× as fast as PyTorch", against("pytorch", seconds), 1.2),
+        ratio_target("step at least 1.2× as fast as the plain transcription", against("plain", seconds), 1.2),
+        ratio_target("2D peak memory no more than PyTorch's (ratio ≥ 1)", against("pytorch", memory, "dilated2d"), 1.0),
+        ratio_target(
+            "3D peak memory at most 60 % of the plain one's (ratio ≥ 1.67)", against("plain", memory, "unet3d"), 1 / 0.6
+        ),
+    ]

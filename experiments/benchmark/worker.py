@@ -1,0 +1,109 @@
+"""One contender's training step in a process of its own, one step for each line read.
+
+    python -m experiments.benchmark.worker --contender=ours --network=unet3d --batch_size=1 --size=64 --width=4
+
+Prints one JSON object a line: first {"first_step_seconds"}, then {"seconds", "loss", "peak_bytes"} for each step.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()  # before anything is loaded
+
+import importlib  # noqa: E402
+import json  # noqa: E402
+import resource  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from ummkd_tf.cli import run, start_tensorflow  # noqa: E402
+
+Step = Callable[[], float]
+NUM_CLASSES, DEPTH = 5, 8
+
+FLAGS = flags.FLAGS
+
+
+def ours_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
+    """A training step of setting `ours` on random images and labels, as `training.train` runs it.
+
+    Args:
+        network: "dilated2d" or "unet3d".
+        batch_size: Examples per modality.
+        size: Rows and columns; the 3D network's depth is 8.
+        width: Base width w.
+        modalities: How many.
+    """
+    start_tensorflow()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from ummkd_tf.optimizer import Adam
+    from ummkd_tf.segmenter import UnpairedSegmenter
+
+    keras.utils.set_random_seed(0)
+    names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
+    model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
+    model.compile(Adam(1e-4, epsilon=1e-8))
+    random = np.random.default_rng(0)
+    *space, channels = (size, size, 3) if network == "dilated2d" else (size, size, DEPTH, 1)
+    images, labels = {}, {}
+    for m in names:
+        images[m] = tf.constant(random.standard_normal((batch_size, *space, channels), dtype=np.float32))
+        labels[m] = tf.constant(random.integers(0, NUM_CLASSES, (batch_size, *space)).astype(np.uint8))
+    step = tf.function(model.optimize)
+    return lambda: float(step(images, labels)["loss"])
+
+
+def _rival(module: str) -> Callable[..., Step]:
+    def make_step(**size: int | str) -> Step:
+        return importlib.import_module(f"experiments.benchmark.{module}").make_step(**size)
+
+    return make_step
+
+
+CONTENDERS: dict[str, Callable[..., Step]] = {
+    "ours": ours_step,
+    "pytorch": _rival("rivals_torch"),
+    "plain": _rival("rivals_tensorflow"),
+}
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's maximum also holds the memory of the process that started this one
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _answer(**values: float) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def main(_: list[str]) -> None:
+    size = {"network": FLAGS.network, "batch_size": FLAGS.batch_size, "size": FLAGS.size, "width": FLAGS.width}
+    more = {"modalities": FLAGS.modalities} if FLAGS.modalities != 2 else {}
+    step = CONTENDERS[FLAGS.contender](**size, **more)
+    step()
+    _answer(first_step_seconds=time.perf_counter() - STARTED)
+    for _line in sys.stdin:
+        started = time.perf_counter()
+        loss = step()
+        _answer(seconds=time.perf_counter() - started, loss=loss, peak_bytes=peak_bytes())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("contender", "ours", list(CONTENDERS), "Whose training step.")
+    flags.DEFINE_enum("network", "unet3d", ["dilated2d", "unet3d"], "Network.")
+    flags.DEFINE_integer("batch_size", 1, "Examples per modality.", lower_bound=1)
+    flags.DEFINE_integer("size", 64, "Rows and columns.", lower_bound=8)
+    flags.DEFINE_integer("width", 4, "Base width w.", lower_bound=1)
+    flags.DEFINE_integer("modalities", 2, "Number of modalities; another than two for ours only.", lower_bound=1)
+    run(main)
