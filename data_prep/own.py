@@ -117,7 +117,7 @@ def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[st
     ]
     if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII):
         mistakes.append((f"case name {row['case']!r}", "use letters, digits, '_', '-' and '.'"))
-    if not re.fullmatch(r"[a-z]\w*", row["modality"], re.ASCII):
+    if not re.fullmatch(r"(?!shared$)[a-z]\w*", row["modality"], re.ASCII):
         mistakes.append((f"modality {row['modality']!r}", "use a name like ct, mr or t1_in"))
     if row["split"] not in ("", *PARTS):
         mistakes.append((f"split {row['split']!r}", f"use {', '.join(PARTS)}, or leave it empty in every row"))

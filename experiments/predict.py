@@ -39,6 +39,8 @@ def main(_: list[str]) -> None:
     output = Path(FLAGS.output)
     if not output.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"--output={output}: expected a name that ends in .nii or .nii.gz")
+    if FLAGS.overlay and Path(FLAGS.overlay).suffix not in (".png", ".pdf"):
+        raise InputError(f"--overlay={FLAGS.overlay}: expected a name that ends in .png or .pdf")
     if output.exists() and Path(FLAGS.input).exists() and output.samefile(FLAGS.input):
         raise InputError(f"--output={output}: is the scan itself: expected another file; choose another name")
     record = read_run(FLAGS.run_dir)

@@ -254,7 +254,7 @@ def _run(folder: Path) -> Path:
     record: dict[str, Any] = {key: {"commit": "0"} for key in ("setting", "environment")}
     record |= dict.fromkeys(("task", "data_dir", "split_name", "split_sha256"), "abdomen")
     record |= {
-        "flags": {"size": 64, "selection": "best"},
+        "flags": {"size": 64, "preset": "tiny", "selection": "best"},
         "model": {"modalities": ["ct", "mr"]},
         "seed": 0,
         "seconds": 1.5,

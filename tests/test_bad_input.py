@@ -126,6 +126,12 @@ def zero_affine(at: Place) -> None:
     at.scan.write_bytes(gzip.compress(block))
 
 
+def in_metres(at: Place) -> None:
+    image = nib.Nifti1Image(array(), AFFINE)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, at.scan)
+
+
 PREDICT, EVALUATE, QC, TRAIN = "experiments.predict", "experiments.evaluate", "data_prep.qc", "experiments.train"
 USUAL = {
     TRAIN: "--data_dir={data} --run_dir={folder}/new --preset=tiny",
@@ -170,6 +176,38 @@ def other_case(path: Path) -> None:
     shutil.copy(path.with_name("mr_3.h5"), path)
 
 
+def label_seven(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["label"][10:90, 10:90, 2] = 7
+
+
+def not_finite(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["image"][0, 0, 0] = np.nan
+
+
+def smaller_slices(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in ("image", "label"):
+            part = file[name][:128, :128]
+            del file[name]
+            file[name] = part
+
+
+def modalities(names: list[str]) -> Callable[[Path], None]:
+    return lambda path: edit_json(path, lambda content: content.update(modalities=names))
+
+
+def without_mr(path: Path) -> None:
+    edit_json(path, lambda content: content["split"].update(train=["ct_0", "ct_1"]))
+
+
+def runs_checkpoint_alone(at: Place) -> None:
+    (at.folder / "new/checkpoints").mkdir(parents=True)
+    shutil.copy(at.run / "checkpoints/best.npz", at.folder / "new/checkpoints/step-00000007.npz")
+    (at.folder / "new/lock").touch()
+
+
 def nothing(at: Place) -> None:
     """No damage."""
 
@@ -201,6 +239,49 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "",
         "{run}/run.json: damaged (no model): restore it from a copy or train again",
     ),
+    "run.json without a flag": (
+        PREDICT,
+        edit_run(lambda run: run["flags"].pop("selection")),
+        "",
+        "{run}/run.json: damaged (no flags.selection): restore it from a copy or train again",
+    ),
+    "run.json with flags of another kind": (
+        PREDICT,
+        edit_run(lambda run: run.update(flags=[])),
+        "",
+        "{run}/run.json: damaged (no flags): restore it from a copy or train again",
+    ),
+    "run.json without modalities": (
+        PREDICT,
+        edit_run(lambda run: run["model"].pop("modalities")),
+        "",
+        "{run}/run.json: damaged (no model.modalities): restore it from a copy or train again",
+    ),
+    "run.json of no size": (
+        PREDICT,
+        edit_run(lambda run: run["flags"].update(size=0)),
+        "",
+        "{run}/run.json: damaged (size 0): restore it from a copy or train again",
+    ),
+    "run.json of a size that does not fit": (
+        PREDICT,
+        edit_run(lambda run: run["flags"].update(size=100)),
+        "",
+        "{run}/run.json: damaged (size 100): restore it from a copy or train again",
+    ),
+    "run.json of an unknown task": (
+        PREDICT,
+        edit_run(lambda run: run.update(task="brain")),
+        "",
+        "{run}/run.json: damaged (unknown task 'brain': expected one of cardiac, abdomen): restore it from a copy "
+        "or train again",
+    ),
+    "run.json of a giant": (
+        PREDICT,
+        edit_run(lambda run: run["model"].update(width=10**6)),
+        "",
+        "out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image",
+    ),
     "no checkpoints": (
         PREDICT,
         lambda at: shutil.rmtree(at.run / "checkpoints"),
@@ -217,7 +298,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         lambda at: halve(at.run / "checkpoints/best.npz"),
         "",
-        "{run}/checkpoints/best.npz: damaged checkpoint: delete it; training goes on from the one before",
+        "{run}/checkpoints/best.npz: damaged checkpoint: restore it from a copy, or use the other --selection",
     ),
     "unknown setting": (
         PREDICT,
@@ -277,6 +358,12 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "",
         "{scan}: the affine is singular or not finite: repair the header's geometry",
     ),
+    "slices 100 m apart": (
+        PREDICT,
+        scan_of(lambda a: a, np.diag([6.0, 6.0, 1e5, 1.0])),
+        "",
+        "{scan}: the scan is 900000 mm long: expected at most 3000; check its header's spacing",
+    ),
     "no voxel": (
         PREDICT,
         header_only((0, 30, 30)),
@@ -308,6 +395,18 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         nothing,
         "--output={folder}/label.png",
         "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz",
+    ),
+    "picture of another format": (
+        PREDICT,
+        nothing,
+        "--overlay={folder}/label.bmp",
+        "--overlay={folder}/label.bmp: expected a name that ends in .png or .pdf",
+    ),
+    "metres": (
+        PREDICT,
+        in_metres,
+        "",
+        "{scan}: the header gives distances in meter: expected mm; write the file again in mm",
     ),
     "output below a file": (
         PREDICT,
@@ -351,6 +450,12 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         lambda at: (at.run / "checkpoints/best.npz").unlink(),
         "",
         "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
+    ),
+    "evaluate: more classes than the model": (
+        EVALUATE,
+        data_file("cases/ct_3.h5", label_seven),
+        "",
+        "{data}/cases/ct_3.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again",
     ),
     "qc: no data": (
         QC,
@@ -437,6 +542,58 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         data_file("cases/ct_0.h5", halve),
         "",
         "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again",
+    ),
+    "train: more classes than the model": (
+        TRAIN,
+        data_file("cases/ct_2.h5", label_seven),
+        "",
+        "{data}/cases/ct_2.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again",
+    ),
+    "train: NaN in a case": (
+        TRAIN,
+        data_file("cases/ct_2.h5", not_finite),
+        "",
+        "{data}/cases/ct_2.h5: the image has NaN or infinite voxels: expected finite ones; prepare the case again",
+    ),
+    "train: smaller slices": (
+        TRAIN,
+        data_file("cases/ct_0.h5", smaller_slices),
+        "",
+        "{data}/cases/ct_0.h5: slices of (32, 32), reduced by 4: expected (64, 64) in task abdomen; prepare the data "
+        "again",
+    ),
+    "train: no modality": (
+        TRAIN,
+        data_file("dataset.json", modalities([])),
+        "",
+        "{data}/dataset.json: modalities none: expected different plain names like ct and mr, and not shared; rename "
+        "them where the data come from, and prepare again",
+    ),
+    "train: a modality that is none": (
+        TRAIN,
+        data_file("dataset.json", modalities(["ct", "mr", "shared"])),
+        "",
+        "{data}/dataset.json: modalities ct, mr, shared: expected different plain names like ct and mr, and not "
+        "shared; rename them where the data come from, and prepare again",
+    ),
+    "train: case of an unknown modality": (
+        TRAIN,
+        data_file("dataset.json", modalities(["ct"])),
+        "",
+        "{data}/dataset.json: 'mr_0' in the train part is of modality 'mr': expected ct; prepare the data again",
+    ),
+    "train: a modality without a case": (
+        TRAIN,
+        data_file("dataset.json", without_mr),
+        "",
+        "{data}/dataset.json: the train part has no mr case: expected at least one; add cases or choose another split",
+    ),
+    "train: checkpoints without run.json": (
+        TRAIN,
+        runs_checkpoint_alone,
+        "",
+        "{folder}/new: has checkpoints but no run.json, so nobody knows what was run: restore run.json from a copy, or "
+        "choose another --run_dir",
     ),
     "train: link to another file": (
         TRAIN,

@@ -115,6 +115,10 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
     # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
     assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
+    # Without class 2 anywhere, class 1 alone counts.
+    whole = np.ones_like(label)
+    cases = [Case("a", "ct", label.astype(np.float32), whole, grid, grid)]
+    assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
 
 
 def test_class_knowledge_of_whole_cases_is_that_of_their_logits():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 from ummkd_tf import runs
 from ummkd_tf.errors import InputError, Stopped
 
-FLAGS = {"alpha": 0.5, "selection": "best", "seed": 0}
-MODEL = {"network": "unet3d", "setting": "ours"}
+FLAGS = {"alpha": 0.5, "selection": "best", "seed": 0, "size": 64, "preset": "tiny"}
+MODEL = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}
 
 
 def start(run_dir, dataset, flags=FLAGS, model=MODEL, **more):
@@ -60,8 +61,46 @@ def test_damaged_run_json_is_one_line(tmp_path, content):
         runs.read_run(tmp_path)
 
 
+def test_checkpoints_without_run_json_are_not_continued(tmp_path, prepared_dataset):
+    """Nobody knows their flags and their split."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000005.npz").touch()
+    with pytest.raises(InputError, match=r"has checkpoints but no run\.json.*choose another --run_dir$"):
+        start(tmp_path, prepared_dataset)
+    assert not (tmp_path / runs.RUN).exists()
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped"])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_logs(tmp_path, prepared_dataset, status):
+    record = start(tmp_path, prepared_dataset)
+    runs.write_json(tmp_path / runs.RUN, {**record, "status": status})
+    with pytest.raises(InputError, match=f"the run is {status}, but its checkpoints are gone"):
+        start(tmp_path, prepared_dataset)
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match=r"cannot be locked .No locks available."), runs.exclusive(tmp_path):
+        pass
+
+
+def test_a_disk_too_full_to_record_the_failure_does_not_hide_it(tmp_path, prepared_dataset, monkeypatch):
+    record = start(tmp_path, prepared_dataset)
+
+    def full(*_):
+        raise InputError("run.json: could not be written")
+
+    with pytest.raises(InputError, match="checkpoint: could not be written"), runs.recorded_session(tmp_path, record):
+        monkeypatch.setattr(runs, "write_json", full)
+        raise InputError("checkpoint: could not be written")
+
+
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "finished"), (Stopped("", 143), "stopped"), (InputError(""), "failed")]
+    ("error", "status"),
+    [(None, "finished"), (Stopped("", 143), "stopped"), (InputError(""), "failed"), (OSError(28, ""), "failed")],
 )
 def test_session_records_how_it_ended(tmp_path, prepared_dataset, error, status):
     record = start(tmp_path, prepared_dataset)
@@ -71,7 +110,7 @@ def test_session_records_how_it_ended(tmp_path, prepared_dataset, error, status)
             session["progress"] = {"step": 3}
             if error:
                 raise error
-    except (Stopped, InputError):
+    except (Stopped, InputError, OSError):
         pass
     after = runs.read_run(tmp_path)
     assert after["status"] == status and after["progress"] == {"step": 3}

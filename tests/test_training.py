@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -113,6 +115,68 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
 
 
+def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypatch):
+    """best.npz is then newer than the newest checkpoint; both runs still end alike, with the same best one."""
+    run(compiled_model(), tmp_path / "whole", 9)
+    save_best = CheckpointFolder.save_best
+
+    def save_and_die(self, model, progress):
+        save_best(self, model, progress)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(CheckpointFolder, "save_best", save_and_die)
+        run(compiled_model(), tmp_path / "cut", 9)
+    saved = {p.name for p in (tmp_path / "cut/checkpoints").iterdir()}
+    assert saved == {"best.npz", "step-00000003.npz"}
+    run(compiled_model(), tmp_path / "cut", 9)
+    for path in sorted((tmp_path / "whole/checkpoints").iterdir()):
+        (arrays, progress), (found, again) = (
+            read_checkpoint(p) for p in (path, tmp_path / "cut/checkpoints" / path.name)
+        )
+        assert progress == again
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(value, found[name], err_msg=f"{path.name} {name}")
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    scores = iter([float("nan"), 0.2, float("nan"), 0.1])
+    progress = run(compiled_model(), tmp_path, 8, validate=lambda: {"dice": next(scores)}, validate_every=2)
+    assert (progress.best_dice, progress.best_step) == (0.2, 4)
+
+
+def test_a_damaged_or_missing_log_does_not_stop_a_run(tmp_path, caplog):
+    """Good lines are kept; a warning tells of the others."""
+    run(compiled_model(), tmp_path, 3, validate=None, norm_batches=0)
+    path = tmp_path / training.HISTORY
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"3", b'{"step": "1"}', lines[2], b'{"step": 3, "lo']))
+    run(compiled_model(), tmp_path, 4, validate=None, norm_batches=0)
+    assert [line["step"] for line in training.read_history(path)] == [1, 3, 4]
+    assert [f"line {n} is damaged" in caplog.text for n in range(1, 7)] == [False, True, True, True, False, False]
+    path.unlink()
+    run(compiled_model(), tmp_path, 5, validate=None, norm_batches=0)
+    assert "history.jsonl: missing: what it told of the first 4 steps is lost" in caplog.text
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Synced, renamed, and then the rename synced: also a machine that loses its power keeps one of the two."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def renamed(old, new):
+        done.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_checkpoint(tmp_path / "step-00000001.npz", compiled_model(), Progress(step=1))
+    assert done == ["file", "step-00000001.npz", "folder"]
+
+
 def test_what_a_run_leaves_behind(tmp_path):
     model = compiled_model()
     progress = run(model, tmp_path, 8, checkpoint_every=2)
@@ -130,7 +194,8 @@ def test_what_a_run_leaves_behind(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_save_and_leave(tmp_path, number, code):
+def test_signals_save_and_leave(tmp_path, number, code, capfd):
+    """Also one that comes during a validation, however long: what it does is kept, and the user knows at once."""
     model = compiled_model()
 
     def validate():
@@ -140,6 +205,7 @@ def test_signals_save_and_leave(tmp_path, number, code):
     with pytest.raises(errors.Stopped, match="at step 2; the same command continues") as stopped:
         run(model, tmp_path, 9, validate=validate, validate_every=2, checkpoint_every=100)
     assert stopped.value.exit_code == code
+    assert f"{number.name}: saving after this step and its validation" in capfd.readouterr().err
     assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
 
 
@@ -164,7 +230,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
     run_dir = tmp_path / "spoilt"
     sampler = Spoilt(cubes().examples, batch_size=2, seed=0)
     with pytest.raises(
-        InputError, match=r"step 5: ct_dice_loss, .*loss, gradient_norm not finite: the state before it is saved"
+        InputError,
+        match="step 5: ct_cross_entropy, ct_dice_loss, ct_segmentation_loss, gradient_norm, kd_loss, loss not finite: "
+        "the state before it is saved",
     ):
         training.train(spoilt, sampler, run_dir, steps=9, validate=None, validate_every=9, checkpoint_every=3)
     report = json.loads((run_dir / training.NOT_FINITE).read_text(encoding="utf-8"))

@@ -151,6 +151,8 @@ def read_case(path: Path, factor: int = 1) -> Case:
         original_shape = _dataset(file, "original_label").shape
     if image.shape != label.shape:
         raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
+    if not np.isfinite(image).all():
+        raise InputError(f"{path}: the image has NaN or infinite voxels: expected finite ones; prepare the case again")
     if image.shape[0] % factor or image.shape[1] % factor:
         raise InputError(
             f"{path}: image {image.shape}: expected rows and columns to reduce by {factor}; prepare it again"
@@ -314,13 +316,18 @@ class Dataset:
         """Reads one case, reduced in the plane by `factor`.
 
         Raises:
-            InputError: As `read_case`, or the file holds another case.
+            InputError: As `read_case`, or the file holds another case, or what the task does not have.
         """
         case = read_case(self.path(case_id), factor)
         if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
             raise InputError(
                 f"{self.path(case_id)}: holds case {case.case_id!r} of modality {case.modality!r}: expected "
                 f"{case_id!r} of {self.case_modality[case_id]!r}; prepare the case again"
+            )
+        if case.label.max() >= self.task.num_classes:
+            raise InputError(
+                f"{self.path(case_id)}: label value {case.label.max()}, but task {self.task.name} has values "
+                f"0 to {self.task.num_classes - 1}: prepare the data again"
             )
         return case
 
@@ -330,29 +337,30 @@ class Dataset:
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
     def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
-        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`.
-
-        Raises:
-            InputError: A label value that the task does not have.
-        """
+        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`."""
         from ummkd_tf.sampling import PatchExamples, SliceExamples
 
         kind = SliceExamples if rank == 2 else PatchExamples
-        cases = [self.case(c, factor) for c in self.ids("train", modality)]
-        for case in cases:
-            if case.label.max() >= self.task.num_classes:
-                raise InputError(
-                    f"{self.path(case.case_id)}: label value {case.label.max()}, but task {self.task.name} has values "
-                    f"0 to {self.task.num_classes - 1}: prepare the data again"
-                )
-        return kind(cases)
+        return kind(self._same_size("train", modality, factor))
 
     def validation(self, predictor: Predictor, factor: int = 1) -> Callable[[], dict[str, float]] | None:
         """What computes the score of the validation part, see `evaluation.mean_dice`; None where there is no part."""
         from ummkd_tf.evaluation import mean_dice
 
-        cases = [self.case(c, factor) for c in self.ids("validation")]
+        cases = self._same_size("validation", None, factor)
         return lambda: mean_dice(predictor, cases)
+
+    def _same_size(self, part: str, modality: str | None, factor: int) -> list[Case]:
+        """Cases of a part, whose slices must all have the task's size, or they cannot be in one batch."""
+        size = tuple(n // factor for n in self.task.size)
+        cases = [self.case(c, factor) for c in self.ids(part, modality)]
+        for case in cases:
+            if case.image.shape[:2] != size:
+                raise InputError(
+                    f"{self.path(case.case_id)}: slices of {case.image.shape[:2]}, reduced by {factor}: expected "
+                    f"{size} in task {self.task.name}; prepare the data again"
+                )
+        return cases
 
     @property
     def split_checksum(self) -> str:
@@ -413,16 +421,28 @@ def write_dataset(
 def check_split(
     split: Mapping[str, Sequence[str]], case_modality: Mapping[str, str], modalities: Sequence[str], where: object
 ) -> None:
-    """No case twice, none unknown, and every modality present in every part.
+    """Proper modalities, no case twice, none unknown, and every modality present in every part.
 
     Raises:
         InputError: Otherwise.
     """
+    # "shared" names what belongs to no modality, see `layers.SHARED`.
+    proper = [m for m in dict.fromkeys(modalities) if m.isidentifier() and m != "shared"]
+    if not modalities or len(proper) < len(modalities):
+        raise InputError(
+            f"{where}: modalities {', '.join(modalities) or 'none'}: expected different plain names like ct and mr, "
+            "and not shared; rename them where the data come from, and prepare again"
+        )
     seen: dict[str, str] = {}
     for part in PARTS:
         for case_id in split.get(part, ()):
             if case_id not in case_modality:
                 raise InputError(f"{where}: the split's {part} part names {case_id!r}, which is not among the cases")
+            if case_modality[case_id] not in modalities:
+                raise InputError(
+                    f"{where}: {case_id!r} in the {part} part is of modality {case_modality[case_id]!r}: expected "
+                    f"{' or '.join(modalities)}; prepare the data again"
+                )
             if case_id in seen:
                 raise InputError(f"{where}: case {case_id!r} is in {seen[case_id]} and in {part}: keep it in one part")
             seen[case_id] = part

@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint: train the run first, or check --run_dir") from error
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged checkpoint: delete it; training goes on from the one before") from error
+        raise InputError(f"{path}: damaged checkpoint: restore it from a copy, or use the other --selection") from error
     return arrays, progress
 
 
@@ -85,9 +85,13 @@ def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Pr
     return progress
 
 
+def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
+    return tuple(array.shape), np.asarray(array).dtype
+
+
 def _check(path: Path, variables: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
     wrong = sorted(set(variables) ^ set(arrays))
-    wrong += [n for n, v in variables.items() if n in arrays and tuple(v.shape) != arrays[n].shape]
+    wrong += [name for name in variables if name in arrays and _kind(variables[name].value) != _kind(arrays[name])]
     if wrong:
         raise InputError(
             f"{path}: checkpoint of another architecture ({len(wrong)} variables differ, e.g. {wrong[0]!r}): "

@@ -13,7 +13,7 @@ from ummkd_tf.errors import InputError, Stopped
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main` under absl; an `InputError` or a full disk becomes one line on stderr and exit code 1."""
+    """Runs `main` under absl; bad input, a full disk or no memory becomes one line on stderr and exit code 1."""
 
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
@@ -30,12 +30,27 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print("stopped by SIGINT before there was anything to save")
             return 130
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full and not error.filename:
                 raise
-            print(f"error: {error.filename or 'disk'}: {error.strerror}: make room and start again", file=sys.stderr)
+            fix = "make room and start again" if full else "check the path and its permissions"
+            print(f"error: {error.filename or 'disk'}: {error.strerror}: {fix}", file=sys.stderr)
+            return 1
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            print(
+                "error: out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image",
+                file=sys.stderr,
+            )
             return 1
 
     app.run(guarded)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By its name, so that programs without TensorFlow start without it.
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
 
 
 def start_tensorflow() -> None:

@@ -31,7 +31,8 @@ def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
     """Validation score: mean Dice over cases, then classes, then modalities, on the model's own grid.
 
     Returns:
-        "dice" and "<modality>_dice", 0..1. A class that a case lacks in prediction and reference is left out.
+        "dice" and "<modality>_dice", 0..1. A class that a case lacks in prediction and reference is left out; NaN where
+        nothing is left.
     """
     by_modality: dict[str, list[list[float]]] = {}
     for case in cases:
@@ -40,10 +41,10 @@ def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
         dice = [dice_coefficient(predicted == c, case.label == c) for c in range(1, probabilities.shape[-1])]
         by_modality.setdefault(case.modality, []).append(dice)
     scores = {
-        f"{m}_dice": float(np.mean([summarize(column).mean for column in zip(*dice, strict=True)]))
+        f"{m}_dice": summarize(summarize(column).mean for column in zip(*dice, strict=True)).mean
         for m, dice in by_modality.items()
     }
-    return {"dice": float(np.mean(list(scores.values()))), **scores}
+    return {"dice": summarize(scores.values()).mean, **scores}
 
 
 def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:

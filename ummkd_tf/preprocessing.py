@@ -19,6 +19,7 @@ from ummkd_tf.volumes import Affine, Grid, Volume, reorient, resample, same_geom
 
 VERSION = 3  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
+_LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 # Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
 _TIE_SIGMA, _TIE_WEIGHT = 3.0, 0.1
@@ -213,8 +214,15 @@ def task_grid(scan: Grid, center: NDArray[np.float64], task: Task) -> Grid:
 
     In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed). Across:
     as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left out.
+
+    Raises:
+        InputError: The scan is longer than any patient.
     """
     through_mm = scan.shape[2] * scan.spacing_mm[2]
+    if through_mm > _LONGEST_MM:
+        raise InputError(
+            f"the scan is {through_mm:.0f} mm long: expected at most {_LONGEST_MM}; check its header's spacing"
+        )
     shape = (*task.size, max(1, round(through_mm / task.spacing_mm[2])))
     middle = np.array([center[0], center[1], (scan.shape[2] - 1) / 2])
     axes = scan.affine[:3, :3] / scan.spacing_mm * task.spacing_mm

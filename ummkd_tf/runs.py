@@ -27,29 +27,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ummkd_tf.cases import Dataset
 from ummkd_tf.documents import MALFORMED, read_json
 from ummkd_tf.errors import InputError, Stopped
 from ummkd_tf.settings import SETTINGS
+from ummkd_tf.tasks import get_task
 from ummkd_tf.volumes import replacing
 
 if TYPE_CHECKING:
+    from ummkd_tf.cases import Dataset
     from ummkd_tf.segmenter import UnpairedSegmenter
 
 RUN = "run.json"
 LOCK = "lock"
-_KEYS = (
-    "flags",
-    "model",
-    "setting",
-    "task",
-    "data_dir",
-    "split_name",
-    "split_sha256",
-    "seed",
-    "environment",
-    "seconds",
-)
+# What every reader of `run.json` relies on.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "flags": dict,
+    "flags.size": int,
+    "flags.preset": str,
+    "flags.selection": str,
+    "model": dict,
+    "model.modalities": list,
+    "setting": dict,
+    "task": str,
+    "data_dir": str,
+    "split_name": str,
+    "split_sha256": str,
+    "seed": int,
+    "environment": dict,
+    "environment.commit": str,
+    "seconds": (int, float),
+}
 _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "h5py")
 
 
@@ -80,11 +87,17 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no run here: expected a folder that experiments.train has written; check --run_dir")
     try:
         record = read_json(path)
+        for field, kind in _FIELDS.items():
+            outer, _, inner = field.rpartition(".")
+            if not isinstance((record[outer] if outer else record).get(inner), kind):
+                raise ValueError(f"no {field}")
+        if not isinstance(record.get("changes", []), list):
+            raise ValueError("no changes")
+        size = record["flags"]["size"]
+        if size < 1 or get_task(record["task"]).size[0] % size:
+            raise ValueError(f"size {size}")
     except MALFORMED as error:
         raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
-    missing = [key for key in _KEYS if key not in record]
-    if missing:
-        raise InputError(f"{path}: damaged (no {', '.join(missing)}): restore it from a copy or train again")
     return record
 
 
@@ -111,13 +124,20 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                 f"{run_dir}: in use by {lock.read().strip() or 'another process'}: expected one process for a run; "
                 "wait for it, stop it, or choose another --run_dir"
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            raise InputError(
+                f"{run_dir}: cannot be locked ({error.strerror}): expected a file system with locks, so that no other "
+                "process writes to the run; choose another --run_dir"
+            ) from error
         for left in run_dir.rglob(".writing-*"):
             shutil.rmtree(left, ignore_errors=True)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        yield
-        lock.truncate(0)
+        try:
+            yield
+        finally:
+            lock.truncate(0)
 
 
 def start_run(
@@ -141,15 +161,26 @@ def start_run(
         The record, to be given to `recorded_session`.
 
     Raises:
-        InputError: The folder holds a run with other flags, another model or another split.
+        InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
     """
     decisive = {
         "flags": json.loads(json.dumps(dict(flags))),
         "model": json.loads(json.dumps(dict(model))),
         "split_sha256": dataset.split_checksum,
     }
+    checkpoints = any((run_dir / "checkpoints").glob("step-*.npz"))
+    if checkpoints and not (run_dir / RUN).exists():
+        raise InputError(
+            f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "
+            "choose another --run_dir"
+        )
     if (run_dir / RUN).exists():
         record = read_run(run_dir)
+        if not checkpoints and record.get("status") in ("finished", "stopped"):
+            raise InputError(
+                f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
+                "choose another --run_dir to train again"
+            )
         changed = _differences(record["flags"], decisive["flags"])
         fixed = _differences(record["model"], decisive["model"])
         fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
@@ -211,8 +242,9 @@ def recorded_session(run_dir: Path, record: Mapping[str, Any]) -> Iterator[dict[
     except Stopped:
         write("stopped")
         raise
-    except InputError:
-        write("failed")
+    except Exception:
+        with contextlib.suppress(InputError):  # a full disk: what it made fail is told, and not this
+            write("failed")
         raise
     write("finished")
 

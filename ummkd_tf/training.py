@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import operator
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from ummkd_tf.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.documents import MALFORMED
 from ummkd_tf.errors import InputError, Stopped
 from ummkd_tf.runs import write_json
 from ummkd_tf.sampling import UnpairedSampler
@@ -26,6 +30,8 @@ from ummkd_tf.volumes import replacing
 HISTORY = "history.jsonl"
 KNOWLEDGE = "knowledge.jsonl"
 NOT_FINITE = "not_finite.json"
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -96,11 +102,12 @@ def train(
             step = progress.step + 1
             broken = {name: str(float(value)) for name, value in terms.items() if not np.isfinite(float(value))}
             if broken:
+                names = ", ".join(sorted(broken))
                 folder.save(model, progress)
                 origins = sampler.origins(step - 1)
                 write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
                 raise InputError(
-                    f"step {step}: {', '.join(broken)} not finite: the state before it is saved and the batch's "
+                    f"step {step}: {names} not finite: the state before it is saved and the batch's "
                     f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
                 )
             progress = replace(progress, step=step)
@@ -117,7 +124,8 @@ def train(
                 scores = validate()
                 log(step, {f"validation_{name}": value for name, value in scores.items()})
                 tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
-                if progress.best_dice is None or scores["dice"] > progress.best_dice:
+                # NaN, where the validation part has no class at all, is never the best.
+                if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):
                     progress = replace(progress, best_dice=scores["dice"], best_step=step)
                     folder.save_best(model, progress)
             if knowledge and confusions and validating:
@@ -152,6 +160,8 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, step: int) -> None:
+        if step and not path.exists():
+            _LOG.warning("%s: missing: what it told of the first %d steps is lost", path, step)
         kept = [line for line in read_history(path) if line["step"] <= step] if step and path.exists() else []
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -170,11 +180,17 @@ class JsonLines:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `JsonLines` file; a last line cut off by a kill is left out."""
+    """Lines of a `JsonLines` file, without damaged ones; the last is no surprise, since a kill can cut it off."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            line["step"] = operator.index(line["step"])
+            lines.append(line)
+        except MALFORMED:
+            if number < len(texts):
+                _LOG.warning("%s: line %d is damaged and left out", path, number)
     return lines
 
 
@@ -189,11 +205,13 @@ def _events(folder: Path, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[Callable[[], tuple[str, int] | None]]:
-    """Turns SIGTERM and Ctrl-C into a question that the loop asks after each step."""
+    """Turns SIGTERM and Ctrl-C into a question that the loop asks after each step and its validation."""
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        # Not print: the handler may interrupt one.
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this step and its validation\n".encode())
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:

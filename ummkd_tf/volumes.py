@@ -162,6 +162,11 @@ def _read_nifti(path: Path) -> Volume:
                     f"{path}: the header gives no orientation (sform_code and qform_code are 0), so left and right are"
                     " unknown: write the file again with its affine"
                 )
+            unit = header.get_xyzt_units()[0]
+            if unit not in ("mm", "unknown"):
+                raise InputError(
+                    f"{path}: the header gives distances in {unit}: expected mm; write the file again in mm"
+                )
             _check_type(dtype, path)
             _check_size(path, shape, dtype.itemsize, path.stat().st_size * (DEFLATE_RATIO if packed else 1))
             smallest = header.template_dtype.itemsize + 4  # header and extension flags; where 0 is given, it is meant
