@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
+from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import forward_flops
 from experiments.benchmark.results import OURS, Part, Row
 from experiments.benchmark.timing import interleaved, timed
-from experiments.benchmark.worker import DEPTH, NUM_CLASSES
 from ummkd_tf.cli import start_tensorflow
 from ummkd_tf.networks import NETWORKS
 

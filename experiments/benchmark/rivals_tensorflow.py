@@ -16,6 +16,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from experiments.benchmark.batches import random_batch
+
 SCOPES = {"ct": "target", "mr": "source"}
 CLASSES = 5
 KD_WEIGHT, TEMPERATURE, L2_WEIGHT = 0.5, 2.0, 1e-4
@@ -323,10 +325,7 @@ def make_step(network: str, batch_size: int, size: int, width: int) -> Callable[
         width: Base width w.
     """
     tf.random.set_seed(0)
-    random = np.random.default_rng(0)
-    *space, channels = (size, size, 3) if network == "dilated2d" else (size, size, 8, 1)
-    images = {m: random.standard_normal((batch_size, *space, channels), dtype=np.float32) for m in SCOPES}
-    labels = {m: random.integers(0, CLASSES, (batch_size, *space)) for m in SCOPES}
+    images, labels = random_batch(network, batch_size, size, tuple(SCOPES))
     return TrainingStep(network, width, images, labels)
 
 

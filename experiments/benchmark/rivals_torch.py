@@ -9,13 +9,16 @@ import os
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from experiments.benchmark.batches import random_batch
+
 MODALITIES = ("ct", "mr")
+
+
 CLASSES = 5
 KD_WEIGHT, TEMPERATURE, L2_WEIGHT = 0.5, 2.0, 1e-4
 
@@ -265,10 +268,7 @@ def make_step(network: str, batch_size: int, size: int, width: int) -> Callable[
     """
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    *space, channels = (size, size, 3) if network == "dilated2d" else (size, size, 8, 1)
-    images = {m: random.standard_normal((batch_size, *space, channels), dtype=np.float32) for m in MODALITIES}
-    labels = {m: random.integers(0, CLASSES, (batch_size, *space)) for m in MODALITIES}
+    images, labels = random_batch(network, batch_size, size, tuple(MODALITIES))
     return TrainingStep(make_network(network, width), images, labels)
 
 

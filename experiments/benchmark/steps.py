@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
 from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
 from experiments.benchmark.timing import interleaved, matmul_gflops
-from experiments.benchmark.worker import DEPTH, NUM_CLASSES
 from ummkd_tf.cli import start_tensorflow
 from ummkd_tf.errors import InputError
 from ummkd_tf.networks import NETWORKS

@@ -20,10 +20,10 @@ from pathlib import Path  # noqa: E402
 
 from absl import flags  # noqa: E402
 
+from experiments.benchmark.batches import NUM_CLASSES, random_batch  # noqa: E402
 from ummkd_tf.cli import run, start_tensorflow  # noqa: E402
 
 Step = Callable[[], float]
-NUM_CLASSES, DEPTH = 5, 8
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,6 @@ def ours_step(network: str, batch_size: int, size: int, width: int, modalities: 
     """
     start_tensorflow()
     import keras
-    import numpy as np
     import tensorflow as tf
 
     from ummkd_tf.optimizer import Adam
@@ -50,12 +49,7 @@ def ours_step(network: str, batch_size: int, size: int, width: int, modalities: 
     names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
     model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
     model.compile(Adam(1e-4, epsilon=1e-8))
-    random = np.random.default_rng(0)
-    *space, channels = (size, size, 3) if network == "dilated2d" else (size, size, DEPTH, 1)
-    images, labels = {}, {}
-    for m in names:
-        images[m] = tf.constant(random.standard_normal((batch_size, *space, channels), dtype=np.float32))
-        labels[m] = tf.constant(random.integers(0, NUM_CLASSES, (batch_size, *space)).astype(np.uint8))
+    images, labels = tf.nest.map_structure(tf.constant, random_batch(network, batch_size, size, names))
     step = tf.function(model.optimize)
     return lambda: float(step(images, labels)["loss"])
 
