@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged ({error}): delete it and run experiments.reproduce again") from error
+        raise InputError(f"{path}: damaged ({error}): delete it and run again what writes it") from error
 
 
 def _load(run_dir: Path) -> Record:

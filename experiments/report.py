@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import tables
 from experiments.plans import DATA, TARGETS
-from experiments.records import Record, load_records
+from experiments.records import Record, load_records, read_json
 from experiments.tables import MODALITIES, PARAMETERS, TABLES, UNDEFINED, Table
 from ummkd_tf.cli import run
 from ummkd_tf.documents import MALFORMED
@@ -137,6 +137,7 @@ label { display: block; margin: 0.5rem 0; }
 label[hidden] { display: none; }
 select { max-width: 100%; font: inherit; }
 figure { margin: 0.8rem 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 0 0.8rem; }
 figure img { width: auto; max-width: min(60rem, 100%); margin: 0 auto; background: #fff; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.3rem 0.8rem; }
 svg { width: 100%; height: auto; overflow: visible; }
@@ -163,12 +164,16 @@ choice.addEventListener("change", () => {
 """
 
 
-def render(entries: Sequence[Entry], figures_dir: Path) -> str:
+def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> str:
     """The page as HTML; whatever comes from data is escaped.
 
     Args:
         entries: The runs.
         figures_dir: Where fig4.png … are, those that are drawn.
+        benchmark_dir: Where benchmark.json and its pictures are, if it was run.
+
+    Raises:
+        InputError: benchmark.json is damaged.
     """
     sound = [entry for entry in entries if not entry.flaw]
     sections = [
@@ -179,6 +184,7 @@ def render(entries: Sequence[Entry], figures_dir: Path) -> str:
         ("parameters", "Parameters", _parameters(sound)),
         ("cases", "Cases", _cases(sound)),
         ("runs", "Runs", _runs(entries)),
+        ("cost", "Cost", _cost(benchmark_dir)),
     ]
     links = "\n".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections)
     body = "\n".join(f'<section id="{name}">\n{content}\n</section>' for name, _, content in sections)
@@ -294,12 +300,32 @@ def _figures(entries: Sequence[Entry], folder: Path) -> str:
         badge = PHANTOM if _is_phantom(_of(name, entries)) else ""
         path = folder / f"{name}.png"
         if path.is_file():
-            content = base64.b64encode(path.read_bytes()).decode("ascii")
-            picture = f'<img src="data:image/png;base64,{content}" alt="{escaped(title)}">'
-            parts.append(f"<figure>{picture}<figcaption>{escaped(title)} {badge}</figcaption></figure>")
+            parts.append(_figure(path, title, badge))
         else:
             parts.append(f"<p>{escaped(title)}: not drawn yet: <code>make {name}</code></p>")
     return "\n".join(parts)
+
+
+def _figure(path: Path, title: str, badge: str = "") -> str:
+    content = base64.b64encode(path.read_bytes()).decode("ascii")
+    picture = f'<img src="data:image/png;base64,{content}" alt="{escaped(title)}">'
+    return f"<figure>{picture}<figcaption>{escaped(title)} {badge}</figcaption></figure>"
+
+
+def _cost(folder: Path) -> str:
+    """How cost grows with the work, as `experiments.benchmark` measured it."""
+    heading, path = _heading("Cost as work grows", ()), folder / "benchmark.json"
+    measured = read_json(path)
+    if measured is None:
+        return f"{heading}\n<p>Not measured yet: <code>make benchmark</code></p>"
+    try:
+        told = {name: _words(measured[name]) for name in ("date", "commit", "sizes", "rounds", "machine")}
+        pictures = [p for part in measured["parts"] for p in part["pictures"].items()]
+        figures = [_figure(folder / Path(name).name, caption) for name, caption in pictures]
+    except MALFORMED as error:
+        raise InputError(f"{path}: not what experiments.benchmark writes: {error!r}; run it again") from error
+    note = "" if figures else '<p>Part "scaling" was not run.</p>'
+    return "\n".join([heading, facts(told), note, f'<div class="grid">{"".join(figures)}</div>'])
 
 
 # --- learning curves -------------------------------------------------------------------------------------------------
@@ -514,12 +540,13 @@ def _commands(record: Record) -> str:
 # --- program ---------------------------------------------------------------------------------------------------------
 
 
-def write_report(runs_dir: str | Path, out: str | Path) -> Path:
+def write_report(runs_dir: str | Path, out: str | Path, benchmark_dir: str | Path = "results/benchmark") -> Path:
     """Writes the page.
 
     Args:
         runs_dir: Folder of runs.
         out: The page; figures are looked for beside it.
+        benchmark_dir: Where `experiments.benchmark` wrote, if it was run.
 
     Returns:
         `out`.
@@ -528,7 +555,7 @@ def write_report(runs_dir: str | Path, out: str | Path) -> Path:
         InputError: No such folder of runs, a file in it that is no JSON, or the page cannot be written.
     """
     out = Path(out)
-    text = render(load(runs_dir), out.parent)
+    text = render(load(runs_dir), out.parent, Path(benchmark_dir))
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
@@ -536,10 +563,11 @@ def write_report(runs_dir: str | Path, out: str | Path) -> Path:
 
 def main(_: list[str]) -> None:
     """Program."""
-    print(write_report(flags.FLAGS.runs_dir, flags.FLAGS.out))
+    print(write_report(flags.FLAGS.runs_dir, flags.FLAGS.out, flags.FLAGS.benchmark_dir))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
     flags.DEFINE_string("out", "results/report.html", "The page; figures are looked for beside it.")
+    flags.DEFINE_string("benchmark_dir", "results/benchmark", "Folder of experiments.benchmark, if it was run.")
     run(main)

@@ -293,6 +293,30 @@ def test_without_runs_every_table_is_blank(tmp_path):
     assert len(page.tables["cases"][0]) == 1
 
 
+def test_cost_shows_the_pictures_of_the_benchmark(tmp_path):
+    measured = {
+        "date": "2026-01-02", "commit": "abc", "sizes": "full", "rounds": 5, "machine": {"cores": 2},
+        "parts": [
+            {"name": "step", "pictures": {}},
+            {"name": "scaling", "pictures": {"scaling_width.png": "Seconds against width. unet3d: slope 1.75"}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "benchmark.json").write_text(json.dumps(measured), encoding="utf-8")
+    (tmp_path / "scaling_width.png").write_bytes(PNG)
+
+    def written() -> str:
+        return report.write_report(tmp_path, tmp_path / "report.html", tmp_path).read_text(encoding="utf-8")
+
+    cost = written().split('<section id="cost">')[1]
+    assert base64.b64encode(PNG).decode("ascii") in cost
+    assert "unet3d: slope 1.75" in cost and "<dt>commit</dt><dd>abc</dd>" in cost
+    (tmp_path / "scaling_width.png").unlink()
+    with pytest.raises(InputError, match=r"benchmark\.json: not what experiments\.benchmark writes"):
+        written()
+    (tmp_path / "benchmark.json").unlink()
+    assert "make benchmark" in written().split('<section id="cost">')[1]
+
+
 def test_program_says_what_is_missing(tmp_path):
     done = program("experiments.report", f"--runs_dir={tmp_path}/none", f"--out={tmp_path}/report.html")
     assert done.returncode == 1

@@ -56,6 +56,7 @@ class Part:
         rows: In order; rows of one case follow each other.
         targets: In order.
         notes: Sentences below the table.
+        pictures: File name beside the page → caption.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Part:
     rows: Sequence[Row] = ()
     targets: Sequence[Target] = ()
     notes: Sequence[str] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Target:
@@ -116,6 +118,7 @@ def page(parts: Sequence[Part], facts: Mapping[str, Any]) -> str:
         notes = [*part.notes, *(f"{row.case}, {row.contender}: {row.note}" for row in part.rows if row.note)]
         if notes:
             blocks.append("\n".join(f"- {note}" for note in notes))
+        blocks += [f"![{caption}]({name})" for name, caption in part.pictures.items()]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -88,11 +88,14 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
             "workers",
             {f"{max(amounts.cases)} cases": _preparation(raw, [max(amounts.cases)], range(1, cores + 1), rounds)},
         )
-    rows = []
+    rows: list[Row] = []
+    pictures = {}
     for name, (what, axis, curves) in plots.items():
         figure = draw(f"{what} against {axis}", axis, curves)
         for suffix in (".png", ".pdf"):
             save_figure(figure, out_dir / f"scaling_{name}{suffix}", dpi=200)
+        slopes = "; ".join(f"{line}: slope {slope(curve):.2f}" for line, curve in curves.items())
+        pictures[f"scaling_{name}.png"] = f"Seconds of {what} against {axis}. {slopes}"
         for line, curve in curves.items():
             case = f"{what} against {axis}, {line}"
             exponent = slope(curve)
@@ -100,9 +103,9 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
     base = "; ".join(size.title for size in bases)
     notes = [
         f"Slope: exponent of seconds ∝ work^slope over the whole curve. Steps vary one number of {base}.",
-        f"Pictures: {', '.join(f'scaling_{name}.png' for name in plots)}, and the same as PDF.",
+        "Each picture is there as PDF too.",
     ]
-    return Part("scaling", "Cost as work grows", rows, notes=notes)
+    return Part("scaling", "Cost as work grows", rows, notes=notes, pictures=pictures)
 
 
 def _steps(base: Size, name: str, values: Sequence[int], rounds: int) -> dict[float, Timing]:
