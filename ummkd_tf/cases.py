@@ -32,6 +32,7 @@ from ummkd_tf import preprocessing
 from ummkd_tf.documents import DEFLATE_RATIO, MALFORMED, plain_name, read_json, strings
 from ummkd_tf.errors import InputError
 from ummkd_tf.preprocessing import Prepared, reduce_image, reduce_label
+from ummkd_tf.settings import SHARED, are_modality_names
 from ummkd_tf.tasks import Task, get_task
 from ummkd_tf.volumes import MAX_VOXELS, Grid, replacing
 
@@ -426,12 +427,10 @@ def check_split(
     Raises:
         InputError: Otherwise.
     """
-    # "shared" names what belongs to no modality, see `layers.SHARED`.
-    proper = [m for m in dict.fromkeys(modalities) if m.isidentifier() and m != "shared"]
-    if not modalities or len(proper) < len(modalities):
+    if not are_modality_names(modalities):
         raise InputError(
             f"{where}: modalities {', '.join(modalities) or 'none'}: expected different plain names like ct and mr, "
-            "and not shared; rename them where the data come from, and prepare again"
+            f"and not {SHARED}; rename them where the data come from, and prepare again"
         )
     seen: dict[str, str] = {}
     for part in PARTS:

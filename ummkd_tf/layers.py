@@ -14,9 +14,7 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf import winograd
-
-SHARED = "shared"
-"""Scope name of a layer that all modalities share, and the `modality` of a batch that holds all of them."""
+from ummkd_tf.settings import SHARED
 
 Normalization = Literal["batch", "instance", "layer", "group"]
 Initialization = Literal["released", "glorot"]

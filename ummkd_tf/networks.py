@@ -243,7 +243,7 @@ class Stage(keras.layers.Layer):
     Call arguments:
         inputs: [batch, *space, channels].
         skip: Output of the stage `row.skip`, or None.
-        modality: Modality of the batch, or `layers.SHARED` for a batch of all modalities.
+        modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
         training: Whether to normalize with batch statistics and drop out.
     """
 

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf import losses
-from ummkd_tf.layers import SHARED, BatchNorm, Initialization, Normalization, make_norm
+from ummkd_tf.layers import BatchNorm, Initialization, Normalization, make_norm
 from ummkd_tf.networks import Stage, get_network
-from ummkd_tf.settings import SETTINGS
+from ummkd_tf.settings import SETTINGS, SHARED, are_modality_names
 
 Streams = dict[tuple[str, ...], tf.Tensor]
 """Tensors by the modalities they hold: one tensor for each modality, or one concatenated tensor for all."""
@@ -72,7 +72,7 @@ class UnpairedSegmenter(keras.Model):
         if setting not in SETTINGS:
             raise ValueError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
         names = tuple(modalities)
-        if not names or len(set(names)) < len(names) or any(not m.isidentifier() or m == SHARED for m in names):
+        if not are_modality_names(names):
             raise ValueError(f"modalities {names!r}: expected different plain names, none of them {SHARED!r}")
         if num_classes < 2 or width < 1:
             raise ValueError(f"num_classes={num_classes}, width={width}: expected at least 2 and 1")

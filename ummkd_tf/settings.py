@@ -9,10 +9,19 @@ Plain data: importing this module does not import TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
+
+SHARED = "shared"
+"""Scope name of a layer that all modalities share, and the `modality` of a batch that holds all of them."""
+
+
+def are_modality_names(names: Sequence[str]) -> bool:
+    """Whether these can name the modalities of a model: at least one, all different identifiers, none `SHARED`."""
+    return bool(names) and len(set(names)) == len(names) and all(m.isidentifier() and m != SHARED for m in names)
+
 
 Region = Literal["nowhere", "before_green_line", "outside_blue_lines", "everywhere"]
 """A part of a network: the lines are those of the paper's Fig. 2 and Fig. 3."""

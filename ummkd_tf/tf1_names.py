@@ -21,8 +21,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ummkd_tf.errors import InputError
-from ummkd_tf.layers import SHARED
 from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.settings import SHARED
 
 RELEASED_MODALITY = {"mr": "source", "ct": "target"}
 """The released code's names of the modalities (its 2D lists; the method is symmetric)."""
