@@ -60,6 +60,12 @@ flags.DEFINE_float(
     "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
 )
 flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "Numbers that convolutions and activations hold; weights, statistics and losses are float32 always.",
+)
 flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")
 flags.DEFINE_enum(
     "knowledge_on",
@@ -101,6 +107,7 @@ def resolve(network: str) -> dict[str, Any]:
         "validate_every": FLAGS.validate_every or preset.validate_every,
         "norm_batches": preset.norm_batches,
         "seed": FLAGS.seed,
+        "precision": FLAGS.precision,
         "deterministic": FLAGS.deterministic,
     }
 
@@ -155,6 +162,12 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(settings["seed"])
+    if settings["precision"] == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+        raise InputError(
+            "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
+            "mixed_bfloat16 or float32"
+        )
+    keras.config.set_dtype_policy(settings["precision"])
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
     model_arguments = {**model_arguments, "modalities": dataset.modalities}

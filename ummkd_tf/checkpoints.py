@@ -35,7 +35,6 @@ class Progress:
 
 
 def _variables(model: UnpairedSegmenter) -> dict[str, Any]:
-    model.optimizer.build(model.trainable_variables)
     return {
         **{f"model/{v.path}": v for stage in model.stages for v in stage.variables},
         # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.

@@ -73,11 +73,12 @@ class BatchNorm(keras.layers.Layer):
     def build(self, input_shape: Sequence[int | None]) -> None:
         channels = (input_shape[-1],)
         self.unbiased = len(input_shape) == 4
-        self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones")
-        self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros")
-        for name, initializer in zip(self.running, ("zeros", "ones"), strict=True):
+        names = ("gamma", "beta", *self.running)
+        for name, initializer in zip(names, ("ones", "zeros", "zeros", "ones"), strict=True):
+            trainable = name not in self.running
+            # autocast=False: the fused kernel takes them as float32 in mixed precision too.
             weight = self.add_weight(
-                name=name, shape=channels, initializer=initializer, trainable=False, autocast=False, dtype="float32"
+                name=name, shape=channels, initializer=initializer, trainable=trainable, autocast=False
             )
             setattr(self, name, weight)
 
@@ -88,8 +89,8 @@ class BatchNorm(keras.layers.Layer):
         statistics = {} if training else {"mean": self.moving_mean.value, "variance": self.moving_variance.value}
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             images,
-            tf.cast(self.gamma, tf.float32),
-            tf.cast(self.beta, tf.float32),
+            self.gamma.value,
+            self.beta.value,
             epsilon=self.epsilon,
             is_training=training,
             **statistics,
@@ -186,12 +187,32 @@ class Conv2D(keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         channels, filters = self.kernel.shape[2:]
-        if self.kernel_size != (3, 3) or min(channels, filters) < self.winograd_channels:
+        narrow = min(channels, filters) < self.winograd_channels
+        if self.kernel_size != (3, 3) or narrow or self.compute_dtype != "float32":  # its sums need the digits
             return super().call(inputs)
         (dilation, _) = self.dilation_rate
         border = [dilation if self.padding == "same" else 0] * 2
         padded = tf.pad(inputs, [[0, 0], border, border, [0, 0]])
         return winograd.convolve(padded, tf.convert_to_tensor(self.kernel), dilation)
+
+
+class Conv3D(keras.layers.Conv3D):
+    """`keras.layers.Conv3D` that never joins an input with its skip, to save memory: a convolution adds over channels.
+
+    Call arguments:
+        inputs: [batch, height, width, depth, channels].
+        skip: What belongs behind the inputs' channels, or None.
+    """
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+        self.input_spec = None  # it asks for all channels in one input
+
+    def call(self, inputs: tf.Tensor, skip: tf.Tensor | None = None) -> tf.Tensor:
+        if skip is None:
+            return super().call(inputs)
+        kernels = tf.split(tf.convert_to_tensor(self.kernel), [inputs.shape[-1], skip.shape[-1]], axis=3)
+        return tf.add_n([self.convolution_op(x, kernel) for x, kernel in zip((inputs, skip), kernels, strict=True)])
 
 
 class ConvUnit(keras.layers.Layer):
@@ -236,11 +257,11 @@ class ConvUnit(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         self.filters, self.order, self.symmetric_pad = filters, order, symmetric_pad
-        self.kernel_size, self.make_norm = kernel_size, make_norm
+        self.kernel_size, self.make_norm, self.fast = kernel_size, make_norm, fast
         self.modalities, self.separate_norm = tuple(modalities), separate_norm
         kind = {
             (2, False): Conv2D if fast else keras.layers.Conv2D,
-            (3, False): keras.layers.Conv3D,
+            (3, False): Conv3D if fast else keras.layers.Conv3D,
             (3, True): keras.layers.Conv3DTranspose,
         }[len(kernel_size), up]
 
@@ -274,14 +295,18 @@ class ConvUnit(keras.layers.Layer):
         if self.dropout:
             self.dropout.build(input_shape)
 
-    def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
+    def call(
+        self, inputs: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None, training: bool = False
+    ) -> tf.Tensor:
         x = inputs
+        if skip is not None and not self.fast:
+            x, skip = tf.concat([x, skip], -1), None
         if self.order == "norm-act-conv":
             x = leaky_relu(self.norm(x, modality=modality, training=training))
         if self.symmetric_pad:
             border = [[k // 2, k // 2] for k in self.kernel_size]
             x = tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
-        x = self.conv(x, modality=modality)
+        x = self.conv(x, modality=modality, **({} if skip is None else {"skip": skip}))
         if self.order == "conv-norm-act":
             x = leaky_relu(self.norm(x, modality=modality, training=training))
         return self.dropout(x, training=training) if self.dropout else x

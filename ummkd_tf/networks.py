@@ -309,7 +309,6 @@ class Stage(keras.layers.Layer):
             # SAME: a depth of 1 stays 1.
             x = tf.nn.max_pool(x, 2, 2, "SAME") if x.shape.rank == 4 else tf.nn.max_pool3d(x, 2, 2, "SAME")
         for number, part in enumerate(self.parts):
-            x = part(x, modality=modality, training=training)
-            if number == 0 and skip is not None:
-                x = tf.concat([x, skip], -1)
+            joined = {"skip": skip} if number == 1 and skip is not None else {}
+            x = part(x, modality=modality, training=training, **joined)
         return phase_shift(x, self.row.phase_shift) if self.row.phase_shift else x

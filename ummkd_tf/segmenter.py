@@ -26,6 +26,9 @@ class UnpairedSegmenter(keras.Model):
     normalization runs once per modality. A stage with shared normalization runs once on all modalities concatenated,
     so that its batch statistics are those of both together (SPEC §1, "Joint batches").
 
+    Mixed precision is Keras's: after `keras.config.set_dtype_policy("mixed_bfloat16")` or "mixed_float16", convolutions
+    and activations have 16 bits; variables, statistics and losses keep 32.
+
     Args:
         network: "dilated2d" (Network-1) or "unet3d" (Network-2).
         setting: A key of `SETTINGS`.
@@ -196,7 +199,8 @@ class UnpairedSegmenter(keras.Model):
             l2_on: Whether the L2 term holds all trainable variables (paper) or kernels only (released 2D code).
             **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
         """
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(optimizer=optimizer, **kwargs)  # mixed_float16: Keras wraps the optimizer to scale the loss
+        self.optimizer.build(self.trainable_variables)
         self.kd_weight, self.temperature, self.absent = kd_weight, temperature, absent
         self.l2_weight, self.l2_on = l2_weight, l2_on
 
@@ -247,14 +251,21 @@ class UnpairedSegmenter(keras.Model):
         return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
 
     def _add_l2_gradients(
-        self, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable], decayed: Sequence[keras.Variable]
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+        decayed: Sequence[keras.Variable],
+        scale: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Adds the L2 term's gradients where the others are known: on the tape, they wait there all the step long."""
+        """Adds the L2 term's gradients, times the loss's scale, where the others are known.
+
+        On the tape, they would wait there all the step long.
+        """
         ids = {id(v) for v in decayed}
         total = []
         for gradient, variable in zip(gradients, variables, strict=True):
             with tf.control_dependencies([gradient]):
-                l2 = 2.0 * self.l2_weight * tf.identity(variable.value) if id(variable) in ids else 0.0
+                l2 = scale * 2.0 * self.l2_weight * tf.identity(variable.value) if id(variable) in ids else 0.0
             total.append(gradient + l2)
         return total
 
@@ -271,26 +282,32 @@ class UnpairedSegmenter(keras.Model):
         """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
 
         Variables and optimizer slots of a modality that is not in the batch stay as they are. Where a term is not
-        finite, everything stays as it is.
+        finite, everything stays as it is. With float16, gradients that a scaled loss made overflow leave only that
+        scale changed: it is halved, and "gradient_norm" is 0, since nothing was applied.
         """
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
+        scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
         with tf.GradientTape() as tape:
             terms, total = self._data_losses(images, labels, training=True)
-        gradients = tape.gradient(total, [v.value for v in trainable])
+            scaled_total = scale * total
+        gradients = tape.gradient(scaled_total, [v.value for v in trainable])
         terms = self._with_l2(terms, total, images)
-        gradients = self._add_l2_gradients(gradients, trainable, self._decayed(images))
-        self.optimizer.build(self.trainable_variables)
-        terms["gradient_norm"] = tf.linalg.global_norm(gradients)
+        gradients = self._add_l2_gradients(gradients, trainable, self._decayed(images), scale)
+        norm = tf.linalg.global_norm(gradients) / scale
+        overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
+        terms["gradient_norm"] = tf.where(overflow, 0.0, norm)
 
-        def update() -> None:
+        def apply() -> None:  # halves the scale where there is an overflow
             self.optimizer.apply(gradients, trainable)
 
         def undo() -> None:  # the forward pass has moved running statistics
             for v, value in state:
                 v.assign(value)
 
-        tf.cond(tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values())))), update, undo)
+        finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values()))))
+        tf.cond(finite, apply, lambda: None)
+        tf.cond(finite & ~overflow, lambda: None, undo)
         return terms
 
     def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
