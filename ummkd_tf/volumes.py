@@ -17,26 +17,23 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from ummkd_tf.documents import DEFLATE_RATIO
 from ummkd_tf.errors import InputError
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
+# Imported where it is used: it takes 90 MiB, and a training reads no scans.
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 Affine = NDArray[np.float64]
 Interpolation = Literal["nearest", "linear", "bspline"]
 
-_INTERPOLATORS = {
-    "nearest": sitk.sitkNearestNeighbor,
-    "linear": sitk.sitkLinear,
-    "bspline": sitk.sitkBSpline,
-}
+_INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _QUIET = logging.getLogger(f"{__name__}.nibabel")  # nibabel tells what it mends in a header; we check what matters
@@ -54,6 +51,7 @@ _DATA_FILE = {
     ".nrrd": rb"(?i)^data ?file[ \t]*:=?[ \t]*([^\r\n]*)",
 }
 _DATA_FILE |= {".mhd": _DATA_FILE[".mha"], ".nhdr": _DATA_FILE[".nrrd"]}
+_UINT8 = "8-bit unsigned integer"  # as SimpleITK says
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -226,13 +224,28 @@ def _skip(stream: BinaryIO, size: int) -> None:
         size -= read
 
 
+def _sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _pixels(image: sitk.Image) -> NDArray:
+    """Values as `[i, j, …]`."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(image).T
+
+
 def _read_sitk(path: Path, image_io: str = "") -> sitk.Image:
     """Reads with SimpleITK, whose libraries believe any size: the header is read and checked first."""
     _check_content(path)
     stored = sum(file.stat().st_size for file in _files_of(path))
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
+    reader = _sitk_reader(path, image_io)
     try:
         reader.ReadImageInformation()
         shape = (*reader.GetSize(), reader.GetNumberOfComponents())
@@ -271,7 +284,7 @@ def _from_sitk(image: sitk.Image, path: Path) -> Volume:
         raise InputError(f"{path}: a colour image: expected one value per voxel; convert it to grey values")
     direction = np.reshape(image.GetDirection(), (3, 3))
     return _checked(
-        sitk.GetArrayFromImage(image).T,
+        _pixels(image),
         _ras_affine(direction * np.asarray(image.GetSpacing()), np.asarray(image.GetOrigin())),
         path,
     )
@@ -392,9 +405,7 @@ def _check_meta_information(path: Path) -> None:
 def _read_slice_header(path: Path) -> _Slice:
     _check_content(path)
     _check_meta_information(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_DICOM)
-    reader.SetFileName(str(path))
+    reader = _sitk_reader(path, _DICOM)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -470,7 +481,7 @@ def read_dicom_series(folder: str | Path) -> tuple[Volume, list[int]]:
         image = _read_sitk(slices[which].path, _DICOM)
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise InputError(f"{slices[which].path}: a colour image: expected one value per pixel")
-        array[:, :, k] = sitk.GetArrayFromImage(image).squeeze(axis=0).T
+        array[:, :, k] = _pixels(image).squeeze(axis=2)
     step = (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
     axes = np.column_stack([direction[:, 0] * first.spacing[0], direction[:, 1] * first.spacing[1], step])
     return _checked(array, _ras_affine(axes, positions[order[0]]), folder), [int(i) for i in order]
@@ -488,9 +499,9 @@ def read_png(path: str | Path) -> NDArray[np.uint8]:
     image = _read_sitk(path, "PNGImageIO")
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 2:
         raise InputError(f"{path}: a colour PNG: expected one 8-bit grey value per pixel; convert it")
-    if image.GetPixelID() != sitk.sitkUInt8:
+    if image.GetPixelIDTypeAsString() != _UINT8:
         raise InputError(f"{path}: a PNG of {image.GetPixelIDTypeAsString()}: expected 8-bit grey values")
-    return sitk.GetArrayFromImage(image).T
+    return _pixels(image)
 
 
 def _check_png(path: Path) -> None:
@@ -587,6 +598,8 @@ def reorient(volume: Volume, axes: str) -> Volume:
 
 def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
+    import SimpleITK as sitk
+
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -608,15 +621,17 @@ def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: 
     Returns:
         Array of `grid.shape`; float32, or the volume's own type for "nearest".
     """
+    import SimpleITK as sitk
+
     array = volume.array
     if interpolation in ("linear", "bspline"):
         array = array.astype(np.float32, copy=False)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
     resampler = sitk.ResampleImageFilter()
-    resampler.SetInterpolator(_INTERPOLATORS[interpolation])
+    resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
     resampler.SetDefaultPixelValue(outside)
     resampler.SetSize([int(n) for n in grid.shape])
     resampler.SetOutputSpacing(list(grid.spacing_mm))
     resampler.SetOutputOrigin(lps[:3, 3].tolist())
     resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
-    return sitk.GetArrayFromImage(resampler.Execute(to_sitk(array, volume.affine))).T
+    return _pixels(resampler.Execute(to_sitk(array, volume.affine)))
