@@ -500,6 +500,13 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out",
     ),
+    "float16 without a GPU": (
+        TRAIN,
+        nothing,
+        "--precision=mixed_float16",
+        "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
+        "mixed_bfloat16 or float32",
+    ),
     "train: no run named": (
         TRAIN,
         nothing,

@@ -61,6 +61,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     assert record["split_sha256"] == prepared_dataset.split_checksum
     assert {"tensorflow", "keras", "numpy"} < set(record["environment"]["versions"])
     assert record["flags"]["learning_rate"] > 0 and record["flags"]["seed"] == 0 and record["seconds"] > 0
+    assert record["flags"]["precision"] == "float32"
 
     evaluated = program("experiments.evaluate", f"--run_dir={run_dir}")
     assert evaluated.returncode == 0, evaluated.stderr

@@ -114,7 +114,7 @@ class Worker:
 
 def contenders() -> tuple[list[str], list[str]]:
     """Those that can run here, ours first; and a line for each that cannot."""
-    found, missing = [OURS], []
+    found, missing = [OURS, f"{OURS}, bfloat16"], []
     for name, (package, module) in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")
@@ -144,7 +144,8 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
                 worker.__exit__(None, None, None)
     notes += [
         "GFLOP/s count the direct convolution, so Winograd's way can exceed the peak, which is that of TensorFlow's "
-        "float32 matrix product in the same rounds. Seconds to the first step start with the process.",
+        "float32 matrix product in the same rounds. Seconds to the first step start with the process. "
+        "bfloat16: `experiments.train --precision=mixed_bfloat16`; the aims are float32's.",
     ]
     largest = max(size.size for size in sizes)  # the paper's
     return Part("step", "Training step", rows, _targets(rows, {s.title for s in sizes if s.size == largest}), notes)

@@ -16,6 +16,7 @@ import json  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from absl import flags  # noqa: E402
@@ -28,7 +29,9 @@ Step = Callable[[], float]
 FLAGS = flags.FLAGS
 
 
-def ours_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
+def ours_step(
+    network: str, batch_size: int, size: int, width: int, modalities: int = 2, precision: str = "float32"
+) -> Step:
     """A training step of setting `ours` on random images and labels, as `training.train` runs it.
 
     Args:
@@ -37,6 +40,7 @@ def ours_step(network: str, batch_size: int, size: int, width: int, modalities: 
         size: Rows and columns; the 3D network's depth is 8.
         width: Base width w.
         modalities: How many.
+        precision: Keras's dtype policy, as `experiments.train --precision`.
     """
     start_tensorflow()
     import keras
@@ -46,6 +50,7 @@ def ours_step(network: str, batch_size: int, size: int, width: int, modalities: 
     from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(precision)
     names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
     model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
     model.compile(Adam(1e-4, epsilon=1e-8))
@@ -63,6 +68,7 @@ def _rival(module: str) -> Callable[..., Step]:
 
 CONTENDERS: dict[str, Callable[..., Step]] = {
     "ours": ours_step,
+    "ours, bfloat16": partial(ours_step, precision="mixed_bfloat16"),
     "pytorch": _rival("rivals_torch"),
     "plain": _rival("rivals_tensorflow"),
 }
