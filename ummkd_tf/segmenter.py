@@ -39,8 +39,8 @@ class UnpairedSegmenter(keras.Model):
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
-        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), and 3D ones add up over a skip instead of joining
-            it. Only float32's rounding differs. It suits CPUs; None: where no GPU is visible.
+        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), and 3D ones add over a skip instead of
+            joining it. Only float32's rounding differs. It suits CPUs; None: where no GPU is visible.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
