@@ -11,7 +11,6 @@ from ummkd_tf import UnpairedSegmenter
 from ummkd_tf.checkpoints import Progress, restore, write_checkpoint
 from ummkd_tf.optimizer import Adam
 
-# Not 16²: from a 2×2 image at the coarsest level, TensorFlow's bfloat16 gradient of a 3D kernel is garbage on CPUs.
 SPACES = {"dilated2d": (32, 32, 3), "unet3d": (32, 32, 8, 1)}
 
 
@@ -54,6 +53,13 @@ def test_a_step_is_that_of_float32_to_the_digits_of_16_bits(make_model, precisio
         assert float(found[name]) == pytest.approx(float(value), rel=rel, abs=0.01), name
     for ours, theirs in zip(mixed.non_trainable_variables, whole.non_trainable_variables, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=rel, atol=rel)
+
+
+def test_bfloat16_refuses_images_for_which_tensorflows_gradient_is_garbage(make_model):
+    """Measured on a CPU, TensorFlow 2.21: 3D kernels, two voxels along an axis of the plane."""
+    images, labels = ({m: x[:, :16] for m, x in part.items()} for part in batch("unet3d"))
+    with pytest.raises(ValueError, match="24 or more, or float32"):
+        make_model("mixed_bfloat16", "unet3d").optimize(images, labels)
 
 
 def test_overflow_of_the_scaled_loss_halves_the_scale_and_changes_nothing_else(make_model):

@@ -284,7 +284,17 @@ class UnpairedSegmenter(keras.Model):
         Variables and optimizer slots of a modality that is not in the batch stay as they are. Where a term is not
         finite, everything stays as it is. With float16, gradients that a scaled loss made overflow leave only that
         scale changed: it is halved, and "gradient_norm" is 0, since nothing was applied.
+
+        Raises:
+            ValueError: As calling the model; or 3D images of two voxels at the coarsest level, in bfloat16.
         """
+        if self.network.rank == 3 and self.compute_dtype == "bfloat16":
+            for modality, x in images.items():
+                if any(size is not None and size < 3 * self.network.multiple for size in x.shape[1:3]):
+                    raise ValueError(
+                        f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
+                        f"for two voxels at the coarsest level; use {3 * self.network.multiple} or more, or float32"
+                    )
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
