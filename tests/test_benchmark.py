@@ -11,7 +11,7 @@ from programs import program
 from experiments.benchmark import evaluation, inputs, startup
 from experiments.benchmark.flops import convolutions, forward_flops, training_flops
 from experiments.benchmark.results import OURS, Part, Row, Target, as_json, page, ratio_target, table
-from experiments.benchmark.scaling import draw, slope
+from experiments.benchmark.scaling import draw, slope, ticks
 from experiments.benchmark.steps import Size, _targets
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.networks import NETWORKS, Block, Conv, Filters, Network, StageRow
@@ -133,6 +133,19 @@ def test_page_says_at_once_what_is_met_and_json_holds_the_medians():
     assert "- commit: abc" in text and "- machine: cores 2" in text and "\n- n\n" in text
     timing = json.loads(json.dumps(as_json(part)))["rows"][0]["timing"]
     assert timing == {"seconds": [1.0, 2.0], "median": 1.5, "min": 1.0, "max": 2.0, "deviation": 0.5, "rounds": 2}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.5, 200, [1, 10, 100]),
+        (0.15, 1.9, [0.2, 0.5, 1]),
+        (28, 54, [30, 40, 50]),
+        (0.004, 0.14, [0.005, 0.01, 0.02, 0.05, 0.1]),
+    ],
+)
+def test_an_axis_has_round_numbers_whatever_its_range(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
 
 
 def test_slope_of_a_known_curve():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,18 @@ def _preparation(raw: Path, cases: Sequence[int], workers: Sequence[int], rounds
     return {int(amount): timing for amount, timing in interleaved(runs, rounds).items()}
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: powers of ten, or as many more as give three."""
+    found: list[float] = []
+    for digits in ((1,), (1, 2, 5), range(1, 10)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        found = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= 3:
+            break
+    return found
+
+
 def draw(title: str, axis: str, curves: Curves) -> Figure:
     """Medians with their range, both axes logarithmic; the legend states each slope."""
     with rc_context(_STYLE):
@@ -153,10 +166,11 @@ def draw(title: str, axis: str, curves: Curves) -> Figure:
                 work, medians, [low, high], color=color, marker=marker, markersize=3, capsize=2,
                 label=f"{line}, slope {slope(curve):.2f}",
             )  # fmt: skip
-            axes.set_xticks(work, [f"{w:g}" for w in work])
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds", title=title)
         points = sorted({w for curve in curves.values() for w in curve})
         axes.set_xticks(points, [f"{w:.2g}" if w >= 1e4 else f"{w:g}" for w in points])
+        seconds = ticks(*axes.get_ylim())
+        axes.set_yticks(seconds, [f"{s:g}" for s in seconds])
         axes.minorticks_off()
         axes.grid(True, which="major", linewidth=0.3)
         axes.legend()
