@@ -58,7 +58,7 @@ def test_a_step_is_that_of_float32_to_the_digits_of_16_bits(make_model, precisio
 def test_bfloat16_refuses_images_for_which_tensorflows_gradient_is_garbage(make_model):
     """Measured on a CPU, TensorFlow 2.21: 3D kernels, two voxels along an axis of the plane."""
     images, labels = ({m: x[:, :16] for m, x in part.items()} for part in batch("unet3d"))
-    with pytest.raises(ValueError, match="24 or more, or float32"):
+    with pytest.raises(ValueError, match="use 24 rows and columns or more, or float32"):
         make_model("mixed_bfloat16", "unet3d").optimize(images, labels)
 
 

@@ -175,6 +175,18 @@ class UnpairedSegmenter(keras.Model):
                 )
         return [m for m in self.modalities if m in images]
 
+    def _check_bfloat16(self, images: Mapping[str, tf.Tensor]) -> None:
+        """Refuses 3D images for which TensorFlow's gradient is wrong (2.21, on a CPU): 2×2 at the coarsest level."""
+        least = 3 * self.network.multiple
+        if self.network.rank == 2 or self.compute_dtype != "bfloat16":
+            return
+        for modality, x in images.items():
+            if any(size is not None and size < least for size in x.shape[1:3]):
+                raise ValueError(
+                    f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
+                    f"for two voxels at the coarsest level; use {least} rows and columns or more, or float32"
+                )
+
     # --- training ----------------------------------------------------------------------------------------------------
 
     def compile(
@@ -223,7 +235,7 @@ class UnpairedSegmenter(keras.Model):
             Scalars: "loss" (Eq. 5); for each modality "<m>_dice_loss", "<m>_cross_entropy" and their sum
             "<m>_segmentation_loss"; "kd_loss" (Eq. 4, with two modalities or more; unweighted); "l2_loss" (unweighted).
         """
-        return self._with_l2(*self._data_losses(images, labels, training=training), images)
+        return self._with_l2(*self._data_losses(images, labels, training=training), self._decayed(images))
 
     def _data_losses(
         self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor], *, training: bool
@@ -245,9 +257,9 @@ class UnpairedSegmenter(keras.Model):
         return terms, total
 
     def _with_l2(
-        self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, present: Mapping[str, Any]
+        self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, decayed: Sequence[keras.Variable]
     ) -> dict[str, tf.Tensor]:
-        l2_loss = tf.add_n([2.0 * tf.nn.l2_loss(v.value) for v in self._decayed(present)])
+        l2_loss = tf.add_n([2.0 * tf.nn.l2_loss(v.value) for v in decayed])
         return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
 
     def _add_l2_gradients(
@@ -288,13 +300,7 @@ class UnpairedSegmenter(keras.Model):
         Raises:
             ValueError: As calling the model; or 3D images of two voxels at the coarsest level, in bfloat16.
         """
-        if self.network.rank == 3 and self.compute_dtype == "bfloat16":
-            for modality, x in images.items():
-                if any(size is not None and size < 3 * self.network.multiple for size in x.shape[1:3]):
-                    raise ValueError(
-                        f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
-                        f"for two voxels at the coarsest level; use {3 * self.network.multiple} or more, or float32"
-                    )
+        self._check_bfloat16(images)
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
@@ -302,8 +308,9 @@ class UnpairedSegmenter(keras.Model):
             terms, total = self._data_losses(images, labels, training=True)
             scaled_total = scale * total
         gradients = tape.gradient(scaled_total, [v.value for v in trainable])
-        terms = self._with_l2(terms, total, images)
-        gradients = self._add_l2_gradients(gradients, trainable, self._decayed(images), scale)
+        decayed = self._decayed(images)
+        terms = self._with_l2(terms, total, decayed)
+        gradients = self._add_l2_gradients(gradients, trainable, decayed, scale)
         norm = tf.linalg.global_norm(gradients) / scale
         overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
         terms["gradient_norm"] = tf.where(overflow, 0.0, norm)

@@ -10,6 +10,7 @@ from experiments.benchmark.timing import Timing
 from ummkd_tf.reporting import markdown
 
 OURS = "ours"
+OURS_BFLOAT16 = "ours, bfloat16"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
-from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
+from experiments.benchmark.results import OURS, OURS_BFLOAT16, Part, Row, Target, ratio_target
 from experiments.benchmark.timing import interleaved, matmul_gflops
 from ummkd_tf.cli import start_tensorflow
 from ummkd_tf.errors import InputError
@@ -117,7 +117,7 @@ class Worker:
 
 def contenders() -> tuple[list[str], list[str]]:
     """Those that can run here, ours first; and a line for each that cannot."""
-    found, missing = [OURS, f"{OURS}, bfloat16"], []
+    found, missing = [OURS, OURS_BFLOAT16], []
     for name, (package, module) in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")

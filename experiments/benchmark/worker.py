@@ -22,6 +22,7 @@ from pathlib import Path  # noqa: E402
 from absl import flags  # noqa: E402
 
 from experiments.benchmark.batches import NUM_CLASSES, random_batch  # noqa: E402
+from experiments.benchmark.results import OURS, OURS_BFLOAT16  # noqa: E402
 from ummkd_tf.cli import run, start_tensorflow  # noqa: E402
 
 Step = Callable[[], float]
@@ -67,8 +68,8 @@ def _rival(module: str) -> Callable[..., Step]:
 
 
 CONTENDERS: dict[str, Callable[..., Step]] = {
-    "ours": ours_step,
-    "ours, bfloat16": partial(ours_step, precision="mixed_bfloat16"),
+    OURS: ours_step,
+    OURS_BFLOAT16: partial(ours_step, precision="mixed_bfloat16"),
     "pytorch": _rival("rivals_torch"),
     "plain": _rival("rivals_tensorflow"),
 }
@@ -100,7 +101,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("contender", "ours", list(CONTENDERS), "Whose training step.")
+    flags.DEFINE_enum("contender", OURS, list(CONTENDERS), "Whose training step.")
     flags.DEFINE_enum("network", "unet3d", ["dilated2d", "unet3d"], "Network.")
     flags.DEFINE_integer("batch_size", 1, "Examples per modality.", lower_bound=1)
     flags.DEFINE_integer("size", 64, "Rows and columns.", lower_bound=8)
