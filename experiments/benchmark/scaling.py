@@ -82,7 +82,10 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
         plots["preparation_cases"] = (
             "preparation",
             "cases",
-            {f"{workers} worker(s)": _preparation(raw, amounts.cases, [workers], rounds) for workers in {1, cores}},
+            {
+                f"{workers} worker{'s' if workers > 1 else ''}": _preparation(raw, amounts.cases, [workers], rounds)
+                for workers in {1, cores}
+            },
         )
         plots["preparation_workers"] = (
             "preparation",
