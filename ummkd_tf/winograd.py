@@ -4,9 +4,14 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016):
 4×4 tile of the image as `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`. Over all channels and tiles the product ⊙ becomes sixteen matrix
 products, where a CPU reaches its peak. Differences from the direct sum are those of float32 (about 1e-6); larger tiles
 would save more multiplications and lose digits, so they are not used.
+
+Tiles are four times the image. They live only inside `_result` and `_gradients`, which are not inlined: what TensorFlow
+runs at once, and so the memory it takes, then stays small, as does the graph.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +21,9 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np
 _RESULT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)  # Aᵀ
 # Along both axes at once: a tile's rows and columns are one axis of 16, 9 or 4.
 _IMAGE_2D, _KERNEL_2D, _RESULT_2D = (np.kron(m, m) for m in (_IMAGE, _KERNEL, _RESULT))
+
+_FILTERS_AT_ONCE = 512  # measured: more take more memory, fewer take more time
+_not_inlined: Callable = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
 def convolve(images: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tensor:
@@ -32,7 +40,7 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tens
     if dilation == 1:
         return _convolve(images, kernel)
     # Rows and columns with the same remainder modulo the dilation make an image of their own.
-    height, width = (tf.shape(images)[axis] for axis in (1, 2))
+    height, width = _sizes(images)[1:3]
     rest = [[0, -height % dilation], [0, -width % dilation]]
     parts = _convolve(tf.space_to_batch(images, [dilation] * 2, rest), kernel)
     return tf.batch_to_space(parts, [dilation] * 2, rest)
@@ -40,40 +48,97 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tens
 
 @tf.custom_gradient
 def _convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`convolve` with dilation 1. Tiles are four times the image: they are made again for the gradient, not kept."""
+    """`convolve` with dilation 1, some filters after the others."""
+    filters = kernel.shape[-1]
+    counts = [min(_FILTERS_AT_ONCE, filters - first) for first in range(0, filters, _FILTERS_AT_ONCE)]
+
+    def in_turn(function: Callable, *tensors: tf.Tensor) -> list:
+        made: list = []
+        for number, count in enumerate(counts):
+            with tf.control_dependencies(tf.nest.flatten(made[-1:])):
+                made.append(function(*tensors, tf.constant(number * _FILTERS_AT_ONCE), count=count))
+        return made
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The dependency keeps TensorFlow from merging this with the forward pass, and so from keeping the tiles.
-        with tf.control_dependencies([upstream]):
-            images_again, kernel_again = tf.identity(images), tf.identity(kernel)
-        with tf.GradientTape() as tape:
-            tape.watch((images_again, kernel_again))
-            result = _multiply_tiles(images_again, kernel_again)
-        return tape.gradient(result, (images_again, kernel_again), upstream)
+        of_images, of_kernel = zip(*in_turn(_gradients, images, kernel, upstream), strict=True)
+        return tf.add_n(of_images), _joined(of_kernel)
 
-    return _multiply_tiles(images, kernel), gradient
+    return _joined(in_turn(_result, images, kernel)), gradient
 
 
-def _multiply_tiles(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    channels, filters = kernel.shape[2:]
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
-    rows, columns = (height - 1) // 2, (width - 1) // 2  # of 2×2 tiles of the result, the last ones cut where odd
+@_not_inlined
+def _result(images: tf.Tensor, kernel: tf.Tensor, first: tf.Tensor, *, count: int) -> tf.Tensor:
+    batch, height, width, _ = _sizes(images)
+    rows, columns = _tiling(images)
+    products = tf.matmul(_tiles(images), _kernels(_some(kernel, first, count)))
+    y = tf.matmul(_RESULT_2D, tf.reshape(products, [16, -1]))
+    y = tf.transpose(tf.reshape(y, [2, 2, batch, rows, columns, count]), [2, 3, 0, 4, 1, 5])
+    y = tf.reshape(y, [batch, 2 * rows, 2 * columns, count])
+    return tf.slice(y, [0, 0, 0, 0], [batch, height - 2, width - 2, count])
+
+
+@_not_inlined
+def _gradients(
+    images: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, first: tf.Tensor, *, count: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradients of images and of some filters: each step of `_result` transposed, from the last to the first."""
+    batch, height, width, _ = _sizes(images)
+    rows, columns = _tiling(images)
+    y = _some(upstream, first, count)
+    y = tf.pad(y, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
+    y = tf.transpose(tf.reshape(y, [batch, rows, 2, columns, 2, count]), [2, 4, 0, 1, 3, 5])
+    products = tf.matmul(_RESULT_2D, tf.reshape(y, [4, -1]), transpose_a=True)
+    products = tf.reshape(products, [16, -1, count])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        tiles = _tiles(images)
+    of_kernels = tf.matmul(tiles, products, transpose_a=True)
+    of_kernel = tf.matmul(_KERNEL_2D, tf.reshape(of_kernels, [16, -1]), transpose_a=True)
+    of_tiles = tf.matmul(products, _kernels(_some(kernel, first, count)), transpose_b=True)
+    return tape.gradient(tiles, images, of_tiles), tf.reshape(of_kernel, [*kernel.shape[:3], count])
+
+
+def _tiling(images: tf.Tensor) -> tuple[tf.Tensor | int, tf.Tensor | int]:
+    """Rows and columns of 2×2 tiles of the result, the last ones cut where it is odd."""
+    _, height, width, _ = _sizes(images)
+    return (height - 1) // 2, (width - 1) // 2
+
+
+def _tiles(images: tf.Tensor) -> tf.Tensor:
+    """[16, tiles, channels]: `Bᵀ d B` of every tile."""
+    batch, height, width, channels = _sizes(images)
+    rows, columns = _tiling(images)
     x = tf.pad(images, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
     x = _overlapping_pairs(tf.reshape(x, [batch, rows + 1, 2, 2 * columns + 2, channels]), 1)
     x = _overlapping_pairs(tf.reshape(x, [batch, rows, 4, columns + 1, 2, channels]), 3)
     tiles = tf.transpose(x, [2, 4, 0, 1, 3, 5])  # [4, 4, batch, rows, columns, channels]
-    tiles = tf.reshape(tf.matmul(_IMAGE_2D, tf.reshape(tiles, [16, -1])), [16, -1, channels])
-    kernels = tf.matmul(_KERNEL_2D, tf.reshape(kernel, [9, -1]))
-    products = tf.matmul(tiles, tf.reshape(kernels, [16, channels, filters]))
-    y = tf.matmul(_RESULT_2D, tf.reshape(products, [16, -1]))
-    y = tf.transpose(tf.reshape(y, [2, 2, batch, rows, columns, filters]), [2, 3, 0, 4, 1, 5])
-    y = tf.reshape(y, [batch, 2 * rows, 2 * columns, filters])
-    return tf.slice(y, [0, 0, 0, 0], [batch, height - 2, width - 2, filters])
+    return tf.reshape(tf.matmul(_IMAGE_2D, tf.reshape(tiles, [16, -1])), [16, -1, channels])
+
+
+def _kernels(kernel: tf.Tensor) -> tf.Tensor:
+    """[16, channels, filters]: `G g Gᵀ` of every kernel."""
+    return tf.reshape(tf.matmul(_KERNEL_2D, tf.reshape(kernel, [9, -1])), [16, *kernel.shape[2:]])
 
 
 def _overlapping_pairs(x: tf.Tensor, axis: int) -> tf.Tensor:
     """Joins each entry along an axis with the next one, along the axis after it."""
     # tf.slice, because the gradient of x[:-1] is ten times slower.
-    size = tf.shape(x)
-    one = tf.one_hot(axis, x.shape.rank, dtype=tf.int32)
-    return tf.concat([tf.slice(x, tf.zeros_like(size), size - one), tf.slice(x, one, size - one)], axis + 1)
+    sizes = _sizes(x)
+    sizes[axis] -= 1
+    second = [int(i == axis) for i in range(len(sizes))]
+    return tf.concat([tf.slice(x, [0] * len(sizes), sizes), tf.slice(x, second, sizes)], axis + 1)
+
+
+def _some(x: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
+    """`x[..., first : first + count]`."""
+    return x if count == x.shape[-1] else tf.slice(x, [0, 0, 0, first], [*_sizes(x)[:-1], count])
+
+
+def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
+    return parts[0] if len(parts) == 1 else tf.concat(parts, -1)
+
+
+def _sizes(x: tf.Tensor) -> list[tf.Tensor | int]:
+    """Sizes along all axes, as numbers where they are known: each saves operations."""
+    sizes = tf.unstack(tf.shape(x)) if None in x.shape else [None] * x.shape.rank
+    return [known if known is not None else size for known, size in zip(x.shape, sizes, strict=True)]
