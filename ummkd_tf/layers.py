@@ -63,7 +63,8 @@ class BatchNorm(keras.layers.Layer):
 
     Call arguments:
         inputs: [batch, *space, channels].
-        training: Normalize with, and keep, the batch's statistics instead of the running ones.
+        training: Normalize with the batch's statistics instead of the running ones, which they move.
+        again: The batch was here before, see `ConvUnit`: running statistics stay.
     """
 
     epsilon = 1e-3
@@ -82,7 +83,7 @@ class BatchNorm(keras.layers.Layer):
             )
             setattr(self, name, weight)
 
-    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, *, training: bool = False, again: bool = False) -> tf.Tensor:
         shape = tf.shape(inputs)
         # The fused kernel takes images: depth becomes part of the width.
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [shape[0], shape[1], -1, inputs.shape[-1]])
@@ -95,13 +96,20 @@ class BatchNorm(keras.layers.Layer):
             is_training=training,
             **statistics,
         )
-        if training:
+        if training and not again:
             if not self.unbiased:
                 count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
                 variance *= (count - 1.0) / count
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving - (moving - batch) * (1.0 - self.decay))
         return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape)
+
+
+class GroupNorm(keras.layers.GroupNormalization):
+    """`keras.layers.GroupNormalization` that is called like `BatchNorm`."""
+
+    def call(self, inputs: tf.Tensor, *, again: bool = False) -> tf.Tensor:
+        return super().call(inputs)
 
 
 def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Layer:
@@ -122,7 +130,7 @@ def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Lay
     }
     if kind not in groups:
         raise ValueError(f"unknown normalization {kind!r}: expected one of batch, {', '.join(groups)}")
-    return keras.layers.GroupNormalization(groups=groups[kind], epsilon=1e-3, name=name)
+    return GroupNorm(groups=groups[kind], epsilon=1e-3, name=name)
 
 
 def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
@@ -295,21 +303,65 @@ class ConvUnit(keras.layers.Layer):
         if self.dropout:
             self.dropout.build(input_shape)
 
-    def call(
-        self, inputs: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None, training: bool = False
-    ) -> tf.Tensor:
-        x = inputs
-        if skip is not None and not self.fast:
-            x, skip = tf.concat([x, skip], -1), None
-        if self.order == "norm-act-conv":
-            x = leaky_relu(self.norm(x, modality=modality, training=training))
+    def activate(self, x: tf.Tensor, *, modality: str, training: bool, again: bool = False) -> tf.Tensor:
+        """Normalization and activation; `again`: of a batch that was here before."""
+        return leaky_relu(self.norm(x, modality=modality, training=training, again=again))
+
+    def convolve(self, x: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None) -> tf.Tensor:
+        """Padding and convolution."""
         if self.symmetric_pad:
             border = [[k // 2, k // 2] for k in self.kernel_size]
             x = tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
-        x = self.conv(x, modality=modality, **({} if skip is None else {"skip": skip}))
-        if self.order == "conv-norm-act":
-            x = leaky_relu(self.norm(x, modality=modality, training=training))
+        return self.conv(x, modality=modality, **({} if skip is None else {"skip": skip}))
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        *,
+        modality: str,
+        skip: tf.Tensor | None = None,
+        after: ConvUnit | None = None,
+        activate: bool = True,
+        training: bool = False,
+    ) -> tf.Tensor:
+        before = self if self.order == "norm-act-conv" else after
+
+        def activate_and_convolve(x: tf.Tensor, *skip: tf.Tensor, again: bool = False) -> tf.Tensor:
+            if before is not None:
+                x = before.activate(x, modality=modality, training=training, again=again)
+            if skip and not self.fast:
+                x, skip = tf.concat([x, *skip], -1), ()
+            return self.convolve(x, modality=modality, **({"skip": skip[0]} if skip else {}))
+
+        if self.fast:
+            activate_and_convolve = made_again(activate_and_convolve)
+        x = activate_and_convolve(inputs, *([] if skip is None else [skip]))
+        if self.order == "conv-norm-act" and activate:
+            x = self.activate(x, modality=modality, training=training)
         return self.dropout(x, training=training) if self.dropout else x
+
+
+def made_again(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A function that for its gradient keeps its arguments only, and is called again with `again=True`.
+
+    The same values, to the bit: memory for a little time.
+    """
+
+    @tf.custom_gradient
+    def once(*inputs: tf.Tensor) -> tf.Tensor:
+        def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> tuple:
+            # The dependency keeps TensorFlow from merging this with the first time.
+            with tf.control_dependencies([upstream]):
+                inputs_again = [tf.identity(x) for x in inputs]
+            with tf.GradientTape() as tape:
+                tape.watch(inputs_again)
+                result = function(*inputs_again, again=True)
+            of_inputs, of_variables = tape.gradient(result, (inputs_again, list(variables)), upstream)
+            return (of_inputs, of_variables) if variables else of_inputs
+
+        return function(*inputs), gradient
+
+    return once
 
 
 class ResidualBlock(keras.layers.Layer):

@@ -308,7 +308,14 @@ class Stage(keras.layers.Layer):
         if self.row.pool:
             # SAME: a depth of 1 stays 1.
             x = tf.nn.max_pool(x, 2, 2, "SAME") if x.shape.rank == 4 else tf.nn.max_pool3d(x, 2, 2, "SAME")
+        previous = None
         for number, part in enumerate(self.parts):
+            unit = {}
+            if isinstance(part, ConvUnit):
+                # The next unit does this one's activation, to make it again for the gradient instead of keeping it.
+                last = number + 1 == len(self.parts)
+                unit = {"after": previous, "activate": last}
+                previous = part
             joined = {"skip": skip} if number == 1 and skip is not None else {}
-            x = part(x, modality=modality, training=training, **joined)
+            x = part(x, modality=modality, training=training, **unit, **joined)
         return phase_shift(x, self.row.phase_shift) if self.row.phase_shift else x
