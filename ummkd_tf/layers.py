@@ -64,7 +64,7 @@ class BatchNorm(keras.layers.Layer):
     Call arguments:
         inputs: [batch, *space, channels].
         training: Normalize with the batch's statistics instead of the running ones, which they move.
-        again: The batch was here before, see `ConvUnit`: running statistics stay.
+        again: The same batch was here before, see `made_again`: running statistics stay.
     """
 
     epsilon = 1e-3
@@ -101,7 +101,7 @@ class BatchNorm(keras.layers.Layer):
                 count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
                 variance *= (count - 1.0) / count
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving - (moving - batch) * (1.0 - self.decay))
+                moving.value.assign_sub((moving.value - batch) * (1.0 - self.decay))
         return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape)
 
 
@@ -242,6 +242,16 @@ class ConvUnit(keras.layers.Layer):
         initialization: How the kernel starts.
         fast: See `UnpairedSegmenter`.
         name: Scope.
+
+    Call arguments:
+        inputs: [batch, *space, channels].
+        modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
+        skip: What is joined behind the inputs' channels, or None.
+        after: Unit of order "conv-norm-act" whose activation is still to be done on the inputs, or None.
+        activate: Whether to do the activation at the end; where not, the next unit does it `after` this one. An
+            activation and the convolution behind it belong together because the first is made again for the gradient
+            of the second.
+        training: Whether to normalize with batch statistics and drop out.
     """
 
     def __init__(
@@ -308,7 +318,9 @@ class ConvUnit(keras.layers.Layer):
         return leaky_relu(self.norm(x, modality=modality, training=training, again=again))
 
     def convolve(self, x: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None) -> tf.Tensor:
-        """Padding and convolution."""
+        """Joining, padding and convolution."""
+        if skip is not None and not self.fast:
+            x, skip = tf.concat([x, skip], -1), None
         if self.symmetric_pad:
             border = [[k // 2, k // 2] for k in self.kernel_size]
             x = tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
@@ -324,27 +336,23 @@ class ConvUnit(keras.layers.Layer):
         activate: bool = True,
         training: bool = False,
     ) -> tf.Tensor:
-        before = self if self.order == "norm-act-conv" else after
+        activating = self if self.order == "norm-act-conv" else after
 
-        def activate_and_convolve(x: tf.Tensor, *skip: tf.Tensor, again: bool = False) -> tf.Tensor:
-            if before is not None:
-                x = before.activate(x, modality=modality, training=training, again=again)
-            if skip and not self.fast:
-                x, skip = tf.concat([x, *skip], -1), ()
-            return self.convolve(x, modality=modality, **({"skip": skip[0]} if skip else {}))
+        def convolve(x: tf.Tensor, skip: tf.Tensor | None = None, *, again: bool = False) -> tf.Tensor:
+            if activating is not None:
+                x = activating.activate(x, modality=modality, training=training, again=again)
+            return self.convolve(x, modality=modality, skip=skip)
 
-        if self.fast:
-            activate_and_convolve = made_again(activate_and_convolve)
-        x = activate_and_convolve(inputs, *([] if skip is None else [skip]))
+        x = (made_again(convolve) if self.fast else convolve)(inputs, *([] if skip is None else [skip]))
         if self.order == "conv-norm-act" and activate:
             x = self.activate(x, modality=modality, training=training)
         return self.dropout(x, training=training) if self.dropout else x
 
 
 def made_again(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """A function that for its gradient keeps its arguments only, and is called again with `again=True`.
+    """The function, but for its gradient it is called again, with `again=True`, so that only its arguments are kept.
 
-    The same values, to the bit: memory for a little time.
+    Costs a little time and saves half of the memory of activations. Not a bit changes.
     """
 
     @tf.custom_gradient

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -60,6 +61,7 @@ class StageRow:
         pool: Max-pool by 2 along every spatial axis before the layers.
         skip: Earlier stage whose output is concatenated after the first layer.
         phase_shift: Factor of the phase shift after the last layer.
+        in_turn: Modalities do not run it at the same time, since its kernel takes most of the memory.
     """
 
     name: str
@@ -67,6 +69,7 @@ class StageRow:
     pool: bool = False
     skip: str | None = None
     phase_shift: int = 0
+    in_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _dilated2d() -> Network:
         StageRow("group_7", blocks(2, 32)),
         StageRow("group_8", blocks(2, 32, dilation=2)),
         StageRow("group_9", (unit(32), unit(32))),
-        StageRow("group_10", (wide,), phase_shift=8),
+        StageRow("group_10", (wide,), phase_shift=8, in_turn=True),
         StageRow("output", (logits,)),
     )
     return Network(
@@ -263,6 +266,7 @@ class Stage(keras.layers.Layer):
     ) -> None:
         super().__init__(name=row.name)
         self.row = row
+        self.in_turn = row.in_turn and fast
         self.separate_kernels = row.name in network.separate_stages(setting.separate_kernels)
         self.separate_norms = row.name in network.separate_stages(setting.separate_norms)
 
@@ -308,14 +312,13 @@ class Stage(keras.layers.Layer):
         if self.row.pool:
             # SAME: a depth of 1 stays 1.
             x = tf.nn.max_pool(x, 2, 2, "SAME") if x.shape.rank == 4 else tf.nn.max_pool3d(x, 2, 2, "SAME")
-        previous = None
+        previous: ConvUnit | None = None
         for number, part in enumerate(self.parts):
-            unit = {}
+            unit: dict[str, Any] = {}
             if isinstance(part, ConvUnit):
-                # The next unit does this one's activation, to make it again for the gradient instead of keeping it.
-                last = number + 1 == len(self.parts)
-                unit = {"after": previous, "activate": last}
+                unit = {"after": previous, "activate": part is self.parts[-1]}
                 previous = part
-            joined = {"skip": skip} if number == 1 and skip is not None else {}
-            x = part(x, modality=modality, training=training, **unit, **joined)
+            if number == 1 and skip is not None:
+                unit["skip"] = skip
+            x = part(x, modality=modality, training=training, **unit)
         return phase_shift(x, self.row.phase_shift) if self.row.phase_shift else x

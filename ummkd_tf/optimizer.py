@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -19,19 +21,27 @@ class Adam(keras.optimizers.Adam):
     def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, epsilon: float = 1e-8):
         super().__init__(learning_rate, epsilon=epsilon, name="adam")
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Keras hook."""
         step = tf.cast(self.iterations + 1, tf.float32)
+        # Once instead of once for every variable: the graph has two thousand operations less.
+        numbers = (self.beta_1**step, self.beta_2**step, self.beta_1, self.beta_2, self.epsilon)
+        self._numbers = tuple(tf.convert_to_tensor(number) for number in numbers)
+        super().apply(grads, trainable_variables)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Keras hook."""
         number = self._get_variable_index(variable)
+        beta1_power, beta2_power, beta1, beta2, epsilon = self._numbers
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[number].value.handle,
             v=self._velocities[number].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
+            beta1_power=beta1_power,
+            beta2_power=beta2_power,
             lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
             grad=gradient,
         )

@@ -39,8 +39,9 @@ class UnpairedSegmenter(keras.Model):
         decoder: "paper" or "released" (3D only, SPEC §3).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
-        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), and 3D ones add over a skip instead of
-            joining it. Only float32's rounding differs. It suits CPUs; None: where no GPU is visible.
+        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), 3D ones add over a skip instead of joining it,
+            and activations are made again for the gradient instead of being kept. Only float32's rounding differs.
+            It suits CPUs; None: where no GPU is visible.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -141,15 +142,18 @@ class UnpairedSegmenter(keras.Model):
         for stage in self.stages:
             current = _regroup(current, stage.separate_norms, sizes)
             skips = _regroup(outputs[stage.row.skip], stage.separate_norms, sizes) if stage.row.skip else {}
-            current = {
-                group: stage(
+            results: Streams = {}
+            for group, x in current.items():
+                if stage.in_turn and results:
+                    previous = next(reversed(results))
+                    x, results[previous] = _in_turn(x, results[previous])
+                results[group] = stage(
                     x,
                     modality=group[0] if stage.separate_norms else SHARED,
                     skip=skips.get(group),
                     training=training,
                 )
-                for group, x in current.items()
-            }
+            current = results
             outputs[stage.row.name] = current
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 
@@ -259,7 +263,7 @@ class UnpairedSegmenter(keras.Model):
     def _with_l2(
         self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, decayed: Sequence[keras.Variable]
     ) -> dict[str, tf.Tensor]:
-        l2_loss = tf.add_n([2.0 * tf.nn.l2_loss(v.value) for v in decayed])
+        l2_loss = 2.0 * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
         return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
 
     def _add_l2_gradients(
@@ -274,11 +278,13 @@ class UnpairedSegmenter(keras.Model):
         On the tape, they would wait there all the step long.
         """
         ids = {id(v) for v in decayed}
+        factor = scale * (2.0 * self.l2_weight)
         total = []
         for gradient, variable in zip(gradients, variables, strict=True):
-            with tf.control_dependencies([gradient]):
-                l2 = scale * 2.0 * self.l2_weight * tf.identity(variable.value) if id(variable) in ids else 0.0
-            total.append(gradient + l2)
+            if id(variable) in ids:
+                with tf.control_dependencies([gradient]):
+                    gradient += factor * tf.identity(variable.value)
+            total.append(gradient)
         return total
 
     def _decayed(self, present: Mapping[str, Any]) -> list[keras.Variable]:
@@ -382,3 +388,15 @@ def _regroup(streams: Streams, separate: bool, sizes: Mapping[str, tf.Tensor]) -
     if not separate and len(streams) > 1:
         return {tuple(m for group in streams for m in group): tf.concat(list(streams.values()), 0)}
     return streams
+
+
+@tf.custom_gradient
+def _in_turn(x: tf.Tensor, done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both as they are; x waits for what was done before it, and for the gradients it is the other way round."""
+
+    def gradient(of_x: tf.Tensor, of_done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.control_dependencies([of_x]):
+            return of_x, tf.identity(of_done)
+
+    with tf.control_dependencies([done]):
+        return (tf.identity(x), tf.identity(done)), gradient

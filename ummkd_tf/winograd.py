@@ -50,20 +50,22 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tens
 def _convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`convolve` with dilation 1, some filters after the others."""
     filters = kernel.shape[-1]
-    counts = [min(_FILTERS_AT_ONCE, filters - first) for first in range(0, filters, _FILTERS_AT_ONCE)]
-
-    def in_turn(function: Callable, *tensors: tf.Tensor) -> list:
-        made: list = []
-        for number, count in enumerate(counts):
-            with tf.control_dependencies(tf.nest.flatten(made[-1:])):
-                made.append(function(*tensors, tf.constant(number * _FILTERS_AT_ONCE), count=count))
-        return made
+    groups = [(first, min(_FILTERS_AT_ONCE, filters - first)) for first in range(0, filters, _FILTERS_AT_ONCE)]
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        of_images, of_kernel = zip(*in_turn(_gradients, images, kernel, upstream), strict=True)
-        return tf.add_n(of_images), _joined(of_kernel)
+        of_images, of_kernel = None, []
+        for first, count in groups:
+            with tf.control_dependencies([] if of_images is None else [of_images]):
+                one, part = _gradients(images, kernel, upstream, tf.constant(first), count=count)
+            of_images = one if of_images is None else of_images + one
+            of_kernel.append(part)
+        return of_images, _joined(of_kernel)
 
-    return _joined(in_turn(_result, images, kernel)), gradient
+    parts: list[tf.Tensor] = []
+    for first, count in groups:
+        with tf.control_dependencies(parts[-1:]):
+            parts.append(_result(images, kernel, tf.constant(first), count=count))
+    return _joined(parts), gradient
 
 
 @_not_inlined
