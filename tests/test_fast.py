@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter, winograd
-from ummkd_tf.layers import Conv2D, leaky_relu
+from ummkd_tf.layers import Conv2D, leaky_relu, made_again
 from ummkd_tf.optimizer import Adam
 
 
@@ -31,10 +31,58 @@ def test_winograd_is_the_direct_convolution(size, dilation):
         np.testing.assert_allclose(by_fast, by_direct, atol=1e-4)
 
 
+def test_winograd_of_some_filters_after_the_others(monkeypatch):
+    """Five filters, two at once: the same result and gradients as all at once."""
+    images, kernel = normal(2, 8, 9, 3), normal(3, 3, 3, 5, seed=1)
+    found = []
+    for at_once in (5, 2):
+        monkeypatch.setattr(winograd, "_FILTERS_AT_ONCE", at_once)
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            result = winograd.convolve(images, kernel)
+        found.append([result, *tape.gradient(result, (images, kernel), normal(*result.shape, seed=2))])
+    for together, in_turn in zip(*found, strict=True):
+        np.testing.assert_allclose(in_turn, together, atol=1e-5)
+
+
 def test_winograd_of_whole_numbers_is_exact():
     """Entries 0…3 and kernels of even numbers: no rounding, and the middle of a box of nine ones times two is 18."""
     images = tf.ones((1, 5, 5, 1))
     np.testing.assert_array_equal(winograd.convolve(images, tf.fill((3, 3, 1, 1), 2.0)), tf.fill((1, 3, 3, 1), 18.0))
+
+
+def test_what_is_made_again_is_not_kept():
+    """Twice exp(x)²: once forwards, once for the gradient 2 exp(x)², which asks nothing of the first."""
+
+    @tf.function(autograph=False)
+    def differentiate(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = made_again(lambda x, again=False: tf.square(tf.exp(x)))(x)
+        return tape.gradient(y, x)
+
+    x = tf.constant([0.0, 1.0])
+    np.testing.assert_allclose(differentiate(x), 2 * np.exp([0.0, 2.0]), rtol=1e-6)
+    exponentials = [op for op in differentiate.get_concrete_function(x).graph.get_operations() if op.type == "Exp"]
+    assert len(exponentials) == 2
+    assert [op.type for op in exponentials[0].outputs[0].consumers()] == ["Square"]
+
+
+def test_running_statistics_move_once_though_activations_are_made_again():
+    """From (0, 1) a tenth of the way to the first batch's own mean and variance, in both networks."""
+    for network, shape in (("dilated2d", (2, 16, 16, 3)), ("unet3d", (2, 16, 16, 8, 1))):
+        moved = []
+        for fast in (False, True):
+            keras.utils.set_random_seed(0)
+            model = UnpairedSegmenter(network, width=4, dropout=0.0, initialization="glorot", fast=fast)
+            model.compile(Adam(1e-3))
+            images = {m: normal(*shape, seed=i) for i, m in enumerate(model.modalities)}
+            model.optimize(images, {m: tf.zeros(shape[:-1], tf.int32) for m in images})
+            moved.append({v.path: v.numpy() for v in model.non_trainable_variables if v.name.startswith("moving")})
+        assert moved[0].keys() == moved[1].keys()
+        for path, plain in moved[0].items():
+            assert np.any(plain != (0.0 if "mean" in path else 1.0)), path
+            np.testing.assert_allclose(moved[1][path], plain, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 def test_leaky_relu_and_its_gradient_are_tensorflows_bit_for_bit():

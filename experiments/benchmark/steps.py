@@ -84,7 +84,9 @@ class Worker:
             encoding="utf-8",
         )
         self.last: dict[str, Any] = {}
-        self.first_step_seconds: float = self._read()["first_step_seconds"]
+        started = self._read()
+        self.first_step_seconds: float = started["first_step_seconds"]
+        self.library_bytes: int = started["library_bytes"]
 
     def step(self) -> float:
         """Seconds of one step; `last` then holds the whole answer."""
@@ -147,7 +149,8 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
                 worker.__exit__(None, None, None)
     notes += [
         "GFLOP/s count the direct convolution, so Winograd's way can exceed the peak, which is that of TensorFlow's "
-        "float32 matrix product in the same rounds. Seconds to the first step start with the process. "
+        "float32 matrix product in the same rounds. Memory is that of the whole process; of it libraries: what it had "
+        "after loading them, before there was a model. Seconds to the first step start with the process. "
         "bfloat16: `experiments.train --precision=mixed_bfloat16`; the aims are float32's.",
     ]
     largest = max(size.size for size in sizes)  # the paper's
@@ -175,6 +178,7 @@ def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
                 "matmul GFLOP/s": peak,
                 "% of peak": 100 * size.gflop / timings[name].median / peak,
                 "peak GiB": worker.last["peak_bytes"] / 2**30,
+                "of it libraries": worker.library_bytes / 2**30,
                 "s to first step": worker.first_step_seconds,
             },
         )

@@ -2,7 +2,8 @@
 
     python -m experiments.benchmark.worker --contender=ours --network=unet3d --batch_size=1 --size=64 --width=4
 
-Prints one JSON object a line: first {"first_step_seconds"}, then {"seconds", "loss", "peak_bytes"} for each step.
+Prints one JSON object a line: first {"first_step_seconds", "library_bytes"}, then {"seconds", "loss", "peak_bytes"} for
+each step.
 """
 
 from __future__ import annotations
@@ -30,17 +31,10 @@ Step = Callable[[], float]
 FLAGS = flags.FLAGS
 
 
-def ours_step(
-    network: str, batch_size: int, size: int, width: int, modalities: int = 2, precision: str = "float32"
-) -> Step:
+def _load_ours(precision: str = "float32") -> Callable[..., Step]:
     """A training step of setting `ours` on random images and labels, as `training.train` runs it.
 
     Args:
-        network: "dilated2d" or "unet3d".
-        batch_size: Examples per modality.
-        size: Rows and columns; the 3D network's depth is 8.
-        width: Base width w.
-        modalities: How many.
         precision: Keras's dtype policy, as `experiments.train --precision`.
     """
     start_tensorflow()
@@ -50,28 +44,29 @@ def ours_step(
     from ummkd_tf.optimizer import Adam
     from ummkd_tf.segmenter import UnpairedSegmenter
 
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(precision)
-    names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
-    model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
-    model.compile(Adam(1e-4, epsilon=1e-8))
-    images, labels = tf.nest.map_structure(tf.constant, random_batch(network, batch_size, size, names))
-    step = tf.function(model.optimize)
-    return lambda: float(step(images, labels)["loss"])
-
-
-def _rival(module: str) -> Callable[..., Step]:
-    def make_step(**size: int | str) -> Step:
-        return importlib.import_module(f"experiments.benchmark.{module}").make_step(**size)
+    def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(precision)
+        names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
+        model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
+        model.compile(Adam(1e-4, epsilon=1e-8))
+        images, labels = tf.nest.map_structure(tf.constant, random_batch(network, batch_size, size, names))
+        step = tf.function(model.optimize)
+        return lambda: float(step(images, labels)["loss"])
 
     return make_step
 
 
-CONTENDERS: dict[str, Callable[..., Step]] = {
-    OURS: ours_step,
-    OURS_BFLOAT16: partial(ours_step, precision="mixed_bfloat16"),
-    "pytorch": _rival("rivals_torch"),
-    "plain": _rival("rivals_tensorflow"),
+def _load_rival(module: str) -> Callable[..., Step]:
+    return importlib.import_module(f"experiments.benchmark.{module}").make_step
+
+
+# Each loads its libraries and returns what makes the step.
+CONTENDERS: dict[str, Callable[[], Callable[..., Step]]] = {
+    OURS: _load_ours,
+    OURS_BFLOAT16: partial(_load_ours, "mixed_bfloat16"),
+    "pytorch": partial(_load_rival, "rivals_torch"),
+    "plain": partial(_load_rival, "rivals_tensorflow"),
 }
 
 
@@ -91,9 +86,11 @@ def _answer(**values: float) -> None:
 def main(_: list[str]) -> None:
     size = {"network": FLAGS.network, "batch_size": FLAGS.batch_size, "size": FLAGS.size, "width": FLAGS.width}
     more = {"modalities": FLAGS.modalities} if FLAGS.modalities != 2 else {}
-    step = CONTENDERS[FLAGS.contender](**size, **more)
+    make_step = CONTENDERS[FLAGS.contender]()
+    library_bytes = peak_bytes()
+    step = make_step(**size, **more)
     step()
-    _answer(first_step_seconds=time.perf_counter() - STARTED)
+    _answer(first_step_seconds=time.perf_counter() - STARTED, library_bytes=library_bytes)
     for _line in sys.stdin:
         started = time.perf_counter()
         loss = step()
