@@ -160,6 +160,29 @@ def leaky_relu(inputs: tf.Tensor) -> tf.Tensor:
     return outputs, gradient
 
 
+def made_again(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """The function, but for its gradient it is called again, with `again=True`, so that only its arguments are kept.
+
+    Costs a little time and saves half of the memory of activations. Not a bit changes.
+    """
+
+    @tf.custom_gradient
+    def once(*inputs: tf.Tensor) -> tf.Tensor:
+        def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> tuple:
+            # The dependency keeps TensorFlow from merging this with the first time.
+            with tf.control_dependencies([upstream]):
+                inputs_again = [tf.identity(x) for x in inputs]
+            with tf.GradientTape() as tape:
+                tape.watch(inputs_again)
+                result = function(*inputs_again, again=True)
+            of_inputs, of_variables = tape.gradient(result, (inputs_again, list(variables)), upstream)
+            return (of_inputs, of_variables) if variables else of_inputs
+
+        return function(*inputs), gradient
+
+    return once
+
+
 def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
     """Rearranges `[batch, h, w, factor² · channels]` into `[batch, h · factor, w · factor, channels]`.
 
@@ -347,29 +370,6 @@ class ConvUnit(keras.layers.Layer):
         if self.order == "conv-norm-act" and activate:
             x = self.activate(x, modality=modality, training=training)
         return self.dropout(x, training=training) if self.dropout else x
-
-
-def made_again(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """The function, but for its gradient it is called again, with `again=True`, so that only its arguments are kept.
-
-    Costs a little time and saves half of the memory of activations. Not a bit changes.
-    """
-
-    @tf.custom_gradient
-    def once(*inputs: tf.Tensor) -> tf.Tensor:
-        def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> tuple:
-            # The dependency keeps TensorFlow from merging this with the first time.
-            with tf.control_dependencies([upstream]):
-                inputs_again = [tf.identity(x) for x in inputs]
-            with tf.GradientTape() as tape:
-                tape.watch(inputs_again)
-                result = function(*inputs_again, again=True)
-            of_inputs, of_variables = tape.gradient(result, (inputs_again, list(variables)), upstream)
-            return (of_inputs, of_variables) if variables else of_inputs
-
-        return function(*inputs), gradient
-
-    return once
 
 
 class ResidualBlock(keras.layers.Layer):
