@@ -316,6 +316,7 @@ class Stage(keras.layers.Layer):
         for number, part in enumerate(self.parts):
             unit: dict[str, Any] = {}
             if isinstance(part, ConvUnit):
+                # Activations inside a stage are left to the unit behind them, which can make them again.
                 unit = {"after": previous, "activate": part is self.parts[-1]}
                 previous = part
             if number == 1 and skip is not None:

@@ -153,8 +153,7 @@ class UnpairedSegmenter(keras.Model):
                     skip=skips.get(group),
                     training=training,
                 )
-            current = results
-            outputs[stage.row.name] = current
+            current = outputs[stage.row.name] = results
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 
     def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:

@@ -84,11 +84,9 @@ def _gradients(
     images: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, first: tf.Tensor, *, count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Gradients of images and of some filters: each step of `_result` transposed, from the last to the first."""
-    batch, height, width, _ = _sizes(images)
     rows, columns = _tiling(images)
-    y = _some(upstream, first, count)
-    y = tf.pad(y, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
-    y = tf.transpose(tf.reshape(y, [batch, rows, 2, columns, 2, count]), [2, 4, 0, 1, 3, 5])
+    y = _filled(_some(upstream, first, count), images)
+    y = tf.transpose(tf.reshape(y, [-1, rows, 2, columns, 2, count]), [2, 4, 0, 1, 3, 5])
     products = tf.matmul(_RESULT_2D, tf.reshape(y, [4, -1]), transpose_a=True)
     products = tf.reshape(products, [16, -1, count])
     with tf.GradientTape() as tape:
@@ -106,11 +104,18 @@ def _tiling(images: tf.Tensor) -> tuple[tf.Tensor | int, tf.Tensor | int]:
     return (height - 1) // 2, (width - 1) // 2
 
 
+def _filled(x: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    """Images, or what belongs to their result, with zeros below and at the right where the last tiles are cut."""
+    _, height, width, _ = _sizes(images)
+    rows, columns = _tiling(images)
+    return tf.pad(x, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
+
+
 def _tiles(images: tf.Tensor) -> tf.Tensor:
     """[16, tiles, channels]: `Bᵀ d B` of every tile."""
-    batch, height, width, channels = _sizes(images)
+    batch, _, _, channels = _sizes(images)
     rows, columns = _tiling(images)
-    x = tf.pad(images, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
+    x = _filled(images, images)
     x = _overlapping_pairs(tf.reshape(x, [batch, rows + 1, 2, 2 * columns + 2, channels]), 1)
     x = _overlapping_pairs(tf.reshape(x, [batch, rows, 4, columns + 1, 2, channels]), 3)
     tiles = tf.transpose(x, [2, 4, 0, 1, 3, 5])  # [4, 4, batch, rows, columns, channels]

@@ -86,7 +86,7 @@ class Worker:
         self.last: dict[str, Any] = {}
         started = self._read()
         self.first_step_seconds: float = started["first_step_seconds"]
-        self.library_bytes: int = started["library_bytes"]
+        self.loaded_bytes: int = started["loaded_bytes"]
 
     def step(self) -> float:
         """Seconds of one step; `last` then holds the whole answer."""
@@ -178,7 +178,7 @@ def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
                 "matmul GFLOP/s": peak,
                 "% of peak": 100 * size.gflop / timings[name].median / peak,
                 "peak GiB": worker.last["peak_bytes"] / 2**30,
-                "of it libraries": worker.library_bytes / 2**30,
+                "of it libraries": worker.loaded_bytes / 2**30,
                 "s to first step": worker.first_step_seconds,
             },
         )

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark.worker --contender=ours --network=unet3d --batch_size=1 --size=64 --width=4
 
-Prints one JSON object a line: first {"first_step_seconds", "library_bytes"}, then {"seconds", "loss", "peak_bytes"} for
+Prints one JSON object a line: first {"first_step_seconds", "loaded_bytes"}, then {"seconds", "loss", "peak_bytes"} for
 each step.
 """
 
@@ -32,10 +32,13 @@ FLAGS = flags.FLAGS
 
 
 def _load_ours(precision: str = "float32") -> Callable[..., Step]:
-    """A training step of setting `ours` on random images and labels, as `training.train` runs it.
+    """Setting `ours` on random images and labels, stepping as `training.train` does.
 
     Args:
         precision: Keras's dtype policy, as `experiments.train --precision`.
+
+    Returns:
+        Makes the step; its arguments are this program's flags.
     """
     start_tensorflow()
     import keras
@@ -87,10 +90,10 @@ def main(_: list[str]) -> None:
     size = {"network": FLAGS.network, "batch_size": FLAGS.batch_size, "size": FLAGS.size, "width": FLAGS.width}
     more = {"modalities": FLAGS.modalities} if FLAGS.modalities != 2 else {}
     make_step = CONTENDERS[FLAGS.contender]()
-    library_bytes = peak_bytes()
+    loaded_bytes = peak_bytes()
     step = make_step(**size, **more)
     step()
-    _answer(first_step_seconds=time.perf_counter() - STARTED, library_bytes=library_bytes)
+    _answer(first_step_seconds=time.perf_counter() - STARTED, loaded_bytes=loaded_bytes)
     for _line in sys.stdin:
         started = time.perf_counter()
         loss = step()
