@@ -76,9 +76,6 @@ verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs,released} RAW=…: reports 
 qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 	$(RUN) data_prep.qc --data_dir=$(OUT)
 
-benchmark-preparation: setup  ## seconds a case, by workers, and peak memory
-	$(RUN) data_prep.benchmark
-
 benchmark: $(VENV)/benchmark-installed  ## everything timed beside PyTorch, MedPy … [FLAGS="--quick --parts=step,startup"]
 	$(RUN) experiments.benchmark $(FLAGS)
 

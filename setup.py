@@ -6,8 +6,10 @@ setup(
     name="ummkd_tf",
     version="0.1.0",
     description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
-    packages=find_packages(include=["ummkd_tf", "experiments", "experiments.*", "data_prep"]),
-    package_data={"data_prep": ["splits/*.json"], "experiments": ["paper_numbers.json"]},
+    packages=find_packages(
+        include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
+    ),
+    package_data={"data_prep": ["splits/*.json"], "experiments.results": ["paper_numbers.json"]},
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it

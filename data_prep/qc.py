@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from ummkd_tf.cases import PARTS, Case, Dataset, read_original_label
-from ummkd_tf.cli import run
-from ummkd_tf.errors import InputError
-from ummkd_tf.pages import document, escaped, facts
-from ummkd_tf.pictures import overlay_figure, save_figure
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.cases import Case, read_original_label
+from ummkd_tf.data.dataset import PARTS, Dataset
+from ummkd_tf.output.pages import document, escaped, facts
+from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.tasks import Task
-from ummkd_tf.volumes import replacing
 
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ummkd_tf.reporting import markdown
+from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.segmenter import UnpairedSegmenter
 
 

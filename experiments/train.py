@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 
 from experiments.recipes import PRESETS, RECIPES, Recipe
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -139,7 +139,7 @@ def main(_: list[str]) -> int:
 
 def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> None:
     """Trains, or continues, one run."""
-    from ummkd_tf.cases import open_dataset
+    from ummkd_tf.data.opening import open_dataset
 
     dataset = open_dataset(data_dir)
     if dataset.task.name != settings["task"]:
@@ -153,12 +153,13 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     import keras
     import tensorflow as tf
 
-    from ummkd_tf import training
-    from ummkd_tf.evaluation import class_knowledge
-    from ummkd_tf.inference import Predictor
+    from ummkd_tf.data.sampling import UnpairedSampler, check_classes
+    from ummkd_tf.evaluation.case_results import class_knowledge
+    from ummkd_tf.evaluation.inference import Predictor
+    from ummkd_tf.evaluation.validation import validation_score
     from ummkd_tf.optimizer import Adam
-    from ummkd_tf.runs import exclusive, recorded_session, start_run
-    from ummkd_tf.sampling import UnpairedSampler, check_classes
+    from ummkd_tf.runs import training
+    from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
     from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(settings["seed"])
@@ -191,7 +192,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     check_classes(examples, dataset.task.class_names)
     sampler = UnpairedSampler(examples, settings["batch_size"], settings["seed"])
     predictor = Predictor(model)
-    validate = dataset.validation(predictor, factor)
+    validate = validation_score(dataset, predictor, factor)
     if validate is None and settings["selection"] == "best":
         raise InputError(
             f"{data_dir}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "

@@ -194,10 +194,10 @@ def _png(folder: Path) -> Path:
 
 
 def _case(folder: Path) -> Path:
-    from ummkd_tf.cases import write_case
-    from ummkd_tf.preprocessing import Prepared
+    from ummkd_tf.data.cases import write_case
+    from ummkd_tf.scans.geometry import Grid
+    from ummkd_tf.scans.preprocessing import Prepared
     from ummkd_tf.tasks import TASKS
-    from ummkd_tf.volumes import Grid
 
     image = _scan().astype(np.float32)
     grid, label = Grid(np.diag([1.5, 1.5, 8.0, 1.0]), image.shape), (image > 99).astype(np.uint8)
@@ -207,7 +207,7 @@ def _case(folder: Path) -> Path:
 
 
 def _read_case(path: Path) -> Any:
-    from ummkd_tf.cases import read_case, read_original_label, read_source_checksum
+    from ummkd_tf.data.cases import read_case, read_original_label, read_source_checksum
 
     case = read_case(path)
     return (
@@ -217,7 +217,7 @@ def _read_case(path: Path) -> Any:
 
 
 def _dataset(folder: Path) -> Path:
-    from ummkd_tf.cases import write_dataset
+    from ummkd_tf.data.dataset import write_dataset
     from ummkd_tf.tasks import TASKS
 
     split = {p: [f"{m}_{n}" for m in ("ct", "mr")] for n, p in enumerate(("train", "validation", "test"))}
@@ -231,7 +231,7 @@ def _dataset(folder: Path) -> Path:
 
 
 def _read_dataset(path: Path) -> Any:
-    from ummkd_tf.cases import open_dataset
+    from ummkd_tf.data.opening import open_dataset
 
     dataset = open_dataset(path.parent)
     return dataset.modalities, dataset.split, dict(dataset.case_modality), dataset.split_checksum
@@ -264,7 +264,7 @@ def _run(folder: Path) -> Path:
 
 
 def _read_run(path: Path) -> Any:
-    from ummkd_tf.runs import read_run
+    from ummkd_tf.runs.folder import read_run
 
     return read_run(path.parent)
 
@@ -277,8 +277,8 @@ def _csv(folder: Path) -> Path:
 
 
 def _read_csv(path: Path) -> Any:
-    from data_prep import own
-    from ummkd_tf.errors import InputError
+    from data_prep.sources import csv_list as own
+    from ummkd_tf.common.errors import InputError
     from ummkd_tf.tasks import TASKS
 
     found = own.find(path, TASKS["abdomen"])
@@ -300,7 +300,7 @@ def _record(folder: Path) -> Path:
 
 
 def _read_record(path: Path) -> Any:
-    from ummkd_tf.released import read_record
+    from ummkd_tf.released.records import read_record
 
     return read_record(path)
 
@@ -312,7 +312,7 @@ def _volume(folder: Path) -> Path:
 
 
 def _read_volume(path: Path) -> Any:
-    from ummkd_tf.released import read_test_volume
+    from ummkd_tf.released.test_volumes import read_test_volume
 
     return read_test_volume(path)
 
@@ -325,14 +325,14 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _read_checkpoint(path: Path) -> Any:
-    from ummkd_tf.checkpoints import read_checkpoint
+    from ummkd_tf.runs.checkpoints import read_checkpoint
 
     arrays, progress = read_checkpoint(path)
     return sorted(arrays.items()), vars(progress)
 
 
 def _read_image(path: Path) -> Any:
-    from ummkd_tf.volumes import read_volume
+    from ummkd_tf.scans.reading import read_volume
 
     volume = read_volume(path)
     return volume.array, volume.affine
@@ -343,7 +343,7 @@ def _read_series(path: Path) -> Any:
 
 
 def _read_png(path: Path) -> Any:
-    from ummkd_tf.volumes import read_png
+    from ummkd_tf.scans.itk import read_png
 
     return read_png(path)
 
@@ -388,7 +388,7 @@ def fingerprint(value: Any) -> str:
 
 def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
     """(outcome, message or fingerprint) of reading one file; `OTHER` stands for any content."""
-    from ummkd_tf.errors import InputError
+    from ummkd_tf.common.errors import InputError
 
     try:
         return OTHER, fingerprint(read(path))
@@ -404,7 +404,7 @@ def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
 def _serve(pipe: Any, formats: dict[str, Format]) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    from ummkd_tf.cli import start_tensorflow
+    from ummkd_tf.common.cli import start_tensorflow
 
     if formats is FORMATS:
         start_tensorflow()

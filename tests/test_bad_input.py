@@ -22,9 +22,9 @@ import pytest
 from programs import Done, program
 from raw_data import snapshot, write_abdomen
 
-from ummkd_tf.cases import Dataset
-from ummkd_tf.checkpoints import CheckpointFolder, Progress
-from ummkd_tf.runs import start_run
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.runs.folder import start_run
 from ummkd_tf.segmenter import UnpairedSegmenter
 
 AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])

@@ -12,7 +12,7 @@ import fuzz
 import numpy as np
 import pytest
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
 
 SMALL = ("NIfTI .nii.gz", "NIfTI .nii", "NRRD", "MetaImage", "DICOM", "PNG", "HDF5 case", "npz volume",
          "dataset.json", "split file", "run.json", "own.csv")  # fmt: skip

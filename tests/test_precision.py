@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter
-from ummkd_tf.checkpoints import Progress, restore, write_checkpoint
 from ummkd_tf.optimizer import Adam
+from ummkd_tf.runs.checkpoints import Progress, restore, write_checkpoint
 
 SPACES = {"dilated2d": (32, 32, 3), "unet3d": (32, 32, 8, 1)}
 

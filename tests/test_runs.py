@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from ummkd_tf import runs
-from ummkd_tf.errors import InputError, Stopped
+from ummkd_tf.common import files
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.runs import folder as runs
 
 FLAGS = {"alpha": 0.5, "selection": "best", "seed": 0, "size": 64, "preset": "tiny"}
 MODEL = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}
@@ -22,7 +23,7 @@ def start(run_dir, dataset, flags=FLAGS, model=MODEL, **more):
 
 def test_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
     code = (
-        "import pathlib, sys; from ummkd_tf.runs import exclusive\n"
+        "import pathlib, sys; from ummkd_tf.runs.folder import exclusive\n"
         f"with exclusive(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -73,7 +74,7 @@ def test_checkpoints_without_run_json_are_not_continued(tmp_path, prepared_datas
 @pytest.mark.parametrize("status", ["finished", "stopped"])
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_logs(tmp_path, prepared_dataset, status):
     record = start(tmp_path, prepared_dataset)
-    runs.write_json(tmp_path / runs.RUN, {**record, "status": status})
+    files.write_json(tmp_path / runs.RUN, {**record, "status": status})
     with pytest.raises(InputError, match=f"the run is {status}, but its checkpoints are gone"):
         start(tmp_path, prepared_dataset)
 

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from prepared_data import write_prepared_dataset
 
-from ummkd_tf.cases import Dataset, read_case, write_case
-from ummkd_tf.documents import read_npz
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared
-from ummkd_tf.released import ReleasedDataset
+from ummkd_tf.common.documents import read_npz
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import read_case, write_case
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.released_dataset import ReleasedDataset
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid, read_volume
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).glob("*.py"))

@@ -6,8 +6,8 @@ import pytest
 
 from data_prep import make_splits, splits
 from data_prep.splits import Choice, by_part, k_fold, seeded
-from ummkd_tf.cases import PARTS
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import PARTS
 
 CT20 = [f"ct_{n:04d}" for n in range(1, 21)]
 MR9 = [f"mr_{n}" for n in range(1, 10)]

@@ -15,10 +15,12 @@ import keras
 import numpy as np
 import pytest
 
-from ummkd_tf import SETTINGS, UnpairedSegmenter, checkpoints, errors, networks, training
-from ummkd_tf.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
-from ummkd_tf.errors import InputError
-from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
+from ummkd_tf import SETTINGS, UnpairedSegmenter, networks
+from ummkd_tf.common import errors
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.sampling import PatchExamples, SliceExamples, UnpairedSampler
+from ummkd_tf.runs import checkpoints, history, training
+from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
 
 
 def toy(rank, dropout):
@@ -109,7 +111,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
     resumed = weights(again)
     for path, value in weights(whole).items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
-    histories = [(tmp_path / name / training.HISTORY).read_text(encoding="utf-8") for name in ("whole", "cut")]
+    histories = [(tmp_path / name / history.HISTORY).read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert histories[0] == histories[1]
     steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
@@ -148,11 +150,11 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
 def test_a_damaged_or_missing_log_does_not_stop_a_run(tmp_path, caplog):
     """Good lines are kept; a warning tells of the others."""
     run(compiled_model(), tmp_path, 3, validate=None, norm_batches=0)
-    path = tmp_path / training.HISTORY
+    path = tmp_path / history.HISTORY
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"3", b'{"step": "1"}', lines[2], b'{"step": 3, "lo']))
     run(compiled_model(), tmp_path, 4, validate=None, norm_batches=0)
-    assert [line["step"] for line in training.read_history(path)] == [1, 3, 4]
+    assert [line["step"] for line in history.read_history(path)] == [1, 3, 4]
     assert [f"line {n} is damaged" in caplog.text for n in range(1, 7)] == [False, True, True, True, False, False]
     path.unlink()
     run(compiled_model(), tmp_path, 5, validate=None, norm_batches=0)
@@ -187,7 +189,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     ]
     assert progress == Progress(step=8, best_dice=4.0, best_step=4)  # validated at 4 (4.0) and 8 (3.0)
     assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
-    line = json.loads((tmp_path / training.HISTORY).read_text(encoding="utf-8").splitlines()[0])
+    line = json.loads((tmp_path / history.HISTORY).read_text(encoding="utf-8").splitlines()[0])
     assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)
     assert list((tmp_path / "tensorboard").iterdir())
     assert run(model, tmp_path, 8) == progress  # nothing left to do
@@ -352,7 +354,7 @@ def test_samplers_of_a_prepared_data_set(prepared_dataset):
 def test_without_validation_there_is_no_score_and_no_best_checkpoint(tmp_path):
     progress = run(compiled_model(), tmp_path, steps=2, validate=None)
     assert (progress.step, progress.best_dice) == (2, None)
-    assert [line["step"] for line in training.read_history(tmp_path / training.HISTORY)] == [1, 2]
+    assert [line["step"] for line in history.read_history(tmp_path / history.HISTORY)] == [1, 2]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.npz")] == ["step-00000002.npz"]
 
 
@@ -363,5 +365,5 @@ def test_knowledge_is_recorded_before_the_first_step_and_with_each_validation(tm
         return {"kd_loss": float(int(model.optimizer.iterations)), "q": {}}
 
     run(model, tmp_path, 6, knowledge=knowledge)
-    lines = training.read_history(tmp_path / training.KNOWLEDGE)
+    lines = history.read_history(tmp_path / history.KNOWLEDGE)
     assert [(line["step"], line["kd_loss"]) for line in lines] == [(0, 0.0), (4, 4.0), (6, 6.0)]

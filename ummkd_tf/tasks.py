@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmark.results import Part, as_json, page
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
 
 PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "SimpleITK", "torch", "MedPy", "surface-distance")
@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 def facts() -> dict[str, Any]:
     """What a reader needs to know about a run."""
-    from ummkd_tf.runs import commit
+    from ummkd_tf.runs.environment import commit
 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,8 +126,7 @@ def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> 
 
 
 def main(_: list[str]) -> None:
-    from ummkd_tf.runs import write_json
-    from ummkd_tf.volumes import replacing
+    from ummkd_tf.common.files import replacing, write_json
 
     wanted = list(FLAGS.parts)
     unknown = sorted(set(wanted) - set(PARTS))

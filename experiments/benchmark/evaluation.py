@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
 from experiments.benchmark.timing import interleaved, timed
-from ummkd_tf.metrics import ClassMetrics, case_metrics
+from ummkd_tf.evaluation.metrics import ClassMetrics, case_metrics
 
 ORGANS = ("first", "second", "third", "fourth")
 MEDPY, DEEPMIND = "MedPy", "surface-distance"

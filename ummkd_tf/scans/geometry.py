@@ -1,0 +1,162 @@
+"""Where voxels lie in the patient: grids, reorientation and resampling.
+
+Convention: an array is indexed `[i, j, k]` and its affine maps that index to world millimetres in RAS
+(+x right, +y anterior, +z superior), as NIfTI does. SimpleITK's LPS and `[z, y, x]` stay inside this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
+    """The part of the index ranges [start, stop) that lies in the grid."""
+    limits = np.clip([start, stop], 0, grid.shape).astype(int).T
+    return tuple(slice(*limit) for limit in limits.tolist())
+
+
+def shifted(affine: Affine, window: tuple[slice, ...]) -> Affine:
+    """Affine of an array cut by `window`."""
+    result = affine.copy()
+    result[:3, 3] = Grid(affine, (1, 1, 1)).world([s.start for s in window])
+    return result
+
+
+def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """The part of a volume inside a box of indices, in the same place."""
+    part = volume.array[box]
+    return Volume(part, shifted(volume.affine, tuple(slice(s.start or 0, None) for s in box)))
+
+
+Affine = NDArray[np.float64]
+Interpolation = Literal["nearest", "linear", "bspline"]
+
+_INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: `affine` [4, 4] maps index `[i, j, k]` to RAS millimetres; `shape` counts voxels."""
+
+    affine: Affine
+    shape: tuple[int, int, int]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along i, j, k."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def axes(self) -> str:
+        """Patient direction in which each index increases, e.g. "LPS"."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def world(self, index: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """World position (RAS mm) of voxel indices `[..., 3]`."""
+        return np.asarray(index, np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index(self, world: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fractional voxel indices `[..., 3]` of world positions (RAS mm)."""
+        return (np.asarray(world, np.float64) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D array and its affine."""
+
+    array: NDArray
+    affine: Affine
+
+    @property
+    def grid(self) -> Grid:
+        """The voxels' places."""
+        return Grid(self.affine, self.array.shape)
+
+
+def pixels(image: sitk.Image) -> NDArray:
+    """Values as `[i, j, …]`."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(image).T
+
+
+def same_geometry(a: Grid, b: Grid, tolerance_mm: float = 0.1) -> str | None:
+    """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
+
+    Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.
+    """
+    if a.shape != b.shape:
+        return f"shape {b.shape}, expected {a.shape}"
+    if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
+        return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
+    if a.axes != b.axes:
+        return f"orientation {b.axes}, expected {a.axes}"
+    corners = np.array(list(np.ndindex(2, 2, 2)), np.float64) * (np.asarray(a.shape) - 1)
+    apart = float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
+    if apart > tolerance_mm:
+        return f"position or direction off by {apart:.2f} mm"
+    return None
+
+
+def _mm(values: Sequence[float]) -> str:
+    return " × ".join(f"{v:.3f}" for v in values) + " mm"
+
+
+def reorient(volume: Volume, axes: str) -> Volume:
+    """Permutes and flips array axes so that the indices increase towards `axes` (e.g. "PLS"); no resampling."""
+    start = nib.orientations.io_orientation(volume.affine)
+    transform = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(tuple(axes)))
+    array = nib.orientations.apply_orientation(volume.array, transform)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(transform, volume.array.shape)
+    return Volume(array, affine)
+
+
+def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
+    """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
+    """Values of a volume at the voxels of another grid.
+
+    Args:
+        volume: Any orientation.
+        grid: Where values are wanted.
+        interpolation: "linear" or "bspline" for images, "nearest"; label maps: `preprocessing.resample_label`.
+        outside: Value beyond the volume (NaN marks such voxels).
+
+    Returns:
+        Array of `grid.shape`; float32, or the volume's own type for "nearest".
+    """
+    import SimpleITK as sitk
+
+    array = volume.array
+    if interpolation in ("linear", "bspline"):
+        array = array.astype(np.float32, copy=False)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
+    resampler.SetDefaultPixelValue(outside)
+    resampler.SetSize([int(n) for n in grid.shape])
+    resampler.SetOutputSpacing(list(grid.spacing_mm))
+    resampler.SetOutputOrigin(lps[:3, 3].tolist())
+    resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
+    return pixels(resampler.Execute(to_sitk(array, volume.affine)))
