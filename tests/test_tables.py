@@ -438,7 +438,8 @@ def test_paper_numbers_file_is_tidy():
     """No row twice, and nothing but what the tables print."""
     pattern = re.compile(r"-|\d+(\.\d+)?(±\d+\.\d+)?|\d+\.\d+M|\d+K|\de-\d")
     pairs = json.loads(
-        (ROOT / "experiments" / "results" / "paper_numbers.json").read_text(encoding="utf-8"), object_pairs_hook=lambda p: p
+        (ROOT / "experiments" / "results" / "paper_numbers.json").read_text(encoding="utf-8"),
+        object_pairs_hook=lambda p: p,
     )
     assert [name for name, _ in pairs] == [f"table{n}" for n in range(1, 7)]
     for printed in paper_numbers().values():

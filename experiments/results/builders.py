@@ -12,6 +12,7 @@ from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
 from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, title
 from experiments.results.paper import compared
 from experiments.results.records import Record, Runs, seeds_and_folds
+from experiments.results.significance import compare, holm, unit_values
 from experiments.results.table import (
     MEASURES,
     MODALITIES,
@@ -180,8 +181,6 @@ def _over_seeds(block: Block, number: int) -> Block:
 
 def _tests(target: str, runs: Runs) -> Table:
     """Tables III and IV."""
-    from experiments.results.significance import compare, holm, unit_values
-
     used = {spec: runs.of(spec) for spec in TARGETS[target].specs}
     by_setting = {spec.setting: found for spec, found in used.items()}
     ours = by_setting.pop("ours")

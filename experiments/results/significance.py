@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from experiments.results.records import Record
 
@@ -46,8 +47,6 @@ def unit_values(records: Iterable[Record], metric: str) -> dict[Unit, float]:
 
 def compare(ours: Mapping[Unit, float], other: Mapping[Unit, float]) -> Comparison:
     """Both tests over the units that both have; p is NaN for fewer than two, and 1 where no pair differs."""
-    from scipy import stats
-
     shared = sorted(ours.keys() & other.keys())
     a, b = (np.array([values[unit] for unit in shared]) for values in (ours, other))
     if len(shared) < 2:

@@ -22,6 +22,8 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.spatial import KDTree
 
 from ummkd_tf.common.errors import InputError
 
@@ -295,8 +297,6 @@ def _distances_by_tree(
     source: NDArray[np.bool_], target: NDArray[np.bool_], spacing: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Returns the distance from each source voxel to the nearest target voxel; cost follows their number."""
-    from scipy.spatial import KDTree  # here, because tables import this module and measure nothing
-
     tree = KDTree(np.argwhere(target) * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
     distances, _ = tree.query(np.argwhere(source) * spacing)
     return np.asarray(distances, dtype=np.float64)
@@ -306,16 +306,12 @@ def _distances_by_transform(
     source: NDArray[np.bool_], target: NDArray[np.bool_], spacing: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Returns the same as `_distances_by_tree`; cost follows the number of voxels in the box."""
-    from scipy import ndimage
-
     transform: NDArray[np.float64] = ndimage.distance_transform_edt(~target, sampling=spacing)
     return transform[source]
 
 
 def _joint_boxes(prediction: NDArray[Any], reference: NDArray[Any], num_labels: int) -> list[Box]:
     """Returns for each label 1…num_labels the smallest box that holds it in both maps; size 0 if in none."""
-    from scipy import ndimage
-
     found = zip(ndimage.find_objects(prediction, num_labels), ndimage.find_objects(reference, num_labels), strict=True)
     return [_union([box for box in pair if box is not None], prediction.ndim) for pair in found]
 
