@@ -6,10 +6,15 @@ setup(
     name="ummkd_tf",
     version="0.1.0",
     description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
+    license="Apache-2.0",
     packages=find_packages(
         include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
     ),
-    package_data={"data_prep": ["splits/*.json"], "experiments.results": ["paper_numbers.json"]},
+    package_data={
+        "ummkd_tf": ["py.typed"],
+        "data_prep": ["splits/*.json"],
+        "experiments.results": ["paper_numbers.json"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it
@@ -30,6 +35,12 @@ setup(
             "hypothesis>=6.100",  # property tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason
+            "pre-commit>=4",  # runs ruff and mypy before each commit
+        ],
+        "docs": [
+            "mkdocs>=1.6,<2",  # the site; version 2 has no plugins
+            "mkdocs-material>=9.5",  # its look
+            "mkdocstrings[python]>=0.26",  # API pages from docstrings
         ],
         "benchmark": [
             "torch==2.13.0",  # the same training step in PyTorch; pinned, because times are compared between versions
