@@ -7,6 +7,8 @@ import pytest
 
 from ummkd_tf.data.augmentation import AUGMENTATIONS, Augmentation, in_plane_matrix
 from ummkd_tf.data.sampling import UnpairedSampler
+from ummkd_tf.output.pictures import batch_figure
+from ummkd_tf.tasks import TASKS
 
 SPATIAL = Augmentation(rotation=15, scaling=0.12, shift=0.06, elastic=0.02)
 LIVER, RIGHT_KIDNEY, LEFT_KIDNEY = 1, 2, 3
@@ -161,6 +163,20 @@ def test_examples_of_a_batch_change_independently():
         def draw(self, rng):
             return patch(np.random.default_rng(0))
 
-    images, labels = UnpairedSampler({"ct": Same(), "mr": Same()}, 2, 0, SPATIAL).batch(0)
+    _, labels = UnpairedSampler({"ct": Same(), "mr": Same()}, 2, 0, SPATIAL).batch(0)
     four = [labels[m][i].tobytes() for m in ("ct", "mr") for i in range(2)]
     assert len(set(four)) == 4
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_preview_shows_every_example_with_its_contours(dimensions):
+    images, labels = sampler(SPATIAL).batch(0)
+    if dimensions == 2:
+        images = {m: x[..., 3:6, 0] for m, x in images.items()}
+        labels = {m: y[..., 4] for m, y in labels.items()}
+    figure = batch_figure(images, labels, TASKS["abdomen"])
+    assert [axes.get_title() for axes in figure.axes] == ["ct", "ct", "mr", "mr"]
+    shown = figure.axes[1].get_images()[0].get_array()
+    np.testing.assert_array_equal(shown, images["ct"][1][..., 1] if dimensions == 2 else images["ct"][1][:, :, 0, 0])
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == {"2", "3", "A", "P", "R", "L"}
