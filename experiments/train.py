@@ -13,9 +13,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments.recipes import PRESETS, RECIPES, Recipe
+from experiments.recipes import PRESETS, RECIPES, SCHEDULES, Recipe
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -26,7 +27,9 @@ flags.DEFINE_string(
     "data_dir", None, "Folder with prepared data (dataset.json or released.json), see data_prep/README.md."
 )
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
-flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch as in the paper or the released code.")
+flags.DEFINE_enum(
+    "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."
+)
 flags.DEFINE_enum(
     "preset",
     "paper",
@@ -41,6 +44,18 @@ flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
 flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
 flags.DEFINE_float(
     "learning_rate", None, "Initial learning rate; by default the preset's or the recipe's.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "schedule", None, SCHEDULES, "Learning rate falls by 5 % at times, or over the run to zero; default: the recipe's."
+)
+flags.DEFINE_enum(
+    "augmentation",
+    None,
+    list(AUGMENTATIONS),
+    "Random rotation, scaling, shift and intensity of training examples; by default the recipe's.",
+)
+flags.DEFINE_integer(
+    "preview_batches", 0, "Draw the first batches, as the network gets them, into <run_dir>/preview.", lower_bound=0
 )
 flags.DEFINE_integer(
     "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
@@ -96,7 +111,9 @@ def resolve(network: str) -> dict[str, Any]:
         "size": preset.size,
         "steps": chosen("steps"),
         "learning_rate": chosen("learning_rate"),
+        "schedule": FLAGS.schedule or recipe.schedule,
         "decay_every": recipe.decay_every,
+        "augmentation": FLAGS.augmentation or recipe.augmentation,
         "batch_size": chosen("batch_size"),
         "alpha": FLAGS.alpha,
         "temperature": FLAGS.temperature,
@@ -158,6 +175,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.evaluation.validation import validation_score
     from ummkd_tf.optimizer import Adam
+    from ummkd_tf.output.pictures import batch_figure, save_figure
     from ummkd_tf.runs import training
     from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
     from ummkd_tf.segmenter import UnpairedSegmenter
@@ -175,9 +193,14 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
     deterministic = settings["deterministic"]
     model = UnpairedSegmenter(**model_arguments, fast=False if deterministic else None)
-    schedule = keras.optimizers.schedules.ExponentialDecay(
-        settings["learning_rate"], settings["decay_every"], 0.95, staircase=True
-    )
+    if settings["schedule"] == "staircase":
+        schedule = keras.optimizers.schedules.ExponentialDecay(
+            settings["learning_rate"], settings["decay_every"], 0.95, staircase=True
+        )
+    else:
+        schedule = keras.optimizers.schedules.PolynomialDecay(
+            settings["learning_rate"], settings["steps"], end_learning_rate=0.0, power=0.9
+        )
     adam = keras.optimizers.Adam if deterministic else Adam
     model.compile(
         adam(schedule, epsilon=1e-8),
@@ -190,7 +213,8 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     )
     examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
     check_classes(examples, dataset.task.class_names)
-    sampler = UnpairedSampler(examples, settings["batch_size"], settings["seed"])
+    augmentation = AUGMENTATIONS[settings["augmentation"]]
+    sampler = UnpairedSampler(examples, settings["batch_size"], settings["seed"], augmentation)
     predictor = Predictor(model)
     validate = validation_score(dataset, predictor, factor)
     if validate is None and settings["selection"] == "best":
@@ -213,6 +237,8 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
             f"{settings['steps']} steps; training {dataset.unit}: {counts}; split {dataset.split_name}; "
             f"run in {run_dir}"
         )
+        for step in range(FLAGS.preview_batches):
+            save_figure(batch_figure(*sampler.batch(step), dataset.task), run_dir / "preview" / f"step-{step + 1}.png")
         with recorded_session(run_dir, record) as session:
             progress = training.train(
                 model,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.augmentation import Augmentation
 from ummkd_tf.data.cases import Case
 
 PATCH_DEPTH = 8
@@ -25,6 +26,9 @@ Example = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 Batch = tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]]]
 """(images, class maps) by modality, as `UnpairedSegmenter.fit` takes them."""
+
+_AUGMENTATION = 1
+"""Ends the seed of an example's own generator; not 0, because NumPy takes a seed and the same with 0 behind as one."""
 
 
 class Examples(Protocol):
@@ -141,10 +145,14 @@ class UnpairedSampler:
         examples: Modality → its examples, in the model's order.
         batch_size: Examples per modality.
         seed: Two samplers with one seed give the same batches.
+        augmentation: Changes each example, at random. Which examples are drawn does not depend on it.
     """
 
-    def __init__(self, examples: Mapping[str, Examples], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, examples: Mapping[str, Examples], batch_size: int, seed: int, augmentation: Augmentation | None = None
+    ) -> None:
         self.examples, self.batch_size, self.seed = dict(examples), batch_size, seed
+        self.augmentation = augmentation
 
     def _sources(self, step: int) -> Iterator[tuple[str, Examples, np.random.Generator]]:
         for number, (modality, examples) in enumerate(self.examples.items()):
@@ -155,9 +163,15 @@ class UnpairedSampler:
         images, labels = {}, {}
         for modality, examples, rng in self._sources(step):
             drawn = [examples.draw(rng) for _ in range(self.batch_size)]
+            if self.augmentation:
+                drawn = [self.augmentation(*e, self._own_generator(step, modality, i)) for i, e in enumerate(drawn)]
             images[modality] = np.stack([image for image, _ in drawn])
             labels[modality] = np.stack([label for _, label in drawn])
         return images, labels
+
+    def _own_generator(self, step: int, modality: str, number: int) -> np.random.Generator:
+        """Of one example of a batch."""
+        return np.random.default_rng([self.seed, step, list(self.examples).index(modality), number, _AUGMENTATION])
 
     def origins(self, step: int) -> dict[str, list[str]]:
         """Where the examples of a step's batch come from, by modality."""

@@ -149,6 +149,32 @@ def overlay_figure(
     return figure
 
 
+def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], task: Task) -> Figure:
+    """A training batch as the network gets it: of each example the slice with the most foreground, and its contours.
+
+    Args:
+        images: Modality → [batch, rows, columns, 3] or [batch, rows, columns, slices, 1].
+        labels: Modality → class maps [batch, rows, columns(, slices)].
+        task: Names, colours and axes.
+    """
+    plane = planes(task.axes)[0]
+    columns = max(len(batch) for batch in images.values())
+    figure = Figure(figsize=(3 * columns, 3 * len(images) + 0.5), layout="constrained")
+    for row, modality in zip(figure.subplots(len(images), columns, squeeze=False), images, strict=True):
+        for axes, image, label in zip(row, images[modality], labels[modality], strict=False):
+            # 2D: the middle one of three slices has the label.
+            scan, classes = (image[..., 1:2], label[..., np.newaxis]) if label.ndim == 2 else (image[..., 0], label)
+            index = busiest_slice([classes], plane.through, task.num_classes)
+            axes.imshow(plane.cut(scan, index), cmap="gray")
+            for c, name in enumerate(task.class_names[1:], start=1):
+                draw_contour(axes, plane.cut(classes, index) == c, task.class_colors[name], number=c)
+            _edge_letters(axes, plane)
+            axes.set_title(modality, fontsize=10)
+            axes.set_axis_off()
+    _legend(figure, task, compared=False)
+    return figure
+
+
 def _check(what: str, classes: NDArray, image: NDArray, task: Task) -> None:
     if image.ndim != 3 or classes.shape != image.shape:
         raise InputError(
