@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.output.text_tables import markdown
-from ummkd_tf.segmenter import UnpairedSegmenter
 
 
 def describe(model_arguments: dict[str, Any]) -> str:

@@ -174,11 +174,10 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     from ummkd_tf.evaluation.case_results import class_knowledge
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.evaluation.validation import validation_score
-    from ummkd_tf.optimizer import Adam
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
     from ummkd_tf.output.pictures import batch_figure, save_figure
     from ummkd_tf.runs import training
     from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
-    from ummkd_tf.segmenter import UnpairedSegmenter
 
     keras.utils.set_random_seed(settings["seed"])
     if settings["precision"] == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
@@ -201,9 +200,8 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
         schedule = keras.optimizers.schedules.PolynomialDecay(
             settings["learning_rate"], settings["steps"], end_learning_rate=0.0, power=0.9
         )
-    adam = keras.optimizers.Adam if deterministic else Adam
     model.compile(
-        adam(schedule, epsilon=1e-8),
+        model.operations.adam(schedule, epsilon=1e-8),
         kd_weight=settings["alpha"],
         temperature=settings["temperature"],
         absent=settings["absent"],

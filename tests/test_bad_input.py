@@ -23,9 +23,9 @@ from programs import Done, program
 from raw_data import snapshot, write_abdomen
 
 from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
 from ummkd_tf.runs.folder import start_run
-from ummkd_tf.segmenter import UnpairedSegmenter
 
 AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])
 AFFINE[:3, 3] = 100, 90, -40

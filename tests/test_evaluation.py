@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import losses
 from ummkd_tf.common.files import write_json
 from ummkd_tf.data.cases import Case
 from ummkd_tf.evaluation import case_results as evaluation
 from ummkd_tf.evaluation import validation
 from ummkd_tf.evaluation.metrics import summarize
 from ummkd_tf.evaluation.summary import POOLED, summarize_cases
+from ummkd_tf.model import losses
 from ummkd_tf.output import text_tables as reporting
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import TASKS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import losses
+from ummkd_tf.model import losses
 
 
 def one_hot(labels, classes=2):

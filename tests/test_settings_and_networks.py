@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
-from ummkd_tf.layers import BatchNorm, PerModality
-from ummkd_tf.networks import NETWORKS
+from ummkd_tf.model import layers
+from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.layers import BatchNorm, PerModality
 
 # SPEC §2 and §3; trainable, width 16, 5 classes.
 COUNTS = {
@@ -85,6 +88,10 @@ def test_counts_print_as_in_the_papers_param_column(network, setting):
     if (network, setting) == ("dilated2d", "individual"):
         printed = f"{2 * round(count / 2e6, 2):.2f}M"
     assert printed == NETWORKS[network].paper_parameters[setting]
+
+
+def test_the_example_of_per_modality_runs():
+    assert doctest.testmod(layers).failed == 0 < doctest.testmod(layers).attempted
 
 
 def per_modality_layers(model):
@@ -251,7 +258,7 @@ def test_wrong_inputs_are_named(network):
 
 @pytest.mark.parametrize("kind", ["batch", "instance", "layer", "group"])
 def test_normalization_kinds_normalize_what_they_say(kind):
-    from ummkd_tf.layers import make_norm
+    from ummkd_tf.model.layers import make_norm
 
     x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
     layer = make_norm(kind, 16, "norm")

@@ -395,7 +395,7 @@ def test_paper_means_of_means():
 
 
 def test_paper_parameters_are_those_of_the_networks():
-    from ummkd_tf.networks import NETWORKS
+    from ummkd_tf.model.architectures import NETWORKS
 
     for name, network in (("table1", "dilated2d"), ("table2", "unet3d")):
         for rows in paper_numbers()[name]["blocks"].values():

@@ -15,10 +15,11 @@ import keras
 import numpy as np
 import pytest
 
-from ummkd_tf import SETTINGS, UnpairedSegmenter, networks
+from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.common import errors
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import PatchExamples, SliceExamples, UnpairedSampler
+from ummkd_tf.model import architectures as networks
 from ummkd_tf.runs import checkpoints, history, training
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
 

@@ -2,7 +2,7 @@
 
 A setting says which stages of a network keep their convolution kernels, and which their normalization layers,
 separate for each modality, and whether the knowledge-distillation loss is on. Everything else is the same for
-all seven. Stages are named by *regions*; each network (see `networks.py`) says which of its stages a region covers.
+all seven. Stages are named by *regions*; `model/architectures.py` says which stages of a network a region covers.
 
 Plain data: importing this module does not import TensorFlow.
 """

@@ -12,8 +12,8 @@ from experiments.benchmark.results import OURS, Part, Row
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.data.sampling import chunk_starts
 from ummkd_tf.evaluation.inference import Predictor
-from ummkd_tf.networks import NETWORKS
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 
 def measure(size: int, depth: int, width: int, rounds: int) -> Part:

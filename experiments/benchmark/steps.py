@@ -19,7 +19,7 @@ from experiments.benchmark.results import OURS, OURS_BFLOAT16, Part, Row, Target
 from experiments.benchmark.timing import interleaved, matmul_gflops
 from ummkd_tf.common.cli import start_tensorflow
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.networks import NETWORKS
+from ummkd_tf.model.architectures import NETWORKS
 
 ROOT = Path(__file__).parents[2]
 RIVALS = {"pytorch": ("torch", "pytorch"), "plain": ("tensorflow", "tensorflow_transcription")}

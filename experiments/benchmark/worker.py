@@ -44,8 +44,8 @@ def _load_ours(precision: str = "float32") -> Callable[..., Step]:
     import keras
     import tensorflow as tf
 
-    from ummkd_tf.optimizer import Adam
-    from ummkd_tf.segmenter import UnpairedSegmenter
+    from ummkd_tf.fast.adam import Adam
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
 
     def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
         keras.utils.set_random_seed(0)

@@ -25,7 +25,7 @@ def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: fl
     Returns:
         {"kd_loss": Eq. 4, "q": modality → [C, C] list, rows q_c}.
     """
-    from ummkd_tf import losses
+    from ummkd_tf.model import losses
 
     sums: dict[str, NDArray] = {}
     counts: dict[str, NDArray] = {}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.data.reduction import enlarge_in_plane
 from ummkd_tf.data.sampling import PATCH_DEPTH, adjacent_slices, chunk, chunk_starts
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 
 class Predictor:

@@ -21,7 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.settings import SHARED
 
 RELEASED_MODALITY = {"mr": "source", "ct": "target"}

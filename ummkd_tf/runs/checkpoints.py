@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 BEST = "best.npz"
 

@@ -9,7 +9,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.runs.folder import RUN, read_run
 
 if TYPE_CHECKING:
-    from ummkd_tf.segmenter import UnpairedSegmenter
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 
 def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[UnpairedSegmenter, dict[str, Any], int]:
@@ -22,8 +22,8 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
     Raises:
         InputError: No run, no checkpoint, or a checkpoint that does not fit.
     """
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
     from ummkd_tf.runs.checkpoints import CheckpointFolder, restore
-    from ummkd_tf.segmenter import UnpairedSegmenter
 
     record = read_run(run_dir)
     path = CheckpointFolder(Path(run_dir) / "checkpoints").selected(selection or record["flags"]["selection"])

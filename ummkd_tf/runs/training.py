@@ -19,9 +19,9 @@ from tqdm import tqdm
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
 from ummkd_tf.data.sampling import UnpairedSampler
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
 from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
-from ummkd_tf.segmenter import UnpairedSegmenter
 
 NOT_FINITE = "not_finite.json"
 

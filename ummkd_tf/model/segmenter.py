@@ -10,13 +10,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ummkd_tf import losses
-from ummkd_tf.layers import BatchNorm, Initialization, Normalization, make_norm
-from ummkd_tf.networks import Stage, get_network
+from ummkd_tf.model import losses
+from ummkd_tf.model.architectures import get_network
+from ummkd_tf.model.layers import (
+    PLAIN,
+    BatchNorm,
+    Initialization,
+    Normalization,
+    Operations,
+    Stage,
+    StageOptions,
+    Tensors,
+)
 from ummkd_tf.settings import SETTINGS, SHARED, are_modality_names
 
-Streams = dict[tuple[str, ...], tf.Tensor]
-"""Tensors by the modalities they hold: one tensor for each modality, or one concatenated tensor for all."""
+try:  # The one place where speed is put in. Without the folder fast/ the program works all the same, more slowly.
+    from ummkd_tf import fast as _fast
+except ImportError:
+    _fast = None  # type: ignore[assignment]
 
 
 class UnpairedSegmenter(keras.Model):
@@ -24,7 +35,7 @@ class UnpairedSegmenter(keras.Model):
 
     All seven settings of the paper are this class with another row of `settings.SETTINGS`. A stage with separate
     normalization runs once per modality. A stage with shared normalization runs once on all modalities concatenated,
-    so that its batch statistics are those of both together (SPEC §1, "Joint batches").
+    so that its batch statistics are those of both together (docs/reproduction.md#joint-batches).
 
     Mixed precision is Keras's: after `keras.config.set_dtype_policy("mixed_bfloat16")` or "mixed_float16", convolutions
     and activations have 16 bits; variables, statistics and losses keep 32.
@@ -36,12 +47,11 @@ class UnpairedSegmenter(keras.Model):
         num_classes: C, background included.
         width: Base width w (the paper: 16).
         normalization: "batch", "instance", "layer" or "group" (Table V).
-        decoder: "paper" or "released" (3D only, SPEC §3).
+        decoder: "paper" or "released" (3D only; docs/reproduction.md#networks).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
-        fast: Wide 2D convolutions take Winograd's way (`winograd.py`), 3D ones add over a skip instead of joining it,
-            and activations are made again for the gradient instead of being kept. Only float32's rounding differs.
-            It suits CPUs; None: where no GPU is visible.
+        fast: Use the faster and smaller operations of `ummkd_tf.fast`, whose results differ by float32's rounding.
+            They suit CPUs; None: where no GPU is visible.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
@@ -96,19 +106,21 @@ class UnpairedSegmenter(keras.Model):
             "initialization": initialization,
             "fast": fast,
         }
-        on_cpu = not tf.config.list_physical_devices("GPU")
+        self.operations = _operations(fast)
         self.stages = [
             Stage(
                 row,
-                self.network,
-                self.setting,
-                width=width,
-                num_classes=num_classes,
-                make_norm=partial(make_norm, normalization),
-                initialization=initialization,
-                fast=on_cpu if fast is None else fast,
-                modalities=names,
-                dropout=self.network.dropout if dropout is None else dropout,
+                StageOptions(
+                    width=width,
+                    num_classes=num_classes,
+                    modalities=names,
+                    separate_kernels=row.name in self.network.regions[self.setting.separate_kernels],
+                    separate_norms=row.name in self.network.regions[self.setting.separate_norms],
+                    normalization=normalization,
+                    initialization=initialization,
+                    dropout=self.network.dropout if dropout is None else dropout,
+                    operations=self.operations,
+                ),
             )
             for row in self.network.stages
         ]
@@ -137,23 +149,18 @@ class UnpairedSegmenter(keras.Model):
     def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
         present = self._present(images)
         sizes = {m: tf.shape(images[m])[0] for m in present}
-        current: Streams = {(m,): images[m] for m in present}
-        outputs: dict[str, Streams] = {}
+        current: Tensors = {(m,): images[m] for m in present}
+        outputs: dict[str, Tensors] = {}
         for stage in self.stages:
-            current = _regroup(current, stage.separate_norms, sizes)
-            skips = _regroup(outputs[stage.row.skip], stage.separate_norms, sizes) if stage.row.skip else {}
-            results: Streams = {}
-            for group, x in current.items():
-                if stage.in_turn and results:
-                    previous = next(reversed(results))
-                    x, results[previous] = _in_turn(x, results[previous])
-                results[group] = stage(
-                    x,
-                    modality=group[0] if stage.separate_norms else SHARED,
-                    skip=skips.get(group),
-                    training=training,
-                )
-            current = outputs[stage.row.name] = results
+            separate = stage.options.separate_norms
+            skips = _regroup(outputs[stage.row.skip], separate, sizes) if stage.row.skip else {}
+
+            def run(group: tuple[str, ...], x: tf.Tensor, stage: Stage = stage, skips: Tensors = skips) -> tf.Tensor:
+                modality = group[0] if stage.options.separate_norms else SHARED
+                return stage(x, modality=modality, skip=skips.get(group), training=training)
+
+            current = self.operations.run_modalities(stage, run, _regroup(current, separate, sizes))
+            outputs[stage.row.name] = current
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 
     def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:
@@ -265,27 +272,6 @@ class UnpairedSegmenter(keras.Model):
         l2_loss = 2.0 * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
         return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
 
-    def _add_l2_gradients(
-        self,
-        gradients: Sequence[tf.Tensor],
-        variables: Sequence[keras.Variable],
-        decayed: Sequence[keras.Variable],
-        scale: tf.Tensor,
-    ) -> list[tf.Tensor]:
-        """Adds the L2 term's gradients, times the loss's scale, where the others are known.
-
-        On the tape, they would wait there all the step long.
-        """
-        ids = {id(v) for v in decayed}
-        factor = scale * (2.0 * self.l2_weight)
-        total = []
-        for gradient, variable in zip(gradients, variables, strict=True):
-            if id(variable) in ids:
-                with tf.control_dependencies([gradient]):
-                    gradient += factor * tf.identity(variable.value)
-            total.append(gradient)
-        return total
-
     def _decayed(self, present: Mapping[str, Any]) -> list[keras.Variable]:
         """Variables of the L2 term that the present modalities use."""
         return [v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")]
@@ -315,7 +301,12 @@ class UnpairedSegmenter(keras.Model):
         gradients = tape.gradient(scaled_total, [v.value for v in trainable])
         decayed = self._decayed(images)
         terms = self._with_l2(terms, total, decayed)
-        gradients = self._add_l2_gradients(gradients, trainable, decayed, scale)
+        # L2's own gradients, 2 · eta · v: known without the tape.
+        numbers, factor = {id(v) for v in decayed}, scale * (2.0 * self.l2_weight)
+        gradients = [
+            self.operations.add_scaled(gradient, v, factor) if id(v) in numbers else gradient
+            for gradient, v in zip(gradients, trainable, strict=True)
+        ]
         norm = tf.linalg.global_norm(gradients) / scale
         overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
         terms["gradient_norm"] = tf.where(overflow, 0.0, norm)
@@ -379,7 +370,7 @@ class UnpairedSegmenter(keras.Model):
         return {name: self._trackers[name].result() for name in terms}
 
 
-def _regroup(streams: Streams, separate: bool, sizes: Mapping[str, tf.Tensor]) -> Streams:
+def _regroup(streams: Tensors, separate: bool, sizes: Mapping[str, tf.Tensor]) -> Tensors:
     """Splits concatenated modalities, or concatenates separate ones, along the batch axis, where needed."""
     if separate and any(len(group) > 1 for group in streams):
         ((group, x),) = streams.items()
@@ -389,13 +380,11 @@ def _regroup(streams: Streams, separate: bool, sizes: Mapping[str, tf.Tensor]) -
     return streams
 
 
-@tf.custom_gradient
-def _in_turn(x: tf.Tensor, done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both as they are; x waits for what was done before it, and for the gradients it is the other way round."""
-
-    def gradient(of_x: tf.Tensor, of_done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.control_dependencies([of_x]):
-            return of_x, tf.identity(of_done)
-
-    with tf.control_dependencies([done]):
-        return (tf.identity(x), tf.identity(done)), gradient
+def _operations(fast: bool | None) -> Operations:
+    if fast is None:
+        fast = _fast is not None and not tf.config.list_physical_devices("GPU")
+    if not fast:
+        return PLAIN
+    if _fast is None:
+        raise ValueError("fast=True: ummkd_tf/fast is not installed: expected fast=False or None")
+    return Operations(**_fast.OPERATIONS)

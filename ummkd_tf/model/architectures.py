@@ -1,21 +1,20 @@
-"""The two networks as tables of named stages (SPEC §2 and §3; paper Fig. 2 and Fig. 3).
+"""The two networks as tables of named stages (Fig. 2 and Fig. 3; docs/reproduction.md#networks).
 
-A `Network` is data; `Stage` turns one row into layers. Which stages are shared is not written here: a setting names a
-region, and the network says which stages the region covers.
+A `Network` is data; `layers.Stage` turns one row into layers. Which stages are shared is not written here: a setting
+names a region, and the network says which stages the region covers. Importing this module does not import TensorFlow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
-import keras
-import tensorflow as tf
+from ummkd_tf.settings import Region
 
-from ummkd_tf.layers import ConvUnit, Initialization, ResidualBlock, phase_shift
-from ummkd_tf.settings import Region, Setting
+Order = Literal["norm-act-conv", "conv-norm-act", "conv"]
+"""In which order a unit normalizes, activates and convolves: that of the 2D network, of the 3D network, or no norm."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,22 @@ class Filters:
 
 @dataclass(frozen=True)
 class Conv:
-    """One `layers.ConvUnit`; the fields are its arguments. `dropout` says whether the network's rate applies."""
+    """A convolution with its normalization and activation: one `layers.ConvUnit`.
+
+    Attributes:
+        filters: Output channels.
+        kernel_size: Kernel along each spatial axis.
+        order: Of normalization, activation and convolution.
+        dilation: Dilation rate.
+        up: Transposed convolution with stride 2 along every axis.
+        symmetric_pad: Mirror the border instead of padding with zeros.
+        use_bias: Adds a bias to the convolution.
+        dropout: Whether the network's dropout follows.
+    """
 
     filters: Filters
     kernel_size: tuple[int, ...]
-    order: str
+    order: Order
     dilation: int = 1
     up: bool = False
     symmetric_pad: bool = False
@@ -57,11 +67,10 @@ class StageRow:
 
     Attributes:
         name: Scope, and the name regions refer to.
-        layers: In order.
+        layers: In order; residual blocks come last.
         pool: Max-pool by 2 along every spatial axis before the layers.
         skip: Earlier stage whose output is concatenated after the first layer.
         phase_shift: Factor of the phase shift after the last layer.
-        in_turn: Modalities do not run it at the same time, since its kernel takes most of the memory.
     """
 
     name: str
@@ -69,7 +78,6 @@ class StageRow:
     pool: bool = False
     skip: str | None = None
     phase_shift: int = 0
-    in_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def _by_setting(individual: str, joint: str, y_shaped: str, x_shaped: str, ours:
 
 
 def _dilated2d() -> Network:
-    """Network-1: pre-activation residual units; widths in multiples of w (SPEC §2)."""
+    """Network-1: pre-activation residual units; widths in multiples of w."""
 
     def unit(width: int, dilation: int = 1) -> Conv:
         return Conv(Filters(per_width=width), (3, 3), "norm-act-conv", dilation=dilation, dropout=True)
@@ -151,7 +159,7 @@ def _dilated2d() -> Network:
         StageRow("group_7", blocks(2, 32)),
         StageRow("group_8", blocks(2, 32, dilation=2)),
         StageRow("group_9", (unit(32), unit(32))),
-        StageRow("group_10", (wide,), phase_shift=8, in_turn=True),
+        StageRow("group_10", (wide,), phase_shift=8),
         StageRow("output", (logits,)),
     )
     return Network(
@@ -167,7 +175,7 @@ def _dilated2d() -> Network:
 
 
 def _unet3d() -> Network:
-    """Network-2 with the decoder that gives Table II's counts (inferred from them, SPEC §3)."""
+    """Network-2 with the decoder that gives Table II's counts (inferred from them)."""
 
     def conv(kernel: tuple[int, int, int], width: int, up: bool = False) -> Conv:
         return Conv(Filters(per_width=width), kernel, "conv-norm-act", up=up)
@@ -226,100 +234,3 @@ def get_network(name: str, decoder: str = "paper") -> Network:
         replace(row, layers=(_RELEASED_UP.get(row.name, row.layers[0]), *row.layers[1:])) for row in network.stages
     )
     return replace(network, stages=stages, paper_parameters={})
-
-
-class Stage(keras.layers.Layer):
-    """One row of a network as layers.
-
-    Args:
-        row: The row.
-        network: The network it belongs to.
-        setting: Decides what is separate.
-        width: Base width w.
-        num_classes: C.
-        make_norm: Makes a normalization layer, given channels and name.
-        initialization: How kernels start.
-        modalities: Names of the modalities.
-        dropout: Share of activations dropped in training.
-        fast: See `UnpairedSegmenter`.
-
-    Call arguments:
-        inputs: [batch, *space, channels].
-        skip: Output of the stage `row.skip`, or None.
-        modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
-        training: Whether to normalize with batch statistics and drop out.
-    """
-
-    def __init__(
-        self,
-        row: StageRow,
-        network: Network,
-        setting: Setting,
-        *,
-        width: int,
-        num_classes: int,
-        make_norm: Callable[[int, str], keras.layers.Layer],
-        initialization: Initialization,
-        modalities: Sequence[str],
-        dropout: float,
-        fast: bool,
-    ) -> None:
-        super().__init__(name=row.name)
-        self.row = row
-        self.in_turn = row.in_turn and fast
-        self.separate_kernels = row.name in network.separate_stages(setting.separate_kernels)
-        self.separate_norms = row.name in network.separate_stages(setting.separate_norms)
-
-        def unit(conv: Conv, name: str) -> ConvUnit:
-            return ConvUnit(
-                conv.filters.count(width, num_classes),
-                conv.kernel_size,
-                order=conv.order,  # type: ignore[arg-type]
-                dilation=conv.dilation,
-                up=conv.up,
-                symmetric_pad=conv.symmetric_pad,
-                use_bias=conv.use_bias,
-                dropout=dropout if conv.dropout else 0.0,
-                modalities=modalities,
-                separate_kernel=self.separate_kernels,
-                separate_norm=self.separate_norms,
-                make_norm=make_norm,
-                initialization=initialization,
-                fast=fast,
-                name=name,
-            )
-
-        self.parts: list[ConvUnit | ResidualBlock] = []
-        for layer in row.layers:
-            number = 1 + sum(isinstance(earlier, ResidualBlock) == isinstance(layer, Block) for earlier in self.parts)
-            if isinstance(layer, Block):
-                units = [unit(layer.unit, f"unit_{i}") for i in (1, 2)]
-                self.parts.append(ResidualBlock(units, name=f"block_{number}"))
-            else:
-                self.parts.append(unit(layer, f"unit_{number}"))
-        self.filters = self.parts[-1].filters // max(1, row.phase_shift) ** 2
-
-    def build(self, input_shape: Sequence[int | None], skip_channels: int = 0) -> None:
-        for number, part in enumerate(self.parts):
-            part.build(input_shape)
-            joined = skip_channels if number == 0 else 0
-            input_shape = (*input_shape[:-1], part.filters + joined)
-
-    def call(
-        self, inputs: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None, training: bool = False
-    ) -> tf.Tensor:
-        x = inputs
-        if self.row.pool:
-            # SAME: a depth of 1 stays 1.
-            x = tf.nn.max_pool(x, 2, 2, "SAME") if x.shape.rank == 4 else tf.nn.max_pool3d(x, 2, 2, "SAME")
-        previous: ConvUnit | None = None
-        for number, part in enumerate(self.parts):
-            unit: dict[str, Any] = {}
-            if isinstance(part, ConvUnit):
-                # Activations inside a stage are left to the unit behind them, which can make them again.
-                unit = {"after": previous, "activate": part is self.parts[-1]}
-                previous = part
-            if number == 1 and skip is not None:
-                unit["skip"] = skip
-            x = part(x, modality=modality, training=training, **unit)
-        return phase_shift(x, self.row.phase_shift) if self.row.phase_shift else x

@@ -5,8 +5,8 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016):
 products, where a CPU reaches its peak. Differences from the direct sum are those of float32 (about 1e-6); larger tiles
 would save more multiplications and lose digits, so they are not used.
 
-Tiles are four times the image. They live only inside `_result` and `_gradients`, which are not inlined: what TensorFlow
-runs at once, and so the memory it takes, then stays small, as does the graph.
+All tiles together are four times as large as the image. They exist only inside `_result` and `_gradients`, which
+TensorFlow does not inline: so it works on few of them at once, which keeps memory and the graph small.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tens
 
 @tf.custom_gradient
 def _convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`convolve` with dilation 1, some filters after the others."""
+    """`convolve` with dilation 1, in groups of filters, one group after the other."""
     filters = kernel.shape[-1]
     groups = [(first, min(_FILTERS_AT_ONCE, filters - first)) for first in range(0, filters, _FILTERS_AT_ONCE)]
 
@@ -59,20 +59,20 @@ def _convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
                 one, part = _gradients(images, kernel, upstream, tf.constant(first), count=count)
             of_images = one if of_images is None else of_images + one
             of_kernel.append(part)
-        return of_images, _joined(of_kernel)
+        return of_images, _concatenated(of_kernel)
 
     parts: list[tf.Tensor] = []
     for first, count in groups:
         with tf.control_dependencies(parts[-1:]):
             parts.append(_result(images, kernel, tf.constant(first), count=count))
-    return _joined(parts), gradient
+    return _concatenated(parts), gradient
 
 
 @_not_inlined
 def _result(images: tf.Tensor, kernel: tf.Tensor, first: tf.Tensor, *, count: int) -> tf.Tensor:
     batch, height, width, _ = _sizes(images)
     rows, columns = _tiling(images)
-    products = tf.matmul(_tiles(images), _kernels(_some(kernel, first, count)))
+    products = tf.matmul(_tiles(images), _kernels(_filters(kernel, first, count)))
     y = tf.matmul(_RESULT_2D, tf.reshape(products, [16, -1]))
     y = tf.transpose(tf.reshape(y, [2, 2, batch, rows, columns, count]), [2, 3, 0, 4, 1, 5])
     y = tf.reshape(y, [batch, 2 * rows, 2 * columns, count])
@@ -85,7 +85,7 @@ def _gradients(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Gradients of images and of some filters: each step of `_result` transposed, from the last to the first."""
     rows, columns = _tiling(images)
-    y = _filled(_some(upstream, first, count), images)
+    y = _padded_to_tiles(_filters(upstream, first, count), images)
     y = tf.transpose(tf.reshape(y, [-1, rows, 2, columns, 2, count]), [2, 4, 0, 1, 3, 5])
     products = tf.matmul(_RESULT_2D, tf.reshape(y, [4, -1]), transpose_a=True)
     products = tf.reshape(products, [16, -1, count])
@@ -94,18 +94,18 @@ def _gradients(
         tiles = _tiles(images)
     of_kernels = tf.matmul(tiles, products, transpose_a=True)
     of_kernel = tf.matmul(_KERNEL_2D, tf.reshape(of_kernels, [16, -1]), transpose_a=True)
-    of_tiles = tf.matmul(products, _kernels(_some(kernel, first, count)), transpose_b=True)
+    of_tiles = tf.matmul(products, _kernels(_filters(kernel, first, count)), transpose_b=True)
     return tape.gradient(tiles, images, of_tiles), tf.reshape(of_kernel, [*kernel.shape[:3], count])
 
 
 def _tiling(images: tf.Tensor) -> tuple[tf.Tensor | int, tf.Tensor | int]:
-    """Rows and columns of 2×2 tiles of the result, the last ones cut where it is odd."""
+    """Number of rows and columns of 2×2 tiles that cover the result; where a side is odd, the last ones are cut."""
     _, height, width, _ = _sizes(images)
     return (height - 1) // 2, (width - 1) // 2
 
 
-def _filled(x: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-    """Images, or what belongs to their result, with zeros below and at the right where the last tiles are cut."""
+def _padded_to_tiles(x: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    """Adds zeros below and at the right, so that whole tiles cover the images, or a tensor like their result."""
     _, height, width, _ = _sizes(images)
     rows, columns = _tiling(images)
     return tf.pad(x, [[0, 0], [0, 2 * rows + 2 - height], [0, 2 * columns + 2 - width], [0, 0]])
@@ -115,7 +115,7 @@ def _tiles(images: tf.Tensor) -> tf.Tensor:
     """[16, tiles, channels]: `Bᵀ d B` of every tile."""
     batch, _, _, channels = _sizes(images)
     rows, columns = _tiling(images)
-    x = _filled(images, images)
+    x = _padded_to_tiles(images, images)
     x = _overlapping_pairs(tf.reshape(x, [batch, rows + 1, 2, 2 * columns + 2, channels]), 1)
     x = _overlapping_pairs(tf.reshape(x, [batch, rows, 4, columns + 1, 2, channels]), 3)
     tiles = tf.transpose(x, [2, 4, 0, 1, 3, 5])  # [4, 4, batch, rows, columns, channels]
@@ -136,12 +136,12 @@ def _overlapping_pairs(x: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.concat([tf.slice(x, [0] * len(sizes), sizes), tf.slice(x, second, sizes)], axis + 1)
 
 
-def _some(x: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
+def _filters(x: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
     """`x[..., first : first + count]`."""
     return x if count == x.shape[-1] else tf.slice(x, [0, 0, 0, first], [*_sizes(x)[:-1], count])
 
 
-def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
+def _concatenated(parts: list[tf.Tensor]) -> tf.Tensor:
     return parts[0] if len(parts) == 1 else tf.concat(parts, -1)
 
 
