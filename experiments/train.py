@@ -63,7 +63,10 @@ flags.DEFINE_integer(
 flags.DEFINE_float("alpha", 0.5, "Weight of the distillation loss in Eq. 5.", lower_bound=0)
 flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
-    "absent", "uniform", ["uniform", "skip"], "A class that a batch lacks: uniform (released) or skipped."
+    "absent",
+    "uniform",
+    ["uniform", "skip", "memory"],
+    "A class that a batch lacks: uniform (released), skipped, or a running mean of the batches before.",
 )
 flags.DEFINE_enum(
     "selection", "best", ["best", "last"], "Checkpoint that evaluation uses: best validation Dice, or last."

@@ -63,10 +63,10 @@ class Cubes:
         return (image[..., None], label) if self.rank == 3 else (image[..., :3], label[..., 1])
 
 
-def compiled_model(network="toy3d", setting="ours", rate=1e-2):
+def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform"):
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)
-    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8), l2_weight=0.0, jit_compile=False)
+    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8), l2_weight=0.0, absent=absent, jit_compile=False)
     return model
 
 
@@ -94,19 +94,22 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("network", "setting"), [*(("toy3d", setting) for setting in SETTINGS), ("toy2d", "ours")])
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
-    """Weights, statistics, Adam's moments, dropout's state and the log, bit for bit."""
-    whole = compiled_model(network, setting)
+KILLED = [*(("toy3d", setting, "uniform") for setting in SETTINGS), ("toy2d", "ours", "uniform")]
+
+
+@pytest.mark.parametrize(("network", "setting", "absent"), [*KILLED, ("toy3d", "ours", "memory")])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting, absent):
+    """Weights, statistics, Adam's moments, dropout's state, the classes' memory and the log, bit for bit."""
+    whole = compiled_model(network, setting, absent=absent)
     run(whole, tmp_path / "whole", 9)
 
     def die():
         raise Killed
 
-    first = compiled_model(network, setting)
+    first = compiled_model(network, setting, absent=absent)
     with pytest.raises(Killed):
         run(first, tmp_path / "cut", 9, validate=die)  # dies at step 4; the newest checkpoint is of step 3
-    again = compiled_model(network, setting)
+    again = compiled_model(network, setting, absent=absent)
     progress = run(again, tmp_path / "cut", 9)
     assert progress.step == 9
     resumed = weights(again)
@@ -116,6 +119,33 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
     assert histories[0] == histories[1]
     steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
+
+
+def test_memory_of_classes_moves_in_training_steps_only_and_is_stored_where_chosen():
+    model = compiled_model(absent="memory")
+    images, labels = cubes().batch(0)
+
+    def memory():
+        return {m: model.memory[m].numpy() for m in ("ct", "mr")}
+
+    assert {name for name in weights(model) if name.startswith("memory/")} == {"memory/ct", "memory/mr"}
+    assert not any(name.startswith("memory/") for name in weights(compiled_model()))
+    model.batch_losses(images, labels, training=False)
+    assert not any(z.any() for z in memory().values())
+    broken = {**images, "mr": np.full_like(images["mr"], np.nan)}
+    model.optimize(broken, labels)
+    assert not any(z.any() for z in memory().values())
+    terms = model.optimize(images, labels)
+    first = memory()
+    assert all(z.all() for z in first.values()) and float(terms["alone"]) == 0
+    empty = {**labels, "mr": np.zeros_like(labels["mr"])}
+    assert float(model.optimize(images, empty)["alone"]) == 1
+    second = memory()
+    np.testing.assert_array_equal(second["mr"][1], first["mr"][1])
+    for m, row in (("mr", 0), ("ct", 0), ("ct", 1)):
+        assert np.any(second[m][row] != first[m][row])
+    model.optimize({"ct": images["ct"]}, {"ct": labels["ct"]})  # one modality: no distillation, its memory still moves
+    np.testing.assert_array_equal(memory()["mr"], second["mr"])
 
 
 def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypatch):

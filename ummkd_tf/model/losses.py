@@ -12,7 +12,10 @@ from typing import Literal
 
 import tensorflow as tf
 
-AbsentClass = Literal["uniform", "skip"]
+AbsentClass = Literal["uniform", "skip", "memory"]
+
+MEMORY_DECAY = 0.9
+"""Our choice: a class is seldom missing from more than a few batches in a row."""
 
 
 def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
@@ -71,6 +74,7 @@ def knowledge_distillation_loss(
     one_hot_by_modality: Mapping[str, tf.Tensor],
     temperature: float = 2.0,
     absent: AbsentClass = "uniform",
+    memory: Mapping[str, tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Eq. 4: `L_kd = (1/C) sum_c [KL(qa_c || qb_c) + KL(qb_c || qa_c)]`, without a factor T².
 
@@ -82,23 +86,26 @@ def knowledge_distillation_loss(
         one_hot_by_modality: Modality → one-hot reference.
         temperature: T of Eq. 3.
         absent: A class without voxels in one modality has a uniform q_c that stays in the mean ("uniform", as
-            released), or is left out of the mean for that pair ("skip").
+            released), or is left out of the mean for that pair ("skip"), or has the z_c of `memory` ("memory").
+        memory: Modality → `updated_memory` of the batches before; no gradient flows into it.
 
     Returns:
         Scalar >= 0; 0 where all modalities confuse the classes alike.
 
     Raises:
-        ValueError: Fewer than two modalities.
+        ValueError: Fewer than two modalities, or absent="memory" without one.
     """
     if len(logits_by_modality) < 2:
         raise ValueError(
             f"the distillation loss compares modalities: expected at least two, got {len(logits_by_modality)}"
         )
-    log_q = {
-        m: tf.nn.log_softmax(class_logits(logits, one_hot_by_modality[m]) / temperature)
-        for m, logits in logits_by_modality.items()
-    }
-    present = {m: tf.reduce_any(_flat(one_hot_by_modality[m]) > 0, 0) for m in log_q}
+    present = {m: present_classes(one_hot_by_modality[m]) for m in logits_by_modality}
+    z = {m: class_logits(logits, one_hot_by_modality[m]) for m, logits in logits_by_modality.items()}
+    if absent == "memory":
+        if memory is None:
+            raise ValueError("absent='memory': expected the memory of the batches before, got none")
+        z = {m: tf.where(present[m][:, tf.newaxis], z[m], tf.stop_gradient(memory[m])) for m in z}
+    log_q = {m: tf.nn.log_softmax(z[m] / temperature) for m in z}
     pairs = []
     for a, b in combinations(log_q, 2):
         # KL(qa || qb) + KL(qb || qa) in one sum, in log space.
@@ -111,5 +118,29 @@ def knowledge_distillation_loss(
     return tf.add_n(pairs) / len(pairs)
 
 
-def _flat(one_hot: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(one_hot, [-1, one_hot.shape[-1]])
+def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
+    """Running mean of Eq. 2's z_c over the batches that hold class c.
+
+    Args:
+        memory: [C, C] of the batches before; a row of zeros, which makes q_c uniform, where a class was in none.
+        logits: Of this batch.
+        one_hot: Its reference.
+
+    Returns:
+        [C, C]; the row of a class that this batch lacks is that of `memory`.
+    """
+    z = class_logits(logits, one_hot)
+    seen = tf.reduce_any(memory != 0, -1, keepdims=True)
+    mean = tf.where(seen, MEMORY_DECAY * memory + (1 - MEMORY_DECAY) * z, z)
+    return tf.where(present_classes(one_hot)[:, tf.newaxis], mean, memory)
+
+
+def present_classes(one_hot: tf.Tensor) -> tf.Tensor:
+    """[C]; whether a class has a voxel in the batch."""
+    return tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0)
+
+
+def count_alone(one_hot_by_modality: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Number of classes that one modality's batch holds and another's lacks, as a float scalar."""
+    present = tf.stack([present_classes(one_hot) for one_hot in one_hot_by_modality.values()])
+    return tf.reduce_sum(tf.cast(tf.reduce_any(present, 0) & ~tf.reduce_all(present, 0), tf.float32))

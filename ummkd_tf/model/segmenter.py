@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import keras
@@ -124,7 +125,7 @@ class UnpairedSegmenter(keras.Model):
             )
             for row in self.network.stages
         ]
-        terms = ["loss", "kd_loss", "l2_loss", "gradient_norm"]
+        terms = ["loss", "kd_loss", "alone", "l2_loss", "gradient_norm"]
         terms += [f"{m}_{part}" for m in names for part in ("segmentation_loss", "dice_loss", "cross_entropy")]
         self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
         self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
@@ -225,6 +226,10 @@ class UnpairedSegmenter(keras.Model):
         self.optimizer.build(self.trainable_variables)
         self.kd_weight, self.temperature, self.absent = kd_weight, temperature, absent
         self.l2_weight, self.l2_on = l2_weight, l2_on
+        # A proxy, because Keras takes no new variables into a built model; checkpoints hold them by modality.
+        square = np.zeros((self.num_classes, self.num_classes), np.float32)
+        remembered = self.modalities if absent == "memory" else ()
+        self.memory = MappingProxyType({m: keras.Variable(square, trainable=False, name=m) for m in remembered})
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -243,7 +248,8 @@ class UnpairedSegmenter(keras.Model):
 
         Returns:
             Scalars: "loss" (Eq. 5); for each modality "<m>_dice_loss", "<m>_cross_entropy" and their sum
-            "<m>_segmentation_loss"; "kd_loss" (Eq. 4, with two modalities or more; unweighted); "l2_loss" (unweighted).
+            "<m>_segmentation_loss"; with two modalities or more "kd_loss" (Eq. 4, unweighted) and "alone" (number of
+            classes that one modality's batch holds and another's lacks); "l2_loss" (unweighted).
         """
         return self._with_l2(*self._data_losses(images, labels, training=training), self._decayed(images))
 
@@ -261,9 +267,17 @@ class UnpairedSegmenter(keras.Model):
             terms[f"{m}_segmentation_loss"] = terms[f"{m}_dice_loss"] + terms[f"{m}_cross_entropy"]
             total += terms[f"{m}_segmentation_loss"]
         if len(logits) > 1:
-            terms["kd_loss"] = losses.knowledge_distillation_loss(logits, one_hot, self.temperature, self.absent)
+            memory = {m: v.value for m, v in self.memory.items()}
+            terms["kd_loss"] = losses.knowledge_distillation_loss(
+                logits, one_hot, self.temperature, self.absent, memory
+            )
+            terms["alone"] = losses.count_alone(one_hot)
             if self.setting.distill:
                 total += 0.5 * self.kd_weight * terms["kd_loss"]
+        if training:
+            for m, v in self.memory.items():
+                if m in logits:
+                    v.assign(losses.updated_memory(v.value, logits[m], one_hot[m]))
         return terms, total
 
     def _with_l2(
@@ -293,7 +307,7 @@ class UnpairedSegmenter(keras.Model):
         """
         self._check_bfloat16(images)
         trainable = [v for v in self.variables_of(images) if v.trainable]
-        state = [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
+        state = [(v, tf.identity(v.value)) for v in (*self.non_trainable_variables, *self.memory.values())]
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
         with tf.GradientTape() as tape:
             terms, total = self._data_losses(images, labels, training=True)
@@ -314,7 +328,7 @@ class UnpairedSegmenter(keras.Model):
         def apply() -> None:  # halves the scale where there is an overflow
             self.optimizer.apply(gradients, trainable)
 
-        def undo() -> None:  # the forward pass has moved running statistics
+        def undo() -> None:  # the forward pass has moved running statistics and the memory
             for v, value in state:
                 v.assign(value)
 

@@ -1,8 +1,9 @@
 """Checkpoints of a run: everything the next step depends on, in plain NumPy archives.
 
-`step-00000300.npz` holds `model/<variable path>`, `optimizer/<variable path>` and `meta` (JSON: step and best
-validation result). Batches and the learning rate follow from the step. A file is written whole or not at all; each of
-its arrays carries a CRC, so damage is noticed, and no pickle is ever loaded.
+`step-00000300.npz` holds `model/<variable path>`, `optimizer/<variable path>`, with `absent="memory"` what is
+remembered of the classes as `memory/<modality>`, and `meta` (JSON: step and best validation result). Batches and the
+learning rate follow from the step. A file is written whole or not at all; each of its arrays carries a CRC, so damage
+is noticed, and no pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def _variables(model: UnpairedSegmenter) -> dict[str, Any]:
     return {
         **{f"model/{v.path}": v for stage in model.stages for v in stage.variables},
         # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
+        **{f"memory/{modality}": v for modality, v in model.memory.items()},
         **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
     }
 
