@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from absl import flags
 from tqdm import tqdm
@@ -225,7 +225,18 @@ class Stop:
                 self._processes.discard(process)
 
 
-def execute(work: Work, runner: Runner, stop: Stop) -> str | None:
+class Doable(Protocol):
+    """What `execute` needs to know of a run."""
+
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def log(self) -> Path: ...
+    def missing(self) -> list[str]: ...
+    def command(self, step: str) -> list[str]: ...
+
+
+def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
     """Does what is missing of one run; None, or why it failed."""
     try:
         _wait_for_other(work.run_dir, stop)
