@@ -41,6 +41,7 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "augmentation": {f"augmentation-{name}": {"augmentation": name} for name in ("none", "affine", "strong")},
         "schedule": {"staircase": {"schedule": "staircase"}},
         "rate": {f"rate-{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3)},
+        "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
         "length": {"steps-4000": {"steps": 4000}},
         "batch": {"batch-4": {"batch_size": 4}},
         "precision": {"bfloat16": {"precision": "mixed_bfloat16"}},
@@ -133,11 +134,12 @@ def main(_: list[str]) -> int:
     failed = 0
     with Stop() as stop:
         for study_run in () if values.dry_run else tqdm(runs, unit="run"):
-            if reason := execute(study_run, stop.run, stop):
-                tqdm.write(f"FAILED {study_run.name}: {reason}", file=sys.stderr)
-                failed += 1
+            reason = execute(study_run, stop.run, stop)
             if stop.number is not None:
                 raise Stopped("stopped; every run is saved, the same command continues", 128 + stop.number)
+            if reason:
+                tqdm.write(f"FAILED {study_run.name}: {reason}", file=sys.stderr)
+                failed += 1
     print(markdown(COLUMNS, [study_run.row() for study_run in runs]))
     return 1 if failed else 0
 

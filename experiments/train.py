@@ -48,6 +48,13 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "schedule", None, SCHEDULES, "Learning rate falls by 5 % at times, or over the run to zero; default: the recipe's."
 )
+flags.DEFINE_float(
+    "ema",
+    0.0,
+    "Moving average of weights with this decay, e.g. 0.99, to validate and as the best checkpoint; 0: none.",
+    lower_bound=0,
+    upper_bound=1,
+)
 flags.DEFINE_enum(
     "augmentation",
     None,
@@ -116,6 +123,7 @@ def resolve(network: str) -> dict[str, Any]:
         "learning_rate": chosen("learning_rate"),
         "schedule": FLAGS.schedule or recipe.schedule,
         "decay_every": recipe.decay_every,
+        "ema": FLAGS.ema,
         "augmentation": FLAGS.augmentation or recipe.augmentation,
         "batch_size": chosen("batch_size"),
         "alpha": FLAGS.alpha,
@@ -182,6 +190,8 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     from ummkd_tf.runs import training
     from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 
+    if settings["ema"] and settings["selection"] == "last":
+        raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")
     keras.utils.set_random_seed(settings["seed"])
     if settings["precision"] == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
         raise InputError(
@@ -203,8 +213,9 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
         schedule = keras.optimizers.schedules.PolynomialDecay(
             settings["learning_rate"], settings["steps"], end_learning_rate=0.0, power=0.9
         )
+    averaging = {"use_ema": True, "ema_momentum": settings["ema"]} if settings["ema"] else {}
     model.compile(
-        model.operations.adam(schedule, epsilon=1e-8),
+        model.operations.adam(schedule, epsilon=1e-8, **averaging),
         kd_weight=settings["alpha"],
         temperature=settings["temperature"],
         absent=settings["absent"],

@@ -63,10 +63,10 @@ class Cubes:
         return (image[..., None], label) if self.rank == 3 else (image[..., :3], label[..., 1])
 
 
-def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform"):
+def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform", **of_adam):
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)
-    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8), l2_weight=0.0, absent=absent, jit_compile=False)
+    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8, **of_adam), l2_weight=0.0, absent=absent, jit_compile=False)
     return model
 
 
@@ -146,6 +146,40 @@ def test_memory_of_classes_moves_in_training_steps_only_and_is_stored_where_chos
         assert np.any(second[m][row] != first[m][row])
     model.optimize({"ct": images["ct"]}, {"ct": labels["ct"]})  # one modality: no distillation, its memory still moves
     np.testing.assert_array_equal(memory()["mr"], second["mr"])
+
+
+@pytest.mark.parametrize("setting", ["ours", "individual"])
+def test_averaged_weights_validate_and_are_the_best_checkpoint(tmp_path, setting):
+    """After n steps 0.5ⁿ⁻¹ w₁ + Σ 0.5ⁿ⁻ᵏ⁺¹ wₖ; the weights themselves go on as without averaging, also after a kill."""
+    averaging = {"use_ema": True, "ema_momentum": 0.5}
+    seen, expected = [], {}
+
+    def kernels(model):
+        return {v.path: v.numpy() for v in model.trainable_variables}
+
+    plain = compiled_model(setting=setting)
+
+    def plain_score():
+        for path, value in kernels(plain).items():
+            expected[path] = 0.5 * expected[path] + 0.5 * value if path in expected else value
+        return {"dice": 0.5}
+
+    run(plain, tmp_path / "plain", 5, validate=plain_score, validate_every=1, norm_batches=0)
+
+    def averaged_score(model):
+        seen.append(kernels(model))
+        return {"dice": 0.1 * len(seen)}
+
+    first, again = (compiled_model(setting=setting, **averaging) for _ in range(2))
+    run(first, tmp_path / "cut", 3, validate=lambda: averaged_score(first), validate_every=1, norm_batches=0)
+    run(again, tmp_path / "cut", 5, validate=lambda: averaged_score(again), validate_every=1, norm_batches=0)
+    best, _ = read_checkpoint(tmp_path / "cut/checkpoints/best.npz")
+    assert len(seen) == 5
+    for path, value in kernels(plain).items():
+        np.testing.assert_array_equal(again_value := kernels(again)[path], value, err_msg=path)
+        np.testing.assert_allclose(seen[-1][path], expected[path], rtol=1e-5, atol=1e-7, err_msg=path)
+        np.testing.assert_array_equal(best[f"model/{path}"], seen[-1][path])
+        assert np.any(again_value != seen[-1][path])
 
 
 def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypatch):

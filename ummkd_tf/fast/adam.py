@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,10 +17,16 @@ class Adam(keras.optimizers.Adam):
     Args:
         learning_rate: Number or schedule.
         epsilon: 1e-8, as released (Keras: 1e-7).
+        **kwargs: Keras's, e.g. `use_ema`.
     """
 
-    def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, epsilon: float = 1e-8):
-        super().__init__(learning_rate, epsilon=epsilon, name="adam")
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        epsilon: float = 1e-8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, epsilon=epsilon, name="adam", **kwargs)
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Keras hook."""

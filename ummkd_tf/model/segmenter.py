@@ -223,7 +223,8 @@ class UnpairedSegmenter(keras.Model):
             **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
         """
         super().compile(optimizer=optimizer, **kwargs)  # mixed_float16: Keras wraps the optimizer to scale the loss
-        self.optimizer.build(self.trainable_variables)
+        # In the order of `optimize`, because Keras averages weights by their position.
+        self.optimizer.build([v for v in self.variables_of(self.modalities) if v.trainable])
         self.kd_weight, self.temperature, self.absent = kd_weight, temperature, absent
         self.l2_weight, self.l2_on = l2_weight, l2_on
         # A proxy, because Keras takes no new variables into a built model; checkpoints hold them by modality.

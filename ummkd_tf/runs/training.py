@@ -110,19 +110,20 @@ def train(
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             validating = step % validate_every == 0 or step == steps
-            if validating and norm_batches:
-                recent = range(max(0, step - norm_batches), step)
-                model.estimate_statistics(_tensors(sampler.batch(s)[0]) for s in recent)
-            if validate and validating:
-                scores = validate()
-                log(step, {f"validation_{name}": value for name, value in scores.items()})
-                tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
-                # NaN, where the validation part has no class at all, is never the best.
-                if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):
-                    progress = replace(progress, best_dice=scores["dice"], best_step=step)
-                    folder.save_best(model, progress)
-            if knowledge and confusions and validating:
-                confusions.write(step, knowledge())
+            with _averaged_weights(model) if validating else contextlib.nullcontext():
+                if validating and norm_batches:
+                    recent = range(max(0, step - norm_batches), step)
+                    model.estimate_statistics(_tensors(sampler.batch(s)[0]) for s in recent)
+                if validate and validating:
+                    scores = validate()
+                    log(step, {f"validation_{name}": value for name, value in scores.items()})
+                    tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
+                    # NaN, where the validation part has no class at all, is never the best.
+                    if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):
+                        progress = replace(progress, best_dice=scores["dice"], best_step=step)
+                        folder.save_best(model, progress)
+                if knowledge and confusions and validating:
+                    confusions.write(step, knowledge())
             reason = stop() or _time_is_up(started, max_hours)
             if step % checkpoint_every == 0 or step == steps or reason:
                 folder.save(model, progress)
@@ -130,6 +131,23 @@ def train(
                 message, code = reason
                 raise Stopped(f"{message} at step {step}; the same command continues from here", code)
     return progress
+
+
+@contextlib.contextmanager
+def _averaged_weights(model: UnpairedSegmenter) -> Iterator[None]:
+    """With an optimizer that has `use_ema`: its moving averages as weights; behind it all is as before."""
+    optimizer: Any = model.optimizer
+    if not getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+        yield
+        return
+    variables = model.variables_of(model.modalities)
+    before = [(v, v.numpy()) for v in variables]
+    optimizer.finalize_variable_values([v for v in variables if v.trainable])
+    try:
+        yield
+    finally:
+        for v, value in before:
+            v.assign(value)
 
 
 def _tensors(arrays: dict) -> dict[str, tf.Tensor]:
