@@ -34,6 +34,7 @@ setup(
             "pytest>=8",  # tests
             "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6.100",  # property tests
+            "pyjpegls>=1.5",  # writes the JPEG-LS series of the DICOM tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason
             "pre-commit>=4",  # runs ruff and mypy before each commit

@@ -1,6 +1,6 @@
 """DICOM series. The tags, as they stand in the files, decide where voxels lie and what their values mean.
 
-pydicom takes the files apart. GDCM, which SimpleITK brings, unpacks compressed pixels and is asked for nothing else:
+pydicom takes the files apart. GDCM, which SimpleITK brings, unpacks JPEG pixels and is asked for nothing else:
 its geometry follows rules of its own for some classes, and it guesses what a header lacks.
 """
 
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
 from ummkd_tf.common.documents import DEFLATE_RATIO
 from ummkd_tf.common.errors import InputError
@@ -65,6 +66,7 @@ _PARTS = (
     "ImageType",
 )
 _SAME_PLACE_MM = 0.05  # headers of one series differ by rounding; what moves a slice's far corner less is one value
+_ROUNDING_MM = 0.1 + 1e-6  # between positions that are given to a tenth of a millimetre
 _UNIT_ERROR = 0.02  # of a direction's length and right angle; two decimals make 0.0173 at most
 _ROUNDED = 1e-4  # from here on, making directions orthonormal is worth a note
 _PIXEL_MM = (1e-3, 1e3)  # an electron microscope and a house
@@ -484,7 +486,7 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
     steps = np.diff(positions, axis=0)
     gaps = steps @ first.normal
     usual = float(np.median(gaps))
-    tolerance = max(0.02 * usual, 0.01)  # 2 % covers rounded coordinates
+    tolerance = min(_ROUNDING_MM, 0.25 * usual)
 
     for name in _PARTS:
         values = [s.parts[name] for s in slices if s.parts[name]]
@@ -581,8 +583,11 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "pixels.dcm")
         try:
-            clean.save_as(copy, enforce_file_format=True)
-            values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
+            if syntax == RLELossless:  # GDCM reads no run lengths of an odd number of pixels; pydicom needs no plugin
+                values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
+            else:
+                clean.save_as(copy, enforce_file_format=True)
+                values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
         except Exception as error:  # pydicom and GDCM raise many kinds for damaged pixels
             raise InputError(f"{path}: damaged or unreadable pixels ({syntax.name}): copy or convert it") from error
     if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":

@@ -65,6 +65,11 @@ class Grid:
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
+    def is_tilted(self) -> bool:
+        """Whether the axes are not perpendicular, by more than rounding."""
+        return orthonormalized(self) is None
+
+    @property
     def axes(self) -> str:
         """Patient direction in which each index increases, e.g. "LPS"."""
         return "".join(nib.aff2axcodes(self.affine))
