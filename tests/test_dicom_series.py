@@ -34,7 +34,7 @@ def random_series(rng: np.random.Generator, sop_class: uid.UID, syntax: uid.UID)
         turn = np.round(turn / np.abs(turn).max(axis=0))  # along the patient's axes, if they are still perpendicular
         if not np.array_equal(turn.T @ turn, np.eye(3)):
             turn = np.eye(3)[:, rng.permutation(3)] * rng.choice([-1, 1], 3)
-    row, column, normal = turn.T
+    row, column, _ = turn.T
     step = np.cross(row, column) * rng.uniform(0.5, 9) * rng.choice([-1, 1])
     if rng.random() < 0.25:
         step = step + column * rng.uniform(-0.5, 0.5) * np.linalg.norm(step)
@@ -42,6 +42,7 @@ def random_series(rng: np.random.Generator, sop_class: uid.UID, syntax: uid.UID)
     signed &= syntax not in PACKED or (bits == 16 and syntax != uid.JPEG2000Lossless)
     shape, low = 2 * rng.integers(2, 6, 2) + (0, 1), -(2 ** (bits - 1)) if signed else 0
     slope, first = rng.choice([1.0, 0.37, 2.5]), rng.uniform(-400, 400, 3)
+    spacing = rng.uniform(0.3, 7, 2)
     slices = []
     for k in range(int(rng.integers(3, 7))):
         stored = rng.integers(low, low + 2**bits, shape).astype(np.int16 if signed else np.uint16)
@@ -49,10 +50,7 @@ def random_series(rng: np.random.Generator, sop_class: uid.UID, syntax: uid.UID)
             stored[:] = stored[0, 0]  # a lossy code keeps one value
         elif syntax == uid.JPEGLSLossless:
             stored[:] = low + np.indices(shape).sum(0) * rng.integers(1, 5)  # pyjpegls packs nothing that would grow
-        ds = dicom_files.dataset(
-            stored, first + k * step, (*row, *column), rng.uniform(0.3, 7, 2) if not k else spacing, sop_class, bits
-        )
-        spacing = ds.PixelSpacing
+        ds = dicom_files.dataset(stored, first + k * step, (*row, *column), spacing, sop_class, bits)
         if rng.random() < 0.5:
             ds.PhotometricInterpretation = "MONOCHROME1"
         if sop_class != MR:

@@ -6,6 +6,7 @@ its geometry follows rules of its own for some classes, and it guesses what a he
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -14,7 +15,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,10 @@ class DicomSeries:
         place = Path(place)
         datasets, notes = _image_datasets(place)
         files = tuple(datasets)
-        slices = [part for path, dataset in datasets.items() for part in _slices(dataset, path, notes)]
+        slices = []
+        for path, dataset in datasets.items():
+            with _refused_if_damaged(path):
+                slices += _slices(dataset, path, notes)
         _check_alike(slices, place)
         slices, axes = _in_line(slices, place, notes)
         first = slices[0]
@@ -198,7 +202,8 @@ class DicomSeries:
         for k, part in enumerate(self._slices):
             in_file.setdefault(part.path, []).append(k)
         for path, slices in in_file.items():
-            frames = _frames(self._datasets[path], self._slices[slices[0]].pixels, path)
+            with _refused_if_damaged(path):
+                frames = _frames(self._datasets[path], self._slices[slices[0]].pixels, path)
             for k in slices:
                 part = self._slices[k]
                 array[:, :, k] = _numbers(frames[part.frame], part.pixels).T * part.slope + part.intercept
@@ -247,6 +252,17 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
 def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
     return f", but {', '.join(images[:3])}; give the path of that file instead of its folder" if images else ""
+
+
+@contextlib.contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
+    """pydicom takes values apart when they are asked for, and raises many kinds for damaged ones."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: damaged DICOM file ({last_line(error)}): copy it again") from error
 
 
 def is_dicom(path: Path) -> bool:
@@ -316,10 +332,7 @@ class _Tags:
 
     def texts(self, name: str) -> list[str]:
         for place in self._places:
-            try:
-                found = _texts(place, name)
-            except Exception as error:  # pydicom raises many kinds for damaged values
-                raise InputError(f"{self._path}: {name} is damaged ({last_line(error)}): copy it again") from error
+            found = _texts(place, name)
             if found:
                 return found
         return []
@@ -588,7 +601,7 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
             else:
                 clean.save_as(copy, enforce_file_format=True)
                 values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
-        except Exception as error:  # pydicom and GDCM raise many kinds for damaged pixels
+        except Exception as error:  # as above, and GDCM's
             raise InputError(f"{path}: damaged or unreadable pixels ({syntax.name}): copy or convert it") from error
     if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":
         raise InputError(

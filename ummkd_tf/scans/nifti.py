@@ -96,6 +96,8 @@ def _nifti_header(stream: BinaryIO) -> nib.Nifti1Header:
     if second:
         block += _exactly(stream, size - len(block))
     header = (nib.Nifti2Header if second else nib.Nifti1Header)(bytes(block), check=False)
+    if not int(header["sform_code"]) > 0 and not (header["pixdim"][1:4] > 0).all():  # nibabel would make them 1 mm
+        raise ValueError(f"voxels of {' × '.join(f'{v:g}' for v in header['pixdim'][1:4])} mm")
     header.check_fix(logger=_QUIET)
     if not bytes(header["magic"]).startswith(b"n+"):
         raise ValueError("not a single-file NIfTI")
