@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import dicom_files
 import nibabel as nib
@@ -26,6 +27,8 @@ from test_dicom_series import assert_same
 
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data import cases
+from ummkd_tf.evaluation import case_results
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, straightened, to_sitk
 from ummkd_tf.scans.itk import read_png
@@ -586,3 +589,30 @@ def test_the_task_grid_of_a_tilted_scan_is_upright(task):
     assert not prepared.is_tilted
     np.testing.assert_allclose(prepared.world((np.array(prepared.shape) - 1) / 2), grid.world(center), atol=1e-6)
     assert prepared.spacing_mm == pytest.approx(task.spacing_mm)
+
+
+def test_distances_on_a_tilted_scan_are_those_of_the_patient(monkeypatch, caplog):
+    """Two balls 30 mm apart along the tilted rows and slices, against the distance of their true positions."""
+    grid, task = tilted(), TASKS["abdomen"]
+    positions = grid.world(np.argwhere(np.ones(grid.shape, bool)))
+    middle = grid.world((np.array(grid.shape) - 1) / 2)
+
+    def ball(center: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return (np.linalg.norm(places - center, axis=1) < 9).reshape(shape).astype(np.uint8)
+
+    moved = middle + np.array([0, 18, 24])
+    reference = ball(middle, positions, grid.shape)
+    prepared = task_grid(grid, (np.array(grid.shape) - 1) / 2, task)
+    there = prepared.world(np.argwhere(np.ones(prepared.shape, bool)))
+    probabilities = np.eye(task.num_classes, dtype=np.float32)[ball(moved, there, prepared.shape)]
+    case = SimpleNamespace(modality="ct", grid=prepared, original=grid)
+    dataset = SimpleNamespace(task=task, case=lambda case_id: case, path=lambda case_id: case_id)
+    monkeypatch.setattr(cases, "read_original_label", lambda path: reference)
+
+    with caplog.at_level(logging.WARNING):
+        found = case_results.evaluate(lambda case_id: probabilities, dataset, ["a"], original_grid=True)["a"]
+
+    liver = found["classes"]["liver"]
+    assert caplog.messages == ["a: the scan's slices are tilted; it is evaluated on an upright grid over it"]
+    assert liver["hausdorff_mm"] == pytest.approx(30, abs=5)  # a slice, since slices are 8 mm thick
+    assert reference.sum() * grid.voxel_volume_mm3 == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.03)

@@ -65,6 +65,7 @@ _PARTS = (
     "EffectiveEchoTime",
     "DiffusionBValue",
     "ImageType",
+    "FrameOfReferenceUID",
 )
 _SAME_PLACE_MM = 0.05  # headers of one series differ by rounding; what moves a slice's far corner less is one value
 _ROUNDING_MM = 0.1 + 1e-6  # between positions that are given to a tenth of a millimetre

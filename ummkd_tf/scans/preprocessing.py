@@ -17,7 +17,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, straightened, window
 from ummkd_tf.tasks import Clip, Task
 
-VERSION = 3  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+VERSION = 4  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
 _LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
