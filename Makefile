@@ -40,7 +40,7 @@ test-fast: setup  ## tests without the slow ones
 soak: setup  ## kill training runs at random moments and compare how they end (FLAGS=--kills=20)
 	$(VENV)/bin/python tests/soak.py $(FLAGS)
 
-fuzz: setup  ## feed the readers with 5000 damaged files and count what becomes of them
+fuzz: setup  ## feed the readers with 5000 damaged files and 2000 odd headers, and count what becomes of them
 	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
 
 demo: setup  ## from raw phantom scans to a table and a picture, in minutes

@@ -106,8 +106,8 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         )
     names = task.class_names
     counts = np.bincount(case.label.ravel(), minlength=len(names))
-    millilitres = counts * np.prod(case.grid.spacing_mm) / 1000
-    before = np.bincount(original_label.ravel(), minlength=len(names)) * np.prod(case.original.spacing_mm) / 1000
+    millilitres = counts * case.grid.voxel_volume_mm3 / 1000
+    before = np.bincount(original_label.ravel(), minlength=len(names)) * case.original.voxel_volume_mm3 / 1000
     inner = np.clip(values, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
     summary = Summary(
         case_id=case.case_id,

@@ -51,8 +51,8 @@ class Workers:
             yield from bar(self._pool.map(function, items))
         except BrokenProcessPool as error:
             raise InputError(
-                f"a worker process was ended during '{title}', most likely for want of memory: "
-                "finished cases are kept; run again with fewer --workers"
+                f"a worker process was ended during '{title}', by what is not known: finished cases are kept; run "
+                "again with --workers=1, which shows at which case"
             ) from error
 
 

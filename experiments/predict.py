@@ -3,7 +3,8 @@
     python -m experiments.predict --run_dir=runs/ours --modality=ct --input=scan.nii.gz --output=labels.nii.gz
     python -m experiments.predict --run_dir=runs/ours --modality=mr --input=dicom_folder --output=labels.nii.gz
 
-The label map has the shape, orientation and place of the scan itself.
+The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
+lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(_: list[str]) -> None:
     from ummkd_tf.data.reduction import reduce_image
     from ummkd_tf.runs.folder import read_run
     from ummkd_tf.runs.loading import load_model
-    from ummkd_tf.scans.geometry import Volume
+    from ummkd_tf.scans.geometry import Volume, straightened
     from ummkd_tf.scans.nifti import write_nifti
     from ummkd_tf.scans.preprocessing import prepare, restore
     from ummkd_tf.scans.reading import read_volume
@@ -64,10 +65,13 @@ def main(_: list[str]) -> None:
 
     factor = task.size[0] // record["flags"]["size"]
     probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), FLAGS.modality, factor)
-    labels = restore(probabilities, prepared.grid, prepared.original)
-    write_nifti(output, Volume(labels, scan.affine))
-    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * np.prod(scan.grid.spacing_mm) / 1000
-    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {scan.grid.axes}")
+    grid = straightened(prepared.original)
+    if prepared.original.is_tilted:
+        print(f"{FLAGS.input}: the slices are tilted: the label map lies on an upright grid that covers the scan")
+    labels = restore(probabilities, prepared.grid, grid)
+    write_nifti(output, Volume(labels, grid.affine))
+    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
+    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {grid.axes}")
     print("; ".join(f"{c} {task.class_names[c]} {milliliters[c]:.0f} ml" for c in range(1, task.num_classes)))
     if FLAGS.overlay:
         from ummkd_tf.output.pictures import overlay_figure, save_figure

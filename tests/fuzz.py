@@ -4,6 +4,8 @@ Small valid files of every format are mutated: bytes flipped, blocks zeroed, dou
 set to extremes, and the same behind a checksum made anew ("resealed"), as a forger would. A process of its own reads
 each, with 2 GiB of memory beyond its start and 10 seconds. Fine are: one clear line, the same content, and other
 content where no checksum can tell. Everything else is a bug, and its file is kept.
+
+Then come valid but odd headers (odd_headers.py), each of which must end in the right geometry or a refusal.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -22,10 +25,11 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,8 @@ import nibabel as nib
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
+
+import odd_headers
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
 CLEAR, SAME, OTHER = "clear line", "same content", "other content, no checksum"
@@ -495,17 +501,34 @@ def fuzz(
     return counts
 
 
-def table(counts: dict[str, Counter[str]]) -> str:
-    rows = [["format", *OUTCOMES, "files"]]
-    rows += [[name, *(str(of[o]) for o in OUTCOMES), str(of.total())] for name, of in counts.items()]
+def table(counts: dict[str, Counter[str]], outcomes: Sequence[str] = OUTCOMES) -> str:
+    rows = [["format", *outcomes, "files"]]
+    rows += [[name, *(str(of[o]) for o in outcomes), str(of.total())] for name, of in counts.items()]
     total = sum(counts.values(), Counter())
-    rows.append(["all", *(str(total[o]) for o in OUTCOMES), str(total.total())])
+    rows.append(["all", *(str(total[o]) for o in outcomes), str(total.total())])
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def _odd_headers(headers: int, seed: int) -> dict[str, Counter[str]]:
+    logging.getLogger("ummkd_tf").setLevel(logging.ERROR)  # notes
+    warnings.simplefilter("ignore")  # pydicom's remarks on the odd values
+    stderr = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, tempfile.TemporaryDirectory() as folder:
+        os.dup2(nowhere.fileno(), 2)  # and ITK's
+        try:
+            counts, bugs = odd_headers.fuzz(headers, seed, Path(folder))
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    for bug in bugs:
+        print(bug)
+    return counts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=5000, help="mutated files in all")
+    parser.add_argument("--headers", type=int, default=2000, help="odd headers in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", default="", help="comma-separated; all by default")
     parser.add_argument("--keep", type=Path, default=Path("fuzz"), help="folder for the files that show a bug")
@@ -517,9 +540,19 @@ def main() -> int:
     reader.stop()
     bugs = sum(of[o] for of in counts.values() for o in BUGS)
     print(table(counts))
-    print(f"{bugs} bugs; seed {arguments.seed}, {time.monotonic() - started:.0f} s")
+    print(f"{bugs} bugs; seed {arguments.seed}, {time.monotonic() - started:.0f} s\n")
+    odd = _odd_headers(arguments.headers, arguments.seed)
+    silent = sum(of[odd_headers.SILENT] for of in odd.values())
+    bugs += sum(of[o] for of in odd.values() for o in odd_headers.BUGS)
+    print(table(odd, odd_headers.OUTCOMES))
+    print(f"{silent} silent errors; seed {arguments.seed}, {time.monotonic() - started:.0f} s")
     if arguments.out:
-        content = {"seed": arguments.seed, "seconds": round(time.monotonic() - started), "counts": counts}
+        content = {
+            "seed": arguments.seed,
+            "seconds": round(time.monotonic() - started),
+            "counts": counts,
+            "odd headers": odd,
+        }
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 1 if bugs else 0
 

@@ -95,7 +95,10 @@ def test_no_header_leads_elsewhere(name, header, tmp_path):
 
 def test_a_data_file_beside_its_header_is_read(tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(range(8)))
-    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    place = "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 1 1\nOffset = 0 0 0\n"
+    header = (
+        f"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\n{place}ElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    )
     (tmp_path / "a.mhd").write_text(header, encoding="utf-8")
     assert read_volume(tmp_path / "a.mhd").array[1, 1, 0] == 3
 

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.sources.raw_case import Found, Note, Problem, RawCase, first_folder, numbered
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import files_in_order
-from ummkd_tf.scans.dicom import read_dicom_series
+from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import read_png
 
@@ -65,15 +65,15 @@ def read_grey_values(case: RawCase, note: Note) -> Volume:
     Raises:
         InputError: A PNG too many or too few, of another size, or in colour.
     """
-    scan, file_of_slice = read_dicom_series(case.image)
+    scan = DicomSeries.open(case.image)  # its header alone
     files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
-    if len(files) != len(file_of_slice):
+    if len(files) != len(scan.file_of_slice):
         raise InputError(
-            f"{case.label}: {len(files)} PNG files for {len(file_of_slice)} DICOM files: "
+            f"{case.label}: {len(files)} PNG files for {len(scan.file_of_slice)} DICOM files: "
             "expected one each; restore the missing or remove the extra one"
         )
-    grey = np.empty(scan.array.shape, np.int32)
-    for k, which in enumerate(file_of_slice):
+    grey = np.empty(scan.grid.shape, np.int32)
+    for k, which in enumerate(scan.file_of_slice):
         values = read_png(files[which])
         if values.shape != grey.shape[:2]:
             raise InputError(
@@ -81,6 +81,6 @@ def read_grey_values(case: RawCase, note: Note) -> Volume:
                 "expected the same; use the scan's own label"
             )
         grey[:, :, k] = values
-    if file_of_slice != sorted(file_of_slice):
+    if list(scan.file_of_slice) != sorted(scan.file_of_slice):
         note(f"{case.case_id}: files do not run from feet to head; slices are ordered by their position")
-    return Volume(grey, scan.affine)
+    return Volume(grey, scan.grid.affine)

@@ -34,10 +34,14 @@ def files_in_order(folder: str | Path) -> list[Path]:
     """Visible regular files of a folder in file-name order, where 2 comes before 10.
 
     Raises:
-        InputError: The folder cannot be listed.
+        InputError: The folder cannot be listed, or holds a link to a file that is not there.
     """
     try:
-        files = [p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")]
+        visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+        broken = [p for p in visible if p.is_symlink() and not p.exists()]
+        if broken:
+            raise InputError(f"{broken[0]}: a link to a file that is not there: restore the file, or remove the link")
+        files = [p for p in visible if p.is_file()]
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
     # Every second token is a number.

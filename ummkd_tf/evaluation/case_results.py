@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ummkd_tf.data.cases import Case
     from ummkd_tf.data.dataset import Dataset
     from ummkd_tf.evaluation.inference import Predictor
+
+_LOG = logging.getLogger(__name__)
 
 
 def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
@@ -59,7 +62,8 @@ def evaluate(
         predict: Case id → class probabilities [rows, columns, slices, classes] on the prepared grid.
         dataset: The data set.
         case_ids: Cases to evaluate.
-        original_grid: Evaluate on the scans' own grids instead of the prepared one.
+        original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
+            that covers it stands for its own (and a note says so), since surface distances need perpendicular axes.
         progress: Wraps the loop over cases, e.g. with a progress bar.
 
     Returns:
@@ -67,6 +71,7 @@ def evaluate(
     """
     # Here, so that tables, which need the summary alone, start without the libraries that read scans.
     from ummkd_tf.data.cases import read_original_label
+    from ummkd_tf.scans.geometry import Volume, resample, straightened
     from ummkd_tf.scans.preprocessing import restore
 
     results = {}
@@ -74,8 +79,12 @@ def evaluate(
         case = dataset.case(case_id)
         probabilities = predict(case_id)
         if original_grid:
-            predicted: NDArray = restore(probabilities, case.grid, case.original)
             reference, grid = read_original_label(dataset.path(case_id)), case.original
+            if grid.is_tilted:
+                _LOG.warning("%s: the scan's slices are tilted; it is evaluated on an upright grid over it", case_id)
+                grid = straightened(case.original)
+                reference = resample(Volume(reference, case.original.affine), grid, "nearest")
+            predicted: NDArray = restore(probabilities, case.grid, grid)
         else:
             predicted, reference, grid = probabilities.argmax(-1), case.label, case.grid
         results[case_id] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,28 @@ MAX_VOXELS = 2**29
 """Of one image (512 × 512 × 2048), our choice: 2 GiB as float32. More is refused before memory is taken for it."""
 
 
+# What downloads and copies leave in the place of a scan: how it begins, and what to say.
+_FOREIGN = (
+    (rb"version https://git-lfs", "a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
+        "a web page, expected a scan: download it again, signed in if the site asks for it",
+    ),
+    (rb"PK\x03\x04", "a zip archive, expected the file inside: unpack it"),
+)
+
+
 def check_content(path: Path) -> None:
+    """Refuses a file that cannot be read, is empty, or plainly is something else."""
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: not readable: check the file's permissions")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
+    with open(path, "rb") as stream:
+        head = stream.read(256)
+    for pattern, told in _FOREIGN:
+        if re.match(pattern, head):
+            raise InputError(f"{path}: {told}")
 
 
 def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
@@ -41,11 +59,15 @@ def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes:
         )
 
 
-def check_rank(rank: int, shape: Sequence[int], path: Path) -> None:
-    if rank != 3:
+def one_volume(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
+    """The shape of a 3D image, without further axes of length 1."""
+    if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise InputError(
-            f"{path}: {rank}D image of shape {tuple(shape)}: expected 3D; give one volume (a 4D file must be split)"
+            f"{path}: {len(shape)}D image of shape {tuple(shape)}: expected 3D; give one volume (a 4D file must be "
+            "split)"
         )
+    i, j, k = shape[:3]
+    return i, j, k
 
 
 def check_type(dtype: np.dtype, path: Path) -> None:

@@ -40,6 +40,9 @@ def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
 Affine = NDArray[np.float64]
 Interpolation = Literal["nearest", "linear", "bspline"]
 
+_ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
+_EXACT = 1e-6  # of directions' products; a tenth of what ITK allows
+_CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 _INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
 
 
@@ -57,6 +60,16 @@ class Grid:
         return float(i), float(j), float(k)
 
     @property
+    def voxel_volume_mm3(self) -> float:
+        """|det|: what the spacings multiply to, but on a tilted grid."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def is_tilted(self) -> bool:
+        """Whether the axes are not perpendicular, by more than rounding."""
+        return orthonormalized(self) is None
+
+    @property
     def axes(self) -> str:
         """Patient direction in which each index increases, e.g. "LPS"."""
         return "".join(nib.aff2axcodes(self.affine))
@@ -68,6 +81,60 @@ class Grid:
     def index(self, world: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Fractional voxel indices `[..., 3]` of world positions (RAS mm)."""
         return (np.asarray(world, np.float64) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+
+def nearest_orthonormal(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Perpendicular unit vectors nearest to those in the columns of `vectors` [3, 2 or 3] (polar decomposition)."""
+    left, _, right = np.linalg.svd(vectors, full_matrices=False)
+    return left @ right
+
+
+def orthonormalized(grid: Grid) -> Grid | None:
+    """The grid with exactly perpendicular axes, where that moves no voxel by more than rounding does, else None.
+
+    Headers give directions in single precision or in a few decimals, and ITK refuses a NIfTI file whose directions are
+    not orthonormal to 1e-5. The first voxel stays. None means a tilted grid, as a CT's with a tilted gantry.
+    """
+    spacing = np.asarray(grid.spacing_mm)
+    directions = grid.affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() < _EXACT:
+        return grid
+    affine = grid.affine.copy()
+    affine[:3, :3] = nearest_orthonormal(directions) * spacing
+    upright = Grid(affine, grid.shape)
+    return upright if _corners_apart_mm(grid, upright) <= _ROUNDING_MM else None
+
+
+def straightened(grid: Grid) -> Grid:
+    """The grid itself; for a tilted one, the smallest grid of perpendicular axes and the same spacing that covers it.
+
+    Distances and label maps need perpendicular axes. The axis nearest to one of the patient's stays as it is (that of
+    the table, where the gantry was tilted), and the next is made perpendicular to it.
+    """
+    upright = orthonormalized(grid)
+    if upright:
+        return upright
+    spacing = np.asarray(grid.spacing_mm)
+    directions = grid.affine[:3, :3] / spacing
+    order = np.argsort(-np.abs(directions).max(axis=0).round(6), kind="stable")
+    triangular, signs = np.linalg.qr(directions[:, order])
+    axes = np.empty((3, 3))
+    axes[:, order] = triangular * np.sign(np.diag(signs))
+    edges = (grid.world(_CORNERS * np.asarray(grid.shape) - 0.5)) @ axes  # the outer corners, along the new axes
+    first, last = edges.min(axis=0), edges.max(axis=0)
+    shape = np.ceil((last - first) / spacing - 1e-6).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    affine[:3, 3] = axes @ ((first + last - (shape - 1) * spacing) / 2)
+    return Grid(affine, tuple(shape.tolist()))
+
+
+def ras_affine(lps_axes: NDArray, lps_origin: NDArray) -> Affine:
+    """Affine of vectors from voxel to voxel [3, 3] and a first voxel given in LPS, as DICOM and ITK do."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = lps_axes, lps_origin
+    affine[:2] *= -1
+    return affine
 
 
 @dataclass(frozen=True)
@@ -90,7 +157,12 @@ def pixels(image: sitk.Image) -> NDArray:
     return sitk.GetArrayFromImage(image).T
 
 
-def same_geometry(a: Grid, b: Grid, tolerance_mm: float = 0.1) -> str | None:
+def _corners_apart_mm(a: Grid, b: Grid) -> float:
+    corners = _CORNERS * (np.asarray(a.shape) - 1)
+    return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
+
+
+def same_geometry(a: Grid, b: Grid, tolerance_mm: float = _ROUNDING_MM) -> str | None:
     """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
 
     Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.
@@ -101,8 +173,7 @@ def same_geometry(a: Grid, b: Grid, tolerance_mm: float = 0.1) -> str | None:
         return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
     if a.axes != b.axes:
         return f"orientation {b.axes}, expected {a.axes}"
-    corners = np.array(list(np.ndindex(2, 2, 2)), np.float64) * (np.asarray(a.shape) - 1)
-    apart = float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
+    apart = _corners_apart_mm(a, b)
     if apart > tolerance_mm:
         return f"position or direction off by {apart:.2f} mm"
     return None

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, window
+from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, straightened, window
 from ummkd_tf.tasks import Clip, Task
 
-VERSION = 3  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+VERSION = 4  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
 _LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
@@ -194,11 +194,15 @@ def task_grid(scan: Grid, center: NDArray[np.float64], task: Task) -> Grid:
     """The task's grid over a scan that already has the task's axes.
 
     In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed). Across:
-    as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left out.
+    as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left out. Over a
+    tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm, need it.
 
     Raises:
         InputError: The scan is longer than any patient.
     """
+    if scan.is_tilted:
+        upright = straightened(scan)
+        scan, center = upright, upright.index(scan.world(center))
     through_mm = scan.shape[2] * scan.spacing_mm[2]
     if through_mm > _LONGEST_MM:
         raise InputError(
