@@ -17,8 +17,8 @@ def describe(model_arguments: dict[str, Any]) -> str:
         rows.append(
             [
                 stage.row.name,
-                "separate" if stage.separate_kernels else "shared",
-                ("separate" if stage.separate_norms else "shared") if _has_norm(stage) else "none",
+                "separate" if stage.options.separate_kernels else "shared",
+                ("separate" if stage.options.separate_norms else "shared") if _has_norm(stage) else "none",
                 f"{count:,}",
             ]
         )

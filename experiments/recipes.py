@@ -1,14 +1,16 @@
-"""Recipes and presets: every number of a training run that the paper or the released code fixes (SPEC §7)."""
+"""Recipes and presets: every number of a training run that the paper or the released code fixes.
+
+Where both disagree: docs/reproduction.md#disagreements.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
-Schedule = Literal["staircase", "polynomial"]
-SCHEDULES: tuple[Schedule, ...] = ("staircase", "polynomial")
+from ummkd_tf.model.architectures import Initialization
+from ummkd_tf.runs.config import L2On, Schedule
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Recipe:
     decay_every: int
     batch_size: int
     steps: int
-    l2_on: Literal["all", "kernels"]
+    l2_on: L2On
     l2_weight: float
     augmentation: str
 
@@ -78,7 +80,7 @@ class Preset:
     steps: int | None
     learning_rate: float | None
     batch_size: int | None
-    initialization: Literal["released", "glorot"]
+    initialization: Initialization
     norm_batches: int
     validate_every: int
 

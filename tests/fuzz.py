@@ -36,6 +36,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from recorded_runs import run_config
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -260,7 +261,7 @@ def _run(folder: Path) -> Path:
     record: dict[str, Any] = {key: {"commit": "0"} for key in ("setting", "environment")}
     record |= dict.fromkeys(("task", "data_dir", "split_name", "split_sha256"), "abdomen")
     record |= {
-        "flags": {"size": 64, "preset": "tiny", "selection": "best"},
+        "flags": run_config().to_dict(),
         "model": {"modalities": ["ct", "mr"]},
         "seed": 0,
         "seconds": 1.5,

@@ -27,6 +27,10 @@ Region = Literal["nowhere", "before_green_line", "outside_blue_lines", "everywhe
 """A part of a network: the lines are those of the paper's Fig. 2 and Fig. 3."""
 
 
+AbsentClass = Literal["uniform", "skip", "memory"]
+"""What the distillation loss does with a class that a batch lacks, see `losses.knowledge_distillation_loss`."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One row of the table.

@@ -1,4 +1,4 @@
-"""The two networks as tables of named stages (Fig. 2 and Fig. 3; docs/reproduction.md#networks).
+"""The two networks as tables of named stages (Fig. 2 and Fig. 3; docs/reproduction.md#network-2d).
 
 A `Network` is data; `layers.Stage` turns one row into layers. Which stages are shared is not written here: a setting
 names a region, and the network says which stages the region covers. Importing this module does not import TensorFlow.
@@ -12,6 +12,12 @@ from types import MappingProxyType
 from typing import Literal
 
 from ummkd_tf.settings import Region
+
+Normalization = Literal["batch", "instance", "layer", "group"]
+"""Kinds of Table V."""
+
+Initialization = Literal["released", "glorot"]
+"""How kernels start."""
 
 Order = Literal["norm-act-conv", "conv-norm-act", "conv"]
 """In which order a unit normalizes, activates and convolves: that of the 2D network, of the 3D network, or no norm."""

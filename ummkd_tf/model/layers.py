@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from ummkd_tf.model.architectures import Block, Conv, StageRow
+from ummkd_tf.model.architectures import Block, Conv, Initialization, Normalization, StageRow
 from ummkd_tf.settings import SHARED
 
-Normalization = Literal["batch", "instance", "layer", "group"]
-Initialization = Literal["released", "glorot"]
 Tensors = dict[tuple[str, ...], tf.Tensor]
 """Tensors by the modalities they hold: one for each modality, or one for all, concatenated along the batch axis."""
 

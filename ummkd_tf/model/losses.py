@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Literal
 
 import tensorflow as tf
 
-AbsentClass = Literal["uniform", "skip", "memory"]
+from ummkd_tf.settings import AbsentClass
 
 MEMORY_DECAY = 0.9
 """Our choice: a class is seldom missing from more than a few batches in a row."""

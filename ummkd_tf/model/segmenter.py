@@ -12,18 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf.model import losses
-from ummkd_tf.model.architectures import get_network
+from ummkd_tf.model.architectures import Initialization, Normalization, get_network
 from ummkd_tf.model.layers import (
     PLAIN,
     BatchNorm,
-    Initialization,
-    Normalization,
     Operations,
     Stage,
     StageOptions,
     Tensors,
 )
-from ummkd_tf.settings import SETTINGS, SHARED, are_modality_names
+from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, are_modality_names
 
 try:  # The one place where speed is put in. Without the folder fast/ the program works all the same, more slowly.
     from ummkd_tf import fast as _fast
@@ -48,7 +46,7 @@ class UnpairedSegmenter(keras.Model):
         num_classes: C, background included.
         width: Base width w (the paper: 16).
         normalization: "batch", "instance", "layer" or "group" (Table V).
-        decoder: "paper" or "released" (3D only; docs/reproduction.md#networks).
+        decoder: "paper" or "released" (3D only; docs/reproduction.md#decoder).
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
         fast: Use the faster and smaller operations of `ummkd_tf.fast`, whose results differ by float32's rounding.
@@ -206,7 +204,7 @@ class UnpairedSegmenter(keras.Model):
         *,
         kd_weight: float = 0.5,
         temperature: float = 2.0,
-        absent: losses.AbsentClass = "uniform",
+        absent: AbsentClass = "uniform",
         l2_weight: float = 1e-4,
         l2_on: Literal["all", "kernels"] = "all",
         **kwargs: Any,

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
+from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import get_task
@@ -40,9 +41,6 @@ LOCK = "lock"
 # What every reader of `run.json` relies on.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "flags": dict,
-    "flags.size": int,
-    "flags.preset": str,
-    "flags.selection": str,
     "model": dict,
     "model.modalities": list,
     "setting": dict,
@@ -74,12 +72,19 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
                 raise ValueError(f"no {field}")
         if not isinstance(record.get("changes", []), list):
             raise ValueError("no changes")
-        size = record["flags"]["size"]
-        if size < 1 or get_task(record["task"]).size[0] % size:
-            raise ValueError(f"size {size}")
+        config_of(record).factor(get_task(record["task"]))
     except MALFORMED as error:
         raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
     return record
+
+
+def config_of(record: Mapping[str, Any]) -> RunConfig:
+    """The settings in a run's record.
+
+    Raises:
+        ValueError: As `RunConfig.from_dict`.
+    """
+    return RunConfig.from_dict(record["flags"])
 
 
 @contextlib.contextmanager
@@ -124,7 +129,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def start_run(
     run_dir: Path,
     *,
-    flags: Mapping[str, Any],
+    config: RunConfig,
     model: Mapping[str, Any],
     dataset: Dataset,
     accept_changes: bool = False,
@@ -133,10 +138,10 @@ def start_run(
 
     Args:
         run_dir: The run's folder.
-        flags: Every setting that decides the result.
+        config: Every setting that decides the result.
         model: Arguments of `UnpairedSegmenter`.
         dataset: The data set.
-        accept_changes: Continue although flags differ, and record that; never with another model or split.
+        accept_changes: Continue although settings differ, and record that; never with another model or split.
 
     Returns:
         The record, to be given to `recorded_session`.
@@ -145,7 +150,7 @@ def start_run(
         InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
     """
     decisive = {
-        "flags": json.loads(json.dumps(dict(flags))),
+        "flags": config.to_dict(),
         "model": json.loads(json.dumps(dict(model))),
         "split_sha256": dataset.split_checksum,
     }
@@ -162,7 +167,7 @@ def start_run(
                 f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
                 "choose another --run_dir to train again"
             )
-        changed = _differences(record["flags"], decisive["flags"])
+        changed = config_of(record).differences(config)
         fixed = _differences(record["model"], decisive["model"])
         fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
         if fixed or (changed and not accept_changes):
@@ -185,7 +190,7 @@ def start_run(
         "source": dataset.source,
         "split_name": dataset.split_name,
         "cases": {part: dataset.ids(part) for part in dataset.split},
-        "seed": flags["seed"],
+        "seed": config.seed,
         "environment": environment(),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
