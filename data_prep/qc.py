@@ -31,7 +31,7 @@ from ummkd_tf.tasks import Task
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
-FEW_SLICES = 8  # depth of the 3D network's training patch (SPEC §3)
+FEW_SLICES = 8  # depth of the 3D network's training patch
 # Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
 SCORE_TOLERANCE = 0.05
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney

@@ -88,7 +88,7 @@ def test_remap_goes_by_value_and_not_by_rank():
 
 
 def test_label_values_of_the_data_sets():
-    """SPEC §5."""
+    """docs/reproduction.md#chaos."""
     assert {v: c for v, c in btcv.CLASSES.items() if c} == {6: 1, 2: 2, 3: 3, 1: 4}
     assert sorted(btcv.CLASSES) == list(range(14))
     for value, c in {

@@ -60,7 +60,7 @@ def test_sizes(name, ct, mr):
 
 
 def test_published_test_cases():
-    """SIFA's, SPEC §5."""
+    """The ids that the same group used in SIFA (docs/reproduction.md#cardiac)."""
     _, split = splits.read("mmwhs_sifa")
     assert split["ct"]["test"] == ["ct_1003", "ct_1008", "ct_1014", "ct_1019"]
     assert split["mr"]["test"] == ["mr_1007", "mr_1009", "mr_1018", "mr_1019"]

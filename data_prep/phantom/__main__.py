@@ -1,4 +1,4 @@
-"""Phantoms: unpaired CT-like and MR-like anatomies in the raw layouts of BTCV, CHAOS and MM-WHS (SPEC §5).
+"""Phantoms: unpaired CT-like and MR-like anatomies in the raw layouts of BTCV, CHAOS and MM-WHS.
 
 The same preparation code as for real scans runs on them, glitches included. An anatomy is a list of deformed
 ellipsoids in patient millimetres (RAS), painted one over the other; each scan samples it on its own grid, so that

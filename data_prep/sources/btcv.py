@@ -1,6 +1,6 @@
 """BTCV abdominal CT ("Multi-Atlas Labeling Beyond the Cranial Vault"): `img/img0001.nii.gz`, `label/label0001.nii.gz`.
 
-The label files hold 13 organs; the task uses four of them (SPEC §5).
+The label files hold 13 organs; the task uses four of them (docs/reproduction.md#btcv).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CHAOS abdominal MR: `Train_Sets/MR/<id>/T2SPIR/{DICOM_anon/*.dcm, Ground/*.png}` and `T1DUAL/…`.
 
 A PNG belongs to the DICOM file of the same place in file-name order; slices are put in order by their position in the
-patient, because file order runs up in some patients and down in others (SPEC §5).
+patient, because file order runs up in some patients and down in others (docs/reproduction.md#chaos).
 """
 
 from __future__ import annotations

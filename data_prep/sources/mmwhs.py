@@ -1,6 +1,6 @@
 """MM-WHS 2017 cardiac CT and MR: `ct_train/ct_train_1001_image.nii.gz` with `…_label.nii.gz`, `mr_train/…` alike.
 
-Only the labelled training cases are used; the labels of the challenge's test cases are encrypted (SPEC §5).
+Only the labelled training cases are used; the labels of the challenge's test cases are encrypted.
 """
 
 from __future__ import annotations

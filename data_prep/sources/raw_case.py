@@ -111,7 +111,7 @@ class Found:
 def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> NDArray[np.uint8]:
     """Replaces a file's label values by task classes.
 
-    By value, never by rank: an organ may be absent from a case (SPEC §5).
+    By value, never by rank: an organ may be absent from a case.
 
     Raises:
         InputError: A value that is not in `classes`.

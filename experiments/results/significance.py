@@ -1,4 +1,4 @@
-"""Is Ours better than a setting, or is it chance? (SPEC §6, Tables III and IV)
+"""Is Ours better than a setting, or is it chance? (Tables III and IV; docs/reproduction.md#significance)
 
 Unit: one structure of one case, CT and MR together, as the paper does. Several seeds are averaged first, so that they
 do not multiply n; the folds of a cross-validation join, since each case is tested in one of them.

@@ -71,7 +71,7 @@ class SliceExamples:
 
 
 class PatchExamples:
-    """Patches of eight slices as the authors draw them (SPEC §5): half from the chunks used in testing, half
+    """Patches of eight slices as the authors draw them (docs/reproduction.md#patches): half from the chunks used in testing, half
     centred at random inside the labelled slices.
 
     Args:

@@ -1,4 +1,4 @@
-"""Evaluation of whole cases and its summary (SPEC §6, Tables I and II)."""
+"""Evaluation of whole cases and its summary (Tables I and II; docs/reproduction.md#evaluation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a prepared volume to class probabilities (SPEC §5 and §6)."""
+"""From a prepared volume to class probabilities (docs/reproduction.md#patches and #evaluation)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Predictor:
 
     The 3D network sees the authors' test chunks: eight slices each, the last one aligned to the end; where two
     chunks overlap the later one counts. The 2D network sees every slice with its neighbours, the first and last
-    slice included (the released code leaves them out; SPEC §6).
+    slice included (the released code leaves them out).
 
     Args:
         model: A trained model.

@@ -1,6 +1,6 @@
 """Segmentation metrics: Dice and surface distances in millimetres, with every empty mask accounted for.
 
-Source: SPEC §6 (paper, Evaluation). Numpy and scipy only; arrays may have any axis order as long as
+Source: Sec. IV-A; docs/reproduction.md#evaluation. Numpy and scipy only; arrays may have any axis order as long as
 `spacing_mm` has the same one. The rule for empty masks, everywhere in this file:
 
 | prediction | reference | status   | Dice, surface Dice | distances                          |
@@ -46,7 +46,7 @@ _TREE_MAX_SURFACE_SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances between two surfaces, in mm, both directions pooled (SPEC §6).
+    """Distances between two surfaces, in mm, both directions pooled.
 
     Attributes:
         hausdorff_mm: Largest distance, >= 0.
@@ -89,7 +89,7 @@ class Summary:
 
 
 def dice_coefficient(prediction: ArrayLike, reference: ArrayLike) -> float:
-    """Returns the Dice coefficient `2 |P ∩ R| / (|P| + |R|)`, 0…1 (SPEC §6; tables print it in %).
+    """Returns the Dice coefficient `2 |P ∩ R| / (|P| + |R|)`, 0…1 (tables print it in %).
 
     Args:
         prediction: Binary array (bool, or integers 0 and 1) of any shape.
@@ -110,7 +110,7 @@ def surface_distances(
     spacing_mm: Sequence[float] | NDArray[Any],
     tolerance_mm: float | None = None,
 ) -> SurfaceDistances:
-    """Measures how far two surfaces lie apart, in mm (SPEC §6).
+    """Measures how far two surfaces lie apart, in mm.
 
     The surface of a mask is its foreground voxels that a 6-neighbour erosion (4-neighbour in 2D) removes;
     beyond the image edge there is background. Distances run between voxel centres.
@@ -151,7 +151,7 @@ def case_metrics(
     spacing_mm: Sequence[float] | NDArray[Any],
     class_names: Sequence[str],
 ) -> dict[str, ClassMetrics]:
-    """Evaluates one case, class by class (SPEC §6).
+    """Evaluates one case, class by class.
 
     Args:
         prediction: Integer label map, 2D or 3D, values 0…C-1; 0 is background.
@@ -182,7 +182,7 @@ def case_metrics(
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-    """Summarizes one metric over cases, as the tables' "mean ± std" (SPEC §6).
+    """Summarizes one metric over cases, as the tables' "mean ± std".
 
     Args:
         values: One number per case. NaN, or None as JSON brings it back, is left out and counted.
@@ -208,7 +208,7 @@ def summarize(values: Iterable[float | None]) -> Summary:
 def pooled_surface_distance(records: Iterable[Mapping[str, Any]]) -> tuple[float, float, int]:
     """Pools the surface distances of many cases (or classes) over all their surface voxels.
 
-    This is the "paper-comparable (pooled surface distance)" of SPEC §6: an assumption about what the paper
+    This is the "paper-comparable (pooled surface distance)" of docs/reproduction.md#pooled-distance: an assumption about what the paper
     prints as Hausdorff distance. A missed or spurious class weighs in with the image diagonal at each surface
     voxel; filter the records by `status` for the figure without them.
 

@@ -1,4 +1,4 @@
-"""The losses of the paper as pure functions (Sec. III-B and III-C; details of the released code in SPEC §1).
+"""The losses of the paper as pure functions (Sec. III-B and III-C; docs/reproduction.md#losses).
 
 All take logits `[batch, *space, classes]` (2D or 3D) before the softmax, and one-hot references of the same shape.
 A voxel whose one-hot is all zero (a label outside the classes) is ignored.

@@ -1,4 +1,4 @@
-"""The authors' released data, used as it is: training records, list files and test volumes (SPEC §5).
+"""The authors' released data, used as it is: training records, list files and test volumes.
 
 A training record (`*.tfrecords`) holds one slice with its two neighbours and the slice's label. A list file names one
 record a line. A test volume is an `.npz` file, or the pair of NIfTI files that such a file is made from; in the plane

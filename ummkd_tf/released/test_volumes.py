@@ -87,7 +87,7 @@ def prepare_test_volume(path: Path, task: Task) -> Prepared:
     """A test volume as a prepared scan; its voxels stay as `read_test_volume` gives them, `OUTSIDE` is background.
 
     The reference NIfTI gives spacing and place, and `original` is its grid. Without one, the task's spacing and axes
-    are assumed (1 mm; "about 1 mm isotropic", SPEC §5). No axis is turned to the task's in either case, because a
+    are assumed (1 mm; "about 1 mm isotropic", Sec. IV-A). No axis is turned to the task's in either case, because a
     network trained on the records expects theirs.
 
     Raises:

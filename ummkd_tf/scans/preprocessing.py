@@ -1,4 +1,4 @@
-"""From a scan to the network's grid and back (paper Sec. IV-A, SPEC §5).
+"""From a scan to the network's grid and back (Sec. IV-A; docs/reproduction.md#preparation).
 
 Forward: reorient to the task's axes → crop to the body, or find the heart → resample image and label *once* onto the
 task's grid around it → clip intensities → z-score over the volume. Backward: class probabilities on the task's grid →
