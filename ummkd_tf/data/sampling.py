@@ -71,8 +71,8 @@ class SliceExamples:
 
 
 class PatchExamples:
-    """Patches of eight slices as the authors draw them (docs/reproduction.md#patches): half from the chunks used in testing, half
-    centred at random inside the labelled slices.
+    """Patches of eight slices as the authors draw them: half from the chunks used in testing, half centred at random
+    inside the labelled slices (docs/reproduction.md#patches).
 
     Args:
         cases: Training cases of one modality.

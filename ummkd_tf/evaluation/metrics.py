@@ -208,9 +208,9 @@ def summarize(values: Iterable[float | None]) -> Summary:
 def pooled_surface_distance(records: Iterable[Mapping[str, Any]]) -> tuple[float, float, int]:
     """Pools the surface distances of many cases (or classes) over all their surface voxels.
 
-    This is the "paper-comparable (pooled surface distance)" of docs/reproduction.md#pooled-distance: an assumption about what the paper
-    prints as Hausdorff distance. A missed or spurious class weighs in with the image diagonal at each surface
-    voxel; filter the records by `status` for the figure without them.
+    This is the "paper-comparable (pooled surface distance)", an assumption about what the paper prints as Hausdorff
+    distance (docs/reproduction.md#pooled-distance). A missed or spurious class weighs in with the image diagonal at
+    each surface voxel; filter the records by `status` for the figure without them.
 
     Args:
         records: Values of `case_metrics`, also after a round trip through JSON.
