@@ -61,9 +61,9 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
     oriented = reorient(image, task.axes)
-    if task.roi == "body":
+    if task.region == "body":
         oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
-    if task.roi == "label_centroid" and label is not None:
+    if task.region == "label_centroid" and label is not None:
         center = label_centroid(reorient(label, task.axes).array)
     else:
         center = (np.asarray(oriented.array.shape) - 1) / 2
