@@ -52,6 +52,7 @@ _SMALLEST, _LARGEST = 64, 512  # rows and columns
 _FOREGROUND = (0.5, 99.5)  # percentiles of the labelled voxels, as nnU-Net clips CT
 _LEAST_HIGH = 95.0  # percentile; below it the surroundings of dark organs would lose their contrast
 _VOXELS = 10_000  # of each scan's foreground, so that every scan counts the same
+_FAT = -125  # Hounsfield units, as in the abdomen's range; the body is found in the clipped image
 _HOUNSFIELD_AIR = -500  # images that reach below are in Hounsfield units
 _BODY = {True: Clip(-1000, 400), False: DEFAULT_CLIP}  # what the body is found in, before the task's range is known
 
@@ -188,11 +189,14 @@ def _clip(scans: Sequence[Measured]) -> tuple[dict[str, dict[str, Any]], dict[st
                 f"{own_scans[0].case.label}: no {modality} scan has a labelled voxel: expected labelled scans; check "
                 "the label files"
             )
-        low, high = np.percentile(foreground, _FOREGROUND)
+        low, high = map(float, np.percentile(foreground, _FOREGROUND))
         shown = f"labelled voxels have {low:.4g} to {high:.4g} ({_FOREGROUND[0]} to {_FOREGROUND[1]} percentile)"
         if is_ct(modality, [scan.minimum for scan in own_scans]):
-            clip = Clip(math.floor(low), max(math.ceil(high), math.floor(low) + 1))
-            notes[f"clip.{modality}"] = f"Hounsfield units: {shown}, the same in every scan"
+            low = min(math.floor(low), _FAT)
+            clip = Clip(low, max(math.ceil(high), low + 1))
+            notes[f"clip.{modality}"] = (
+                f"Hounsfield units: {shown}; at least from {_FAT}, so that fat and with it the body's outline stays"
+            )
         else:
             percentile = float(np.median([scan.high_percentile for scan in own_scans]))
             clip = Clip(0, min(100.0, max(_LEAST_HIGH, math.ceil(10 * percentile) / 10)), "percentile")

@@ -48,7 +48,7 @@ class Preset:
     """How large a run is. The reduced ones are our choice, for machines without a GPU.
 
     Attributes:
-        size: Rows and columns the network sees; the prepared volumes are reduced by 256 / size.
+        factor: The network sees so many times fewer rows and columns than the prepared volumes have.
         width: Base width w.
         steps: Length of training; None for the recipe's.
         learning_rate: None for the recipe's; a short training needs a larger one.
@@ -60,7 +60,7 @@ class Preset:
         validate_every: Steps between validations (and checkpoints).
     """
 
-    size: int
+    factor: int
     width: int
     steps: int | None
     learning_rate: float | None
@@ -72,8 +72,8 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "paper": Preset(256, 16, None, None, None, "released", 0, 1000),
-        "small": Preset(128, 8, 600, 2e-3, 2, "glorot", 16, 100),
-        "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 16, 50),
+        "paper": Preset(1, 16, None, None, None, "released", 0, 1000),
+        "small": Preset(2, 8, 600, 2e-3, 2, "glorot", 16, 100),
+        "tiny": Preset(4, 4, 300, 2e-3, 2, "glorot", 16, 50),
     }
 )

@@ -335,7 +335,7 @@ def _parameters(entries: Sequence[Entry]) -> str:
     for entry in entries:
         model, evaluation = entry.record.run["model"], entry.record.evaluation
         if evaluation and (model["normalization"], model.get("decoder", "paper")) == ("batch", "paper"):
-            by_width = counted.setdefault((entry.record.run["task"], model["setting"]), {})
+            by_width = counted.setdefault((entry.record.task.name, model["setting"]), {})
             by_width[model.get("width", "unknown")] = evaluation["parameters"]
     rows = []
     for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
@@ -376,7 +376,7 @@ def _case_rows(record: Record) -> Iterable[str]:
         for case_id, case in (evaluation or {"cases": {}})["cases"].items():
             for name, metrics in case["classes"].items():
                 numbers = "".join(_number_cell(metrics[metric], metric) for metric in CASE_METRICS)
-                before = _texts(case_id, MODALITIES.get(case["modality"], case["modality"]), name.replace("_", " "))
+                before = _texts(case_id, modality_title(case["modality"]), name.replace("_", " "))
                 after = _texts(metrics["status"], part, record.run.get("source", "unknown"), record.name)
                 yield f"<tr>{before}{numbers}{after}</tr>"
 

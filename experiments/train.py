@@ -16,11 +16,18 @@ from absl import flags
 from experiments.recipes import PRESETS, RECIPES, Recipe
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.settings import SETTINGS
-from ummkd_tf.tasks import TASKS
+from ummkd_tf.tasks import NETWORKS, TASKS, Task, check_same_task, get_task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("task", "abdomen", list(TASKS), "What is segmented. Decides the network and the data's grid.")
+flags.DEFINE_string(
+    "task",
+    None,
+    f"What is segmented: {', '.join(TASKS)}, or a task file. By default what the data were prepared for; given, it is "
+    "only a check, or what --describe describes.",
+)
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
 flags.DEFINE_string(
     "data_dir", None, "Folder with prepared data (dataset.json or released.json), see data_prep/README.md."
@@ -31,9 +38,9 @@ flags.DEFINE_enum(
     "preset",
     "paper",
     list(PRESETS),
-    "Size of the run: " + "; ".join(f"{name} = {p.size}², width {p.width}" for name, p in PRESETS.items()) + ".",
+    "Size of the run: " + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items()) + ".",
 )
-flags.DEFINE_enum("network", None, ["dilated2d", "unet3d"], "Network; by default the task's.")
+flags.DEFINE_enum("network", None, list(NETWORKS), "Network; by default the task's.")
 flags.DEFINE_enum("decoder", "paper", ["paper", "released"], "Decoder of unet3d: Table II's counts, or the upload's.")
 flags.DEFINE_enum("normalization", "batch", ["batch", "instance", "layer", "group"], "Normalization (Table V).")
 flags.DEFINE_enum("initialization", None, ["released", "glorot"], "How kernels start; by default the preset's.")
@@ -79,7 +86,7 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
 
-def resolve(network: str) -> dict[str, Any]:
+def resolve(network: str, task: Task) -> dict[str, Any]:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
     recipe: Recipe = RECIPES[FLAGS.recipe][network]
@@ -89,11 +96,11 @@ def resolve(network: str) -> dict[str, Any]:
         return next(value for value in candidates if value is not None)
 
     return {
-        "task": FLAGS.task,
+        "task": task.name,
         "setting": FLAGS.setting,
         "recipe": FLAGS.recipe,
         "preset": FLAGS.preset,
-        "size": preset.size,
+        "size": task.size[0] // preset.factor,
         "steps": chosen("steps"),
         "learning_rate": chosen("learning_rate"),
         "decay_every": recipe.decay_every,
@@ -113,13 +120,18 @@ def resolve(network: str) -> dict[str, Any]:
 
 
 def main(_: list[str]) -> int:
-    network = FLAGS.network or TASKS[FLAGS.task].network
+    asked = get_task(FLAGS.task) if FLAGS.task else None
+    dataset = open_dataset(FLAGS.data_dir) if FLAGS.data_dir else None
+    task = dataset.task if dataset else asked or TASKS["abdomen"]
+    if asked:
+        check_same_task(task, asked, FLAGS.data_dir, f"leave --task={FLAGS.task} out, or prepare the data for it")
+    network = FLAGS.network or task.network
     if network != "unet3d" and FLAGS.decoder != "paper":
         raise InputError(f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network}; leave it out")
     model_arguments = {
         "network": network,
         "setting": FLAGS.setting,
-        "num_classes": TASKS[FLAGS.task].num_classes,
+        "num_classes": task.num_classes,
         "width": PRESETS[FLAGS.preset].width,
         "normalization": FLAGS.normalization,
         "decoder": FLAGS.decoder,
@@ -131,23 +143,20 @@ def main(_: list[str]) -> int:
 
         print(describe(model_arguments))
         return 0
-    if not FLAGS.data_dir or not FLAGS.run_dir:
+    if not dataset or not FLAGS.run_dir:
         raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
-    train(Path(FLAGS.data_dir), Path(FLAGS.run_dir), model_arguments, resolve(network))
+    train(dataset, Path(FLAGS.run_dir), model_arguments, resolve(network, task))
     return 0
 
 
-def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> None:
+def train(dataset: Dataset, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> None:
     """Trains, or continues, one run."""
-    from ummkd_tf.data.opening import open_dataset
-
-    dataset = open_dataset(data_dir)
-    if dataset.task.name != settings["task"]:
+    if len(dataset.modalities) == 1 and settings["setting"] != "individual":
         raise InputError(
-            f"{data_dir}: data of task {dataset.task.name!r}, but --task={settings['task']}; give that task"
+            f"--setting={settings['setting']}: needs two modalities or more, and {dataset.directory} has only "
+            f"{dataset.modalities[0]}: take --setting=individual, or add scans of another modality"
         )
-    factor, rest = divmod(dataset.task.size[0], settings["size"])
-    assert not rest
+    factor = dataset.task.size[0] // settings["size"]
 
     start_tensorflow()
     import keras
@@ -195,7 +204,7 @@ def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settin
     validate = validation_score(dataset, predictor, factor)
     if validate is None and settings["selection"] == "best":
         raise InputError(
-            f"{data_dir}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "
+            f"{dataset.directory}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "
             "add the validation lists, or give --selection=last to train without"
         )
     watched = [] if FLAGS.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(FLAGS.knowledge_on)]

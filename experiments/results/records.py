@@ -14,7 +14,8 @@ from experiments.plans import DATA, TARGETS, RunSpec
 from ummkd_tf.common import documents
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.runs.folder import RUN, read_run
+from ummkd_tf.runs.folder import RUN, read_run, task_of
+from ummkd_tf.tasks import Task
 
 EVALUATION, OUTLIER, KNOWLEDGE = "evaluation_test.json", "evaluation_outlier.json", "knowledge.jsonl"
 
@@ -38,6 +39,16 @@ class Record:
     evaluation: dict[str, Any] | None = None
     outlier: dict[str, Any] | None = None
     knowledge: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for, as stored with it."""
+        return task_of(self.run)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names, in the model's order."""
+        return tuple(self.run["model"]["modalities"])
 
     @property
     def finished(self) -> bool:
@@ -121,7 +132,7 @@ class Entry:
     @property
     def group(self) -> str:
         """Its data set, of `plans.DATA` where the run was planned."""
-        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
+        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), self.record.task.name)
 
 
 class Runs:
