@@ -9,7 +9,11 @@ setup(
     packages=find_packages(
         include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
     ),
-    package_data={"data_prep": ["splits/*.json"], "experiments.results": ["paper_numbers.json"]},
+    package_data={
+        "ummkd_tf": ["task_files/*.json"],
+        "data_prep": ["splits/*.json"],
+        "experiments.results": ["paper_numbers.json"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it

@@ -121,7 +121,7 @@ def resolve(network: str, task: Task) -> dict[str, Any]:
 
 def main(_: list[str]) -> int:
     asked = get_task(FLAGS.task) if FLAGS.task else None
-    dataset = open_dataset(FLAGS.data_dir) if FLAGS.data_dir else None
+    dataset = open_dataset(FLAGS.data_dir) if FLAGS.data_dir and not FLAGS.describe else None
     task = dataset.task if dataset else asked or TASKS["abdomen"]
     if asked:
         check_same_task(task, asked, FLAGS.data_dir, f"leave --task={FLAGS.task} out, or prepare the data for it")

@@ -32,6 +32,8 @@ def write_scan(folder: Path, case_id: str, modality: str, number: int, values: S
     air, tissue, first, second = SIGNALS[modality]
     image = np.select([label == values[0], label == values[1], body], [first, second, tissue], air).astype(np.float32)
     image += rng.normal(0, 10, image.shape)
+    if modality != "ct":
+        image = np.abs(image)  # a magnitude, as in MR
     affine = np.diag([*spacing, 1.0])
     for name, array in (("image", image.astype(np.int16)), ("label", label)):
         scan = nib.Nifti1Image(array, affine)

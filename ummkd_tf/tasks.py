@@ -220,7 +220,9 @@ def _text(value: object) -> str:
         return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
     if isinstance(value, Clip):
         return f"{value.low:g} to {value.high:g} ({value.unit})"
-    return " × ".join(f"{v:g}" for v in value) if _are_numbers(value) else str(value)
+    if isinstance(value, tuple):
+        return " × ".join(f"{v:g}" for v in value) if _are_numbers(value) else ", ".join(map(str, value))
+    return str(value)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
