@@ -23,13 +23,15 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from data_prep import own
-from data_prep.pipeline import Workers, default_workers
-from data_prep.raw import Problem, RawCase
-from ummkd_tf import preprocessing
-from ummkd_tf.cli import run
-from ummkd_tf.documents import MALFORMED, read_json
-from ummkd_tf.errors import InputError
+from data_prep.sources import csv_list
+from data_prep.sources.raw_case import Problem, RawCase
+from data_prep.workers import Workers, default_workers
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import reorient, same_geometry
 from ummkd_tf.tasks import (
     BACKGROUND,
     DEFAULT_CLIP,
@@ -40,7 +42,6 @@ from ummkd_tf.tasks import (
     Task,
     task_from_dict,
 )
-from ummkd_tf.volumes import replacing, reorient, same_geometry
 
 # Task axes by the direction the slices are stacked in, displayed as viewers do: transverse with anterior up, coronal and
 # sagittal with the feet down.
@@ -254,7 +255,7 @@ def first_task(
     Raises:
         InputError: As `class_names` and `describe`, or a name no task can have.
     """
-    found = own.list_cases(csv_file, {})
+    found = csv_list.list_cases(csv_file, {})
     scans = list(pool.each(measure, found.cases, "measure"))
     problems = [*found.problems, *(problem for scan in scans for problem in scan.problems)]
     if problems or not scans:
@@ -276,7 +277,7 @@ def label_map_beside(out: Path) -> Path:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("csv", None, f"CSV file with columns {','.join(own.COLUMNS)}.", required=True)
+    flags.DEFINE_string("csv", None, f"CSV file with columns {','.join(csv_list.COLUMNS)}.", required=True)
     flags.DEFINE_string("out", None, "Task file to write, *.json.", required=True)
     flags.DEFINE_string("name", None, "The task's name; by default that of the file.")
     flags.DEFINE_enum("network", "unet3d", list(NETWORKS), "Network: 3D for thin scans, or 2D with three slices.")
@@ -299,9 +300,7 @@ def main(_: list[str]) -> int:
     if name in TASKS:
         raise InputError(f"--name={name}: is the paper's task: choose another name")
     with Workers(values.workers) as pool:
-        problems, files = first_task(
-            csv_file, out, name=name, network=values.network, label_map=label_map, pool=pool
-        )
+        problems, files = first_task(csv_file, out, name=name, network=values.network, label_map=label_map, pool=pool)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

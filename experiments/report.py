@@ -23,10 +23,10 @@ from absl import flags
 from experiments.plans import TARGETS
 from experiments.results import builders, captions
 from experiments.results.builders import TABLES
-from experiments.results.curves import LINES, MOST_POINTS, PANELS, Frame, frame, panel
+from experiments.results.curves import MOST_POINTS, PANELS, Frame, frame, lines_of, panel
 from experiments.results.paper import paper_numbers
 from experiments.results.records import Entry, Points, Record, load_records, read_json
-from experiments.results.table import MODALITIES, PARAMETERS, UNDEFINED, Table
+from experiments.results.table import UNDEFINED, Table, modality_title, parameter_text
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
@@ -79,8 +79,10 @@ def read_curves(path: Path) -> dict[str, Points]:
 
 _STYLE = """
 html { scroll-padding-top: 3.5rem; }
-:root { --ct: #0b62b8; --mr: #b34700; --phantom: #8a1c5c; }
-@media (prefers-color-scheme: dark) { :root { --ct: #6cb2ff; --mr: #ffa057; --phantom: #ff9ed2; } }
+:root { --first: #0b62b8; --second: #b34700; --third: #0a7350; --fourth: #7a3fa0; --phantom: #8a1c5c; }
+@media (prefers-color-scheme: dark) {
+  :root { --first: #6cb2ff; --second: #ffa057; --third: #57d3a6; --fourth: #cfa3f0; --phantom: #ff9ed2; }
+}
 h3 { font-size: 1rem; margin: 1.4rem 0 0.4rem; }
 nav { position: sticky; top: 0; z-index: 3; display: flex; gap: 0.9rem; overflow-x: auto; white-space: nowrap;
   padding: 0.6rem 0; font-size: 0.85rem; background: var(--page); border-bottom: 1px solid var(--line); }
@@ -110,8 +112,9 @@ svg text { font: 9px system-ui, sans-serif; fill: var(--quiet); }
 svg .title { fill: var(--ink); }
 svg path { fill: none; stroke: var(--line); }
 .key { width: 2rem; height: 0.6rem; }
-.ct, .mr, .both { fill: none; stroke-width: 1.5; }
-.ct { stroke: var(--ct); } .mr { stroke: var(--mr); stroke-dasharray: 4 2; } .both { stroke: var(--ink); }
+.first, .second, .third, .fourth, .all { fill: none; stroke-width: 1.5; }
+.first { stroke: var(--first); } .second { stroke: var(--second); stroke-dasharray: 4 2; } .all { stroke: var(--ink); }
+.third { stroke: var(--third); stroke-dasharray: 1 2; } .fourth { stroke: var(--fourth); stroke-dasharray: 6 2 1 2; }
 pre { overflow-x: auto; padding: 0.6rem; border: 1px solid var(--line); border-radius: 4px; font-size: 0.8rem; }
 @media (max-width: 40rem) {
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4rem; }
@@ -341,7 +344,7 @@ def _parameters(entries: Sequence[Entry]) -> str:
     for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
         for name, setting in SETTINGS.items():
             paper = paper_numbers()[table]["blocks"]["dice"][name][0]
-            ours = [(str(w), f"{n:,}", PARAMETERS[task.name](n)) for w, n in counted.get((task.name, name), {}).items()]
+            ours = [(str(w), f"{n:,}", parameter_text(task.name, n)) for w, n in counted.get((task.name, name), {}).items()]
             for cells in sorted(ours) or [("", "", "")]:
                 numbers = "".join(f"<td>{escaped(text)}</td>" for text in (*cells, paper))
                 rows.append(f"<tr>{_texts(setting.title, task.network)}{numbers}</tr>")

@@ -38,7 +38,9 @@ flags.DEFINE_enum(
     "preset",
     "paper",
     list(PRESETS),
-    "Size of the run: " + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items()) + ".",
+    "Size of the run: "
+    + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items())
+    + ".",
 )
 flags.DEFINE_enum("network", None, list(NETWORKS), "Network; by default the task's.")
 flags.DEFINE_enum("decoder", "paper", ["paper", "released"], "Decoder of unet3d: Table II's counts, or the upload's.")

@@ -43,7 +43,9 @@ def write_scan(folder: Path, case_id: str, modality: str, number: int, values: S
         nib.save(scan.as_reoriented(turn), folder / f"{case_id}_{name}.nii.gz")
 
 
-def write_own_data(folder: Path, modalities: Sequence[str] = ("ct", "t1", "t2"), values: Sequence[int] = (1, 2)) -> Path:
+def write_own_data(
+    folder: Path, modalities: Sequence[str] = ("ct", "t1", "t2"), values: Sequence[int] = (1, 2)
+) -> Path:
     """Four scans of each modality and their CSV."""
     folder.mkdir(exist_ok=True)
     path = folder / "own.csv"

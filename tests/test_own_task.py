@@ -13,14 +13,15 @@ from programs import program
 
 from data_prep import new_task
 from data_prep.new_task import Measured
-from data_prep.raw import RawCase
+from data_prep.sources.raw_case import RawCase
 from experiments.recipes import PRESETS
-from ummkd_tf.cases import Dataset, write_case, write_dataset
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared
-from ummkd_tf.runs import read_run, task_of
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import write_case
+from ummkd_tf.data.dataset import Dataset, write_dataset
+from ummkd_tf.runs.folder import read_run, task_of
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Clip, Task, get_task, task_from_dict
-from ummkd_tf.volumes import Grid
 
 
 def measured(modality="ct", spacing=(1, 1, 5), extent=(300, 200, 400), values=(1, 2), foreground=(0, 100), **more):
@@ -262,7 +263,9 @@ def test_the_whole_way(own, tmp_path):
     assert refused.returncode == 1
     assert f"{data}: has another task: region is image_center, not body; evaluate on the run's own" in refused.stderr
     refused = program("experiments.train", *train)
-    assert refused.returncode == 1 and f"{run_dir}: has another task: region is body, not image_center" in refused.stderr
+    assert (
+        refused.returncode == 1 and f"{run_dir}: has another task: region is body, not image_center" in refused.stderr
+    )
 
 
 def prepared(folder: Path, task: Task, modalities) -> Path:
@@ -280,9 +283,7 @@ def prepared(folder: Path, task: Task, modalities) -> Path:
         content = Prepared(image, label, grid, grid, label)
         write_case(path, content, case_id=case_id, modality=modality, task=task, source={case_id: "none"})
     modality_of = {c: c.rpartition("_")[0] for ids in split.values() for c in ids}
-    write_dataset(
-        folder, task=task, case_modality=modality_of, split=split, split_name="blocks", modalities=modalities
-    )
+    write_dataset(folder, task=task, case_modality=modality_of, split=split, split_name="blocks", modalities=modalities)
     return folder
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.networks import NETWORKS as KNOWN_NETWORKS
 from ummkd_tf.tasks import (
     DEFAULT_CLIP,
@@ -162,13 +162,19 @@ BROKEN = {
         own(clip={"mr": {"low": 1, "high": 101, "unit": "percentile"}}),
         "clip of 'mr' is from 1 to 101: expected percentiles from 0 to 100",
     ),
-    "table order": (own(table_classes=["bladder"]), "table_classes ['bladder']: expected each of prostate, bladder once"),
+    "table order": (
+        own(table_classes=["bladder"]),
+        "table_classes ['bladder']: expected each of prostate, bladder once",
+    ),
     "colours as list": (own(class_colors=["red"]), "class_colors ['red']: expected an object with a colour by class"),
     "colour of no class": (
         own(class_colors={"blader": "red"}),
         "unknown key 'blader' in class_colors: did you mean 'bladder'?",
     ),
-    "colour": (own(class_colors={"bladder": "#12"}), "class_colors: 'bladder' is '#12': expected #rrggbb or one of red"),
+    "colour": (
+        own(class_colors={"bladder": "#12"}),
+        "class_colors: 'bladder' is '#12': expected #rrggbb or one of red",
+    ),
 }
 
 
@@ -203,7 +209,9 @@ def test_by_name_or_path(tmp_path):
     path = tmp_path / "own.json"
     path.write_text(json.dumps(OWN), encoding="utf-8")
     assert get_task(str(path)).name == "pelvis" and get_task("abdomen") is TASKS["abdomen"]
-    with pytest.raises(InputError, match=r"unknown task 'liver': expected abdomen, cardiac, or the path of a task file"):
+    with pytest.raises(
+        InputError, match=r"unknown task 'liver': expected abdomen, cardiac, or the path of a task file"
+    ):
         get_task("liver")
     with pytest.raises(InputError, match=r"none\.json: not a task file .*No such file"):
         get_task(str(tmp_path / "none.json"))
@@ -215,7 +223,9 @@ def test_a_name_of_the_paper_is_taken(tmp_path):
     path.write_text(json.dumps(abdomen.to_dict()), encoding="utf-8")
     assert get_task(str(path)) == abdomen
     path.write_text(json.dumps(replace(abdomen, spacing_mm=(2.0, 2.0, 8.0)).to_dict()), encoding="utf-8")
-    with pytest.raises(InputError, match=r"name 'abdomen' is that of the paper's task.*spacing_mm is 1\.5 × 1\.5 × 8, n"):
+    with pytest.raises(
+        InputError, match=r"name 'abdomen' is that of the paper's task.*spacing_mm is 1\.5 × 1\.5 × 8, n"
+    ):
         get_task(str(path))
 
 
@@ -229,5 +239,7 @@ def test_differences_name_the_fields():
     ]
     shown = task_from_dict(own(table_classes=["bladder", "prostate"], class_colors={"bladder": "red"}), "x")
     check_same_task(task, shown, "runs/a", "train again")  # decides no result
-    with pytest.raises(InputError, match=r"runs/a: has another task: size is 160 × 192, not 160 × 160; .*; train again"):
+    with pytest.raises(
+        InputError, match=r"runs/a: has another task: size is 160 × 192, not 160 × 160; .*; train again"
+    ):
         check_same_task(task, other, "runs/a", "train again")

@@ -29,8 +29,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from ummkd_tf.documents import MALFORMED, read_json
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
 
 Region = Literal["body", "image_center", "label_centroid"]
 Unit = Literal["value", "percentile"]

@@ -171,7 +171,9 @@ def start_run(
                 f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
                 "choose another --run_dir to train again"
             )
-        check_same_task(task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir")
+        check_same_task(
+            task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir"
+        )
         changed = _differences(record["flags"], decisive["flags"])
         fixed = _differences(record["model"], decisive["model"])
         fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
