@@ -40,7 +40,7 @@ test-fast: setup  ## tests without the slow ones
 soak: setup  ## kill training runs at random moments and compare how they end (FLAGS=--kills=20)
 	$(VENV)/bin/python tests/soak.py $(FLAGS)
 
-fuzz: setup  ## feed the readers with 5000 damaged files and count what becomes of them
+fuzz: setup  ## feed the readers with 5000 damaged files and 2000 odd headers, and count what becomes of them
 	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
 
 demo: setup  ## from raw phantom scans to a table and a picture, in minutes
@@ -75,9 +75,6 @@ verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs,released} RAW=…: reports 
 
 qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 	$(RUN) data_prep.qc --data_dir=$(OUT)
-
-benchmark-preparation: setup  ## seconds a case, by workers, and peak memory
-	$(RUN) data_prep.benchmark
 
 benchmark: $(VENV)/benchmark-installed  ## everything timed beside PyTorch, MedPy … [FLAGS="--quick --parts=step,startup"]
 	$(RUN) experiments.benchmark $(FLAGS)

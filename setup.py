@@ -7,14 +7,21 @@ setup(
     version="0.1.0",
     description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
     license="Apache-2.0",
-    packages=find_packages(include=["ummkd_tf", "experiments", "experiments.*", "data_prep"]),
-    package_data={"ummkd_tf": ["py.typed"], "data_prep": ["splits/*.json"], "experiments": ["paper_numbers.json"]},
+    packages=find_packages(
+        include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
+    ),
+    package_data={
+        "ummkd_tf": ["py.typed"],
+        "data_prep": ["splits/*.json"],
+        "experiments.results": ["paper_numbers.json"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it
         "numpy>=2.0",  # arrays everywhere
         "nibabel>=5.3",  # NIfTI files and orientations
-        "SimpleITK>=2.4",  # DICOM, NRRD, MetaImage and PNG files; resampling
+        "SimpleITK>=2.4",  # NRRD, MetaImage and PNG files, compressed DICOM pixels; resampling
+        "pydicom>=3.0",  # the tags of DICOM files as they stand there
         "scipy>=1.13",  # distance transforms, nearest neighbours, connected parts
         "absl-py>=2.1",  # flags of the command-line programs
         "h5py>=3.11",  # one file per prepared case
@@ -27,6 +34,7 @@ setup(
             "pytest>=8",  # tests
             "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6.100",  # property tests
+            "pyjpegls>=1.5",  # writes the JPEG-LS series of the DICOM tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason
             "pre-commit>=4",  # runs ruff and mypy before each commit

@@ -13,9 +13,9 @@ from typing import Any
 from absl import flags
 
 from data_prep import splits
-from ummkd_tf.cases import PARTS
-from ummkd_tf.cli import run
-from ummkd_tf.volumes import replacing
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.dataset import PARTS
 
 SEED, FOLDS = 0, 5
 PAPER_NUM_CASES = {"ct": 29, "mr": 9}

@@ -6,41 +6,24 @@ files and the recipe are unchanged, so a run can be stopped at any time and star
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import SimpleITK as sitk
-from tqdm import tqdm
 
-from data_prep.raw import Note, Problem, RawCase, source_names
-from data_prep.sources import Options, Source
+from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
+from data_prep.sources.table import Options, Source
 from data_prep.splits import Choice, Split, by_part
-from ummkd_tf import preprocessing
-from ummkd_tf.cases import (
-    RELEASED,
-    check_split,
-    file_checksum,
-    read_source_checksum,
-    recipe_checksum,
-    source_checksum,
-    write_case,
-    write_dataset,
-)
-from ummkd_tf.errors import InputError
+from data_prep.workers import Result, Workers
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
+from ummkd_tf.data.dataset import RELEASED, check_split, write_dataset
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import reorient, same_geometry
 from ummkd_tf.tasks import Task
-from ummkd_tf.volumes import reorient, same_geometry
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _IMAGE_AND_LABEL_BYTES = 4 + 1  # float32 and uint8
 
@@ -215,48 +198,6 @@ def prepare(
     return []
 
 
-class Workers:
-    """Processes that work on cases, one core each; started when first needed and kept until the end of the block."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-    def each(self, function: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:
-        """Results in the order of the items, behind a progress bar.
-
-        Raises:
-            InputError: A process was ended from outside.
-        """
-        bar = partial(tqdm, total=len(items), desc=title, unit="case", disable=not items)
-        if self._count == 1 or len(items) < 2:
-            _one_thread()
-            yield from bar(map(function, items))
-            return
-        if not self._pool:
-            # Spawned, because a forked process can inherit a lock of a library's thread.
-            self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), _one_thread)
-        try:
-            yield from bar(self._pool.map(function, items))
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"a worker process was ended during '{title}', most likely for want of memory: "
-                "finished cases are kept; run again with fewer --workers"
-            ) from error
-
-
-def _one_thread() -> None:
-    """One core a process, so that memory and speed grow with the workers as one expects."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
 def _case_path(out: Path, case: RawCase) -> Path:
     return out / "cases" / f"{case.case_id}.h5"
 
@@ -320,8 +261,3 @@ def _remove_leftovers(out: Path) -> None:
     """Removes the temporary folders of a run that was killed."""
     for folder in (*out.glob(".writing-*"), *out.glob("cases/.writing-*")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def default_workers() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,12 +15,13 @@ from typing import cast
 
 from absl import flags
 
-from data_prep import pipeline, released, source_flags, splits
-from data_prep.raw import Problem
+from data_prep import pipeline, source_flags, splits
+from data_prep import release as released
+from data_prep.sources.raw_case import Problem
 from data_prep.verify import note, report
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
-from ummkd_tf.released import OutsideLabel
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.released.records import OutsideLabel
 
 flags.adopt_module_key_flags(source_flags)
 

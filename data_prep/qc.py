@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from ummkd_tf.cases import PARTS, Case, Dataset, read_original_label
-from ummkd_tf.cli import run
-from ummkd_tf.errors import InputError
-from ummkd_tf.pages import document, escaped, facts
-from ummkd_tf.pictures import overlay_figure, save_figure
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.cases import Case, read_original_label
+from ummkd_tf.data.dataset import PARTS, Dataset
+from ummkd_tf.output.pages import document, escaped, facts
+from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.tasks import Task
-from ummkd_tf.volumes import replacing
 
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
-FEW_SLICES = 8  # depth of the 3D network's training patch (SPEC §3)
+FEW_SLICES = 8  # depth of the 3D network's training patch
 # Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
 SCORE_TOLERANCE = 0.05
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
@@ -105,8 +106,8 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         )
     names = task.class_names
     counts = np.bincount(case.label.ravel(), minlength=len(names))
-    millilitres = counts * np.prod(case.grid.spacing_mm) / 1000
-    before = np.bincount(original_label.ravel(), minlength=len(names)) * np.prod(case.original.spacing_mm) / 1000
+    millilitres = counts * case.grid.voxel_volume_mm3 / 1000
+    before = np.bincount(original_label.ravel(), minlength=len(names)) * case.original.voxel_volume_mm3 / 1000
     inner = np.clip(values, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
     summary = Summary(
         case_id=case.case_id,

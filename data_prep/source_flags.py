@@ -6,9 +6,9 @@ from pathlib import Path
 
 from absl import flags
 
-from data_prep.chaos import SEQUENCES
-from data_prep.pipeline import Workers, default_workers
-from data_prep.sources import SOURCES, Options, Source
+from data_prep.sources.chaos import SEQUENCES
+from data_prep.sources.table import SOURCES, Options, Source
+from data_prep.workers import Workers, default_workers
 from ummkd_tf.tasks import TASKS
 
 _SOURCE = flags.DEFINE_enum(

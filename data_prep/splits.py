@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ummkd_tf.cases import PARTS
-from ummkd_tf.documents import MALFORMED, read_json, strings
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.documents import MALFORMED, read_json, strings
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import PARTS
 
 Split = Mapping[str, Mapping[str, Sequence[str]]]  # case ids by modality and part
 

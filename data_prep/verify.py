@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_prep import pipeline, released, source_flags
-from data_prep.raw import Problem
-from ummkd_tf.cli import run, start_tensorflow
+from data_prep import pipeline, source_flags
+from data_prep import release as released
+from data_prep.sources.raw_case import Problem
+from ummkd_tf.common.cli import run, start_tensorflow
 
 flags.adopt_module_key_flags(source_flags)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ummkd_tf.reporting import markdown
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.output.text_tables import markdown
 
 
 def describe(model_arguments: dict[str, Any]) -> str:
@@ -17,8 +17,8 @@ def describe(model_arguments: dict[str, Any]) -> str:
         rows.append(
             [
                 stage.row.name,
-                "separate" if stage.separate_kernels else "shared",
-                ("separate" if stage.separate_norms else "shared") if _has_norm(stage) else "none",
+                "separate" if stage.options.separate_kernels else "shared",
+                ("separate" if stage.options.separate_norms else "shared") if _has_norm(stage) else "none",
                 f"{count:,}",
             ]
         )

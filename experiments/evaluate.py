@@ -15,11 +15,12 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.evaluation.summary import summarize_cases
 
 if TYPE_CHECKING:
-    from ummkd_tf.cases import Dataset
+    from ummkd_tf.data.dataset import Dataset
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
@@ -38,10 +39,13 @@ def main(_: list[str]) -> None:
     start_tensorflow()
     from tqdm import tqdm
 
-    from ummkd_tf import evaluation, reporting
-    from ummkd_tf.cases import open_dataset
-    from ummkd_tf.inference import Predictor
-    from ummkd_tf.runs import environment, load_model, write_json
+    from ummkd_tf.common.files import write_json
+    from ummkd_tf.data.opening import open_dataset
+    from ummkd_tf.evaluation import case_results as evaluation
+    from ummkd_tf.evaluation.inference import Predictor
+    from ummkd_tf.output import text_tables as reporting
+    from ummkd_tf.runs.environment import environment
+    from ummkd_tf.runs.loading import load_model
 
     run_dir = Path(FLAGS.run_dir)
     model, record, step = load_model(run_dir, FLAGS.selection)
@@ -64,7 +68,7 @@ def main(_: list[str]) -> None:
         reduced = dataset.case(case_id, factor)
         probabilities = predictor.probabilities(reduced.image, reduced.modality, factor)
         if pictures:
-            from ummkd_tf.pictures import overlay_figure, save_figure
+            from ummkd_tf.output.pictures import overlay_figure, save_figure
 
             case = dataset.case(case_id)
             figure = overlay_figure(
@@ -102,7 +106,7 @@ def main(_: list[str]) -> None:
         "environment": environment(),
         "modalities": modalities,
         "cases": cases,
-        "summary": evaluation.summarize_cases(cases, dataset.task, modalities),
+        "summary": summarize_cases(cases, dataset.task, modalities),
     }
     path = run_dir / f"evaluation_{part}{'' if FLAGS.grid == 'prepared' else '_original'}.json"
     write_json(path, result)

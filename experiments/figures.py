@@ -26,16 +26,17 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from experiments.plans import TARGETS, RunSpec
-from experiments.records import Record, load_records, of_spec
-from experiments.tables import MODALITIES, SHORT, counts, provenance
-from ummkd_tf import pictures
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from experiments.results.captions import counts, provenance
+from experiments.results.records import Record, load_records, of_spec
+from experiments.results.table import MODALITIES, SHORT
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.output import pictures
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS, Task
 
 if TYPE_CHECKING:
-    from ummkd_tf.cases import Case
+    from ummkd_tf.data.cases import Case
 
 COLUMN, PAGE = 3.5, 7.16  # inches, of IEEE's two-column page
 FIGURES = tuple(name for name, target in TARGETS.items() if target.is_figure)
@@ -221,7 +222,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def read_case(record: Record, case_id: str) -> Case:
     """A case of a run's data, on the task's grid."""
-    from ummkd_tf.cases import open_dataset
+    from ummkd_tf.data.opening import open_dataset
 
     return open_dataset(record.run["data_dir"]).case(case_id)
 
@@ -234,9 +235,9 @@ class Predictions:
 
     def __call__(self, record: Record, case_id: str) -> NDArray[np.int64]:
         start_tensorflow()
-        from ummkd_tf.cases import open_dataset
-        from ummkd_tf.inference import Predictor
-        from ummkd_tf.runs import load_model
+        from ummkd_tf.data.opening import open_dataset
+        from ummkd_tf.evaluation.inference import Predictor
+        from ummkd_tf.runs.loading import load_model
 
         if record.run_dir not in self._loaded:
             model, _, _ = load_model(record.run_dir)

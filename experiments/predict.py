@@ -3,7 +3,8 @@
     python -m experiments.predict --run_dir=runs/ours --modality=ct --input=scan.nii.gz --output=labels.nii.gz
     python -m experiments.predict --run_dir=runs/ours --modality=mr --input=dicom_folder --output=labels.nii.gz
 
-The label map has the shape, orientation and place of the scan itself.
+The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
+lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
@@ -31,10 +32,14 @@ for _name in ("run_dir", "input", "modality", "output"):
 def main(_: list[str]) -> None:
     import numpy as np
 
-    from ummkd_tf.preprocessing import prepare, reduce_image, restore
-    from ummkd_tf.runs import load_model, read_run
+    from ummkd_tf.data.reduction import reduce_image
+    from ummkd_tf.runs.folder import read_run
+    from ummkd_tf.runs.loading import load_model
+    from ummkd_tf.scans.geometry import Volume, straightened
+    from ummkd_tf.scans.nifti import write_nifti
+    from ummkd_tf.scans.preprocessing import prepare, restore
+    from ummkd_tf.scans.reading import read_volume
     from ummkd_tf.tasks import get_task
-    from ummkd_tf.volumes import Volume, read_volume, write_nifti
 
     output = Path(FLAGS.output)
     if not output.name.endswith((".nii", ".nii.gz")):
@@ -56,17 +61,20 @@ def main(_: list[str]) -> None:
     start_tensorflow()
     model, record, step = load_model(FLAGS.run_dir, FLAGS.selection)
 
-    from ummkd_tf.inference import Predictor
+    from ummkd_tf.evaluation.inference import Predictor
 
     factor = task.size[0] // record["flags"]["size"]
     probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), FLAGS.modality, factor)
-    labels = restore(probabilities, prepared.grid, prepared.original)
-    write_nifti(output, Volume(labels, scan.affine))
-    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * np.prod(scan.grid.spacing_mm) / 1000
-    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {scan.grid.axes}")
+    grid = straightened(prepared.original)
+    if prepared.original.is_tilted:
+        print(f"{FLAGS.input}: the slices are tilted: the label map lies on an upright grid that covers the scan")
+    labels = restore(probabilities, prepared.grid, grid)
+    write_nifti(output, Volume(labels, grid.affine))
+    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
+    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {grid.axes}")
     print("; ".join(f"{c} {task.class_names[c]} {milliliters[c]:.0f} ml" for c in range(1, task.num_classes)))
     if FLAGS.overlay:
-        from ummkd_tf.pictures import overlay_figure, save_figure
+        from ummkd_tf.output.pictures import overlay_figure, save_figure
 
         figure = overlay_figure(
             prepared.image,

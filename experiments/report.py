@@ -14,64 +14,31 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from absl import flags
 
-from experiments import tables
-from experiments.plans import DATA, TARGETS
-from experiments.records import Record, load_records, read_json
-from experiments.tables import MODALITIES, PARAMETERS, TABLES, UNDEFINED, Table
-from ummkd_tf.cli import run
-from ummkd_tf.documents import MALFORMED
-from ummkd_tf.errors import InputError
-from ummkd_tf.evaluation import METRICS
-from ummkd_tf.pages import document, escaped, facts
+from experiments.plans import TARGETS
+from experiments.results import builders, captions
+from experiments.results.builders import TABLES
+from experiments.results.curves import LINES, MOST_POINTS, PANELS, Frame, frame, panel
+from experiments.results.paper import paper_numbers
+from experiments.results.records import Entry, Points, Record, load_records, read_json
+from experiments.results.table import MODALITIES, PARAMETERS, UNDEFINED, Table
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.documents import MALFORMED
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.evaluation.summary import METRICS
+from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import replacing
 
 HISTORY = "history.jsonl"
 CASE_METRICS = MappingProxyType({"dice": "Dice (%)", "hausdorff95_mm": "HD95 (mm)", "average_mm": "ASSD (mm)"})
-MOST_POINTS = 100  # of a curve; more cannot be told apart at its size
-# Title of a panel, and its curves: kind of line → value in the history.
-PANELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "Total loss": {"both": "loss"},
-        "Dice loss": {"ct": "ct_dice_loss", "mr": "mr_dice_loss"},
-        "Cross-entropy": {"ct": "ct_cross_entropy", "mr": "mr_cross_entropy"},
-        "KD loss": {"both": "kd_loss"},
-        "L2 term": {"both": "l2_loss"},
-        "Validation Dice": {"ct": "validation_ct_dice", "mr": "validation_mr_dice"},
-    }
-)
-LINES = MappingProxyType({**MODALITIES, "both": "both together"})
-
-Points = list[tuple[float, float]]
 PHANTOM = '<strong class="phantom">PHANTOM</strong>'
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run on the page.
-
-    Attributes:
-        record: As recorded.
-        curves: Values of history.jsonl by name: (step, value) in order of steps.
-        flaw: Why the run is left out of tables, curves and cases; None where nothing is wrong.
-    """
-
-    record: Record
-    curves: Mapping[str, Points]
-    flaw: str | None = None
-
-    @property
-    def group(self) -> str:
-        """Its data set, of `plans.DATA` where the run was planned."""
-        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
 
 
 def load(runs_dir: str | Path) -> list[Entry]:
@@ -90,7 +57,7 @@ def _entry(record: Record) -> Entry:
     try:
         entry = Entry(record, read_curves(record.run_dir / HISTORY))
         for target in TABLES:
-            tables.build(target, [record])
+            builders.build(target, [record])
         _cases([entry]), _parameters([entry]), _is_phantom([entry]), _curves([entry])
     except (InputError, *MALFORMED) as error:
         return Entry(record, {}, f"{type(error).__name__}: {error}")
@@ -109,8 +76,6 @@ def read_curves(path: Path) -> dict[str, Points]:
                     by_name.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in by_name.items()}
 
-
-# --- the page --------------------------------------------------------------------------------------------------------
 
 _STYLE = """
 html { scroll-padding-top: 3.5rem; }
@@ -203,7 +168,7 @@ def _heading(title: str, entries: Iterable[Entry]) -> str:
 
 
 def _is_phantom(entries: Iterable[Entry]) -> bool:
-    return any(tables.is_phantom(entry.record) for entry in entries)
+    return any(captions.is_phantom(entry.record) for entry in entries)
 
 
 def _of(target: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -248,13 +213,10 @@ def _overview(entries: Sequence[Entry]) -> str:
     )
 
 
-# --- tables and figures ----------------------------------------------------------------------------------------------
-
-
 def _table_section(target: str, entries: Sequence[Entry]) -> str:
     records = [entry.record for entry in entries]
     try:
-        table, compared = (tables.build(target, records, compare=compare) for compare in (False, True))
+        table, compared = (builders.build(target, records, compare=compare) for compare in (False, True))
     except (InputError, *MALFORMED) as error:  # runs that do not fit together
         return f"{_heading(_short(target), ())}\n<p>Cannot be made: {escaped(error)}</p>"
     beside = (
@@ -328,11 +290,6 @@ def _cost(folder: Path) -> str:
     return "\n".join([heading, facts(told), note, f'<div class="grid">{"".join(figures)}</div>'])
 
 
-# --- learning curves -------------------------------------------------------------------------------------------------
-
-_LEFT, _TOP, _WIDTH, _HEIGHT = 40, 16, 116, 62  # of a panel's frame, in its own units
-
-
 def _curves(entries: Sequence[Entry]) -> str:
     key = " ".join(
         f'<svg class="key" viewBox="0 0 32 8" aria-hidden="true"><path class="{kind}" d="M0,4H32"/></svg> {text}'
@@ -345,70 +302,17 @@ def _curves(entries: Sequence[Entry]) -> str:
     ]
     for group in sorted({entry.group for entry in entries}):
         of = [entry for entry in entries if entry.group == group]
-        frames = {title: _frame(of, names.values()) for title, names in PANELS.items()}
+        frames = {title: frame(of, names.values()) for title, names in PANELS.items()}
         parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(of) else ''}</h3>")
         parts += [_curves_of(entry, frames) for entry in of]
     return "\n".join(parts)
 
 
-_Frame = tuple[float, float, float]  # last step, least and greatest value
-
-
-def _frame(entries: Iterable[Entry], names: Iterable[str]) -> _Frame:
-    names = list(names)
-    points = [p for entry in entries for name in names for p in _thinned(entry.curves.get(name, []))]
-    steps, values = ([p[i] for p in points] or [0.0] for i in (0, 1))
-    return max(steps), min(values), max(values)
-
-
-def _thinned(points: Points) -> Points:
-    """At most `MOST_POINTS` means of equal parts."""
-    size = math.ceil(len(points) / MOST_POINTS) or 1
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
-
-
-def _curves_of(entry: Entry, frames: Mapping[str, _Frame]) -> str:
+def _curves_of(entry: Entry, frames: Mapping[str, Frame]) -> str:
     name, status = escaped(entry.record.name), escaped(entry.record.run.get("status", "unknown"))
-    panels = "\n".join(_panel(title, names, entry.curves, frames[title]) for title, names in PANELS.items())
+    panels = "\n".join(panel(title, names, entry.curves, frames[title]) for title, names in PANELS.items())
     content = f'<div class="panels">\n{panels}\n</div>' if entry.curves else f"<p>No {HISTORY} yet.</p>"
     return f"<figure><figcaption>{name} <small>{status}</small></figcaption>{content}</figure>"
-
-
-def _panel(title: str, names: Mapping[str, str], curves: Mapping[str, Points], frame: _Frame) -> str:
-    last, low, high = frame
-    lines, words = [], []
-
-    def place(step: float, value: float) -> str:
-        x = _LEFT + _WIDTH * step / (last or 1)
-        y = _TOP + _HEIGHT * (0.5 if high == low else (high - value) / (high - low))
-        return f"{x:.1f},{y:.1f}"
-
-    for kind, name in names.items():
-        points = _thinned(curves.get(name, []))
-        if points:
-            places = [place(*point) for point in points]
-            lines.append(f'<polyline class="{kind}" points="{" ".join(places)}"/>')
-            x, y = places[-1].split(",")
-            lines.append(f'<circle class="{kind}" cx="{x}" cy="{y}" r="1.2"/>')
-            words.append(f"{LINES[kind]} from {_tick(points[0][1])} to {_tick(points[-1][1])}")
-    right, bottom = _LEFT + _WIDTH, _TOP + _HEIGHT
-    label = f"{title}: {'; '.join(words) or 'not recorded'}"
-    return (
-        f'<svg viewBox="0 0 160 92" role="img" aria-label="{escaped(label)}"><title>{escaped(label)}</title>'
-        f'<text class="title" x="{_LEFT}" y="10">{title}</text>'
-        f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}"/>'
-        f'<text x="{_LEFT - 3}" y="{_TOP + 6}" text-anchor="end">{_tick(high)}</text>'
-        f'<text x="{_LEFT - 3}" y="{bottom}" text-anchor="end">{_tick(low)}</text>'
-        f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{_tick(last)}</text>{"".join(lines)}</svg>'
-    )
-
-
-def _tick(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-# --- parameters, cases, runs -----------------------------------------------------------------------------------------
 
 
 def _flat_table(columns: Mapping[str, str], rows: Iterable[str], label: str, *, sortable: bool = False) -> str:
@@ -436,7 +340,7 @@ def _parameters(entries: Sequence[Entry]) -> str:
     rows = []
     for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
         for name, setting in SETTINGS.items():
-            paper = tables.paper_numbers()[table]["blocks"]["dice"][name][0]
+            paper = paper_numbers()[table]["blocks"]["dice"][name][0]
             ours = [(str(w), f"{n:,}", PARAMETERS[task.name](n)) for w, n in counted.get((task.name, name), {}).items()]
             for cells in sorted(ours) or [("", "", "")]:
                 numbers = "".join(f"<td>{escaped(text)}</td>" for text in (*cells, paper))
@@ -535,9 +439,6 @@ def _commands(record: Record) -> str:
     train = ["python", "-m", "experiments.train", *map(str, command[1:])]
     run_dir = next((text for text in train if text.startswith("--run_dir")), f"--run_dir={record.run_dir}")
     return f"{shlex.join(train)}\n{shlex.join(['python', '-m', 'experiments.evaluate', run_dir])}"
-
-
-# --- program ---------------------------------------------------------------------------------------------------------
 
 
 def write_report(runs_dir: str | Path, out: str | Path, benchmark_dir: str | Path = "results/benchmark") -> Path:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from absl import flags
 from tqdm import tqdm
@@ -28,13 +28,14 @@ from tqdm import tqdm
 from experiments import tables
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
-from experiments.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
-from ummkd_tf.cases import DATASET, RELEASED
-from ummkd_tf.cli import run
-from ummkd_tf.errors import InputError, Stopped
-from ummkd_tf.runs import LOCK, RUN
+from experiments.results import builders, rendering
+from experiments.results.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.dataset import DATASET, RELEASED
+from ummkd_tf.runs.folder import LOCK, RUN
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import replacing
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
@@ -224,7 +225,18 @@ class Stop:
                 self._processes.discard(process)
 
 
-def execute(work: Work, runner: Runner, stop: Stop) -> str | None:
+class Doable(Protocol):
+    """What `execute` needs to know of a run."""
+
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def log(self) -> Path: ...
+    def missing(self) -> list[str]: ...
+    def command(self, step: str) -> list[str]: ...
+
+
+def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
     """Does what is missing of one run; None, or why it failed."""
     try:
         _wait_for_other(work.run_dir, stop)
@@ -347,7 +359,7 @@ def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[
     """Writes a target's files into `out_dir`; a table is printed too.
 
     Raises:
-        InputError: As `tables.build` and `figures.draw`.
+        InputError: As `builders.build` and `figures.draw`.
     """
     records = load_records(options.runs_dir)
     if TARGETS[target].is_figure:
@@ -355,10 +367,10 @@ def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[
 
         figures.draw(target, select(records, TARGETS[target].runs(seeds, folds)), out_dir)
         return
-    table = tables.build(target, records, seeds=seeds, folds=folds)
-    compared = tables.build(target, records, seeds=seeds, folds=folds, compare=True)
-    texts = {f"{target}{suffix}": to_text(table) for suffix, to_text in tables.FORMATS.values()}
-    for name, text in {**texts, f"{target}_beside_paper.md": tables.to_markdown(compared)}.items():
+    table = builders.build(target, records, seeds=seeds, folds=folds)
+    compared = builders.build(target, records, seeds=seeds, folds=folds, compare=True)
+    texts = {f"{target}{suffix}": to_text(table) for suffix, to_text in rendering.FORMATS.values()}
+    for name, text in {**texts, f"{target}_beside_paper.md": rendering.to_markdown(compared)}.items():
         with replacing(out_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     print(texts[f"{target}.md"])

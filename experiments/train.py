@@ -9,14 +9,20 @@ The same command continues a run that was stopped. Look at it with `tensorboard 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 
-from experiments.recipes import PRESETS, RECIPES, Recipe
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
-from ummkd_tf.settings import SETTINGS
+from experiments.recipes import PRESETS, RECIPES
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.augmentation import AUGMENTATIONS
+from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.data.sampling import UnpairedSampler
+from ummkd_tf.model.architectures import DECODERS, NETWORKS, Initialization, Normalization
+from ummkd_tf.output.pictures import batch_figure, save_figure
+from ummkd_tf.runs.config import Precision, RunConfig, Schedule, Selection
+from ummkd_tf.settings import SETTINGS, AbsentClass
 from ummkd_tf.tasks import TASKS
 
 FLAGS = flags.FLAGS
@@ -26,21 +32,45 @@ flags.DEFINE_string(
     "data_dir", None, "Folder with prepared data (dataset.json or released.json), see data_prep/README.md."
 )
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
-flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch as in the paper or the released code.")
+flags.DEFINE_enum(
+    "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."
+)
 flags.DEFINE_enum(
     "preset",
     "paper",
     list(PRESETS),
     "Size of the run: " + "; ".join(f"{name} = {p.size}², width {p.width}" for name, p in PRESETS.items()) + ".",
 )
-flags.DEFINE_enum("network", None, ["dilated2d", "unet3d"], "Network; by default the task's.")
-flags.DEFINE_enum("decoder", "paper", ["paper", "released"], "Decoder of unet3d: Table II's counts, or the upload's.")
-flags.DEFINE_enum("normalization", "batch", ["batch", "instance", "layer", "group"], "Normalization (Table V).")
-flags.DEFINE_enum("initialization", None, ["released", "glorot"], "How kernels start; by default the preset's.")
+flags.DEFINE_enum("network", None, list(NETWORKS), "Network; by default the task's.")
+flags.DEFINE_enum("decoder", "paper", list(DECODERS), "Decoder of unet3d: Table II's counts, or the upload's.")
+flags.DEFINE_enum("normalization", "batch", list(get_args(Normalization)), "Normalization (Table V).")
+flags.DEFINE_enum("initialization", None, list(get_args(Initialization)), "How kernels start; by default the preset's.")
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
 flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
 flags.DEFINE_float(
     "learning_rate", None, "Initial learning rate; by default the preset's or the recipe's.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "schedule",
+    None,
+    get_args(Schedule),
+    "How the learning rate falls: by 5 % at times, or to zero over the run.",
+)
+flags.DEFINE_float(
+    "ema",
+    0.0,
+    "Moving average of weights with this decay, e.g. 0.99, to validate and as the best checkpoint; 0: none.",
+    lower_bound=0,
+    upper_bound=1,
+)
+flags.DEFINE_enum(
+    "augmentation",
+    None,
+    list(AUGMENTATIONS),
+    "Random rotation, scaling, shift and intensity of training examples; by default the recipe's.",
+)
+flags.DEFINE_integer(
+    "preview_batches", 0, "Draw the first batches, as the network gets them, into <run_dir>/preview.", lower_bound=0
 )
 flags.DEFINE_integer(
     "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
@@ -48,10 +78,13 @@ flags.DEFINE_integer(
 flags.DEFINE_float("alpha", 0.5, "Weight of the distillation loss in Eq. 5.", lower_bound=0)
 flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
-    "absent", "uniform", ["uniform", "skip"], "A class that a batch lacks: uniform (released) or skipped."
+    "absent",
+    "uniform",
+    list(get_args(AbsentClass)),
+    "A class that a batch lacks: uniform (released), skipped, or a running mean of the batches before.",
 )
 flags.DEFINE_enum(
-    "selection", "best", ["best", "last"], "Checkpoint that evaluation uses: best validation Dice, or last."
+    "selection", "best", list(get_args(Selection)), "Checkpoint that evaluation uses: best validation Dice, or last."
 )
 flags.DEFINE_integer("validate_every", None, "Steps between validations; by default the preset's.", lower_bound=1)
 flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
@@ -63,7 +96,7 @@ flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do
 flags.DEFINE_enum(
     "precision",
     "float32",
-    ["float32", "mixed_bfloat16", "mixed_float16"],
+    list(get_args(Precision)),
     "Numbers that convolutions and activations hold; weights, statistics and losses are float32 always.",
 )
 flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")
@@ -79,37 +112,40 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
 
-def resolve(network: str) -> dict[str, Any]:
+def resolve(network: str) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
-    recipe: Recipe = RECIPES[FLAGS.recipe][network]
+    recipe = RECIPES[FLAGS.recipe][network]
 
     def chosen(name: str) -> Any:
-        candidates = (getattr(FLAGS, name), getattr(preset, name), getattr(recipe, name))
+        candidates = (getattr(FLAGS, name), getattr(preset, name, None), getattr(recipe, name, None))
         return next(value for value in candidates if value is not None)
 
-    return {
-        "task": FLAGS.task,
-        "setting": FLAGS.setting,
-        "recipe": FLAGS.recipe,
-        "preset": FLAGS.preset,
-        "size": preset.size,
-        "steps": chosen("steps"),
-        "learning_rate": chosen("learning_rate"),
-        "decay_every": recipe.decay_every,
-        "batch_size": chosen("batch_size"),
-        "alpha": FLAGS.alpha,
-        "temperature": FLAGS.temperature,
-        "absent": FLAGS.absent,
-        "l2_on": recipe.l2_on,
-        "l2_weight": recipe.l2_weight,
-        "selection": FLAGS.selection,
-        "validate_every": FLAGS.validate_every or preset.validate_every,
-        "norm_batches": preset.norm_batches,
-        "seed": FLAGS.seed,
-        "precision": FLAGS.precision,
-        "deterministic": FLAGS.deterministic,
-    }
+    return RunConfig(
+        task=FLAGS.task,
+        setting=FLAGS.setting,
+        recipe=FLAGS.recipe,
+        preset=FLAGS.preset,
+        size=preset.size,
+        steps=chosen("steps"),
+        learning_rate=chosen("learning_rate"),
+        schedule=chosen("schedule"),
+        decay_every=recipe.decay_every,
+        batch_size=chosen("batch_size"),
+        augmentation=chosen("augmentation"),
+        alpha=FLAGS.alpha,
+        temperature=FLAGS.temperature,
+        absent=FLAGS.absent,
+        l2_on=recipe.l2_on,
+        l2_weight=recipe.l2_weight,
+        ema=FLAGS.ema,
+        selection=FLAGS.selection,
+        validate_every=chosen("validate_every"),
+        norm_batches=preset.norm_batches,
+        seed=FLAGS.seed,
+        precision=FLAGS.precision,
+        deterministic=FLAGS.deterministic,
+    )
 
 
 def main(_: list[str]) -> int:
@@ -125,114 +161,37 @@ def main(_: list[str]) -> int:
         "decoder": FLAGS.decoder,
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
     }
-    if FLAGS.describe:
-        start_tensorflow()
-        from experiments.describe import describe
+    if not FLAGS.describe and not (FLAGS.data_dir and FLAGS.run_dir):
+        raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
+    dataset = None if FLAGS.describe else open_dataset(FLAGS.data_dir)
+    start_tensorflow()
+    # Here, because these import TensorFlow, without which --help and the checks above start at once.
+    from experiments.describe import describe
+    from ummkd_tf.runs.session import SessionOptions, run_training
 
+    if dataset is None:
         print(describe(model_arguments))
         return 0
-    if not FLAGS.data_dir or not FLAGS.run_dir:
-        raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
-    train(Path(FLAGS.data_dir), Path(FLAGS.run_dir), model_arguments, resolve(network))
-    return 0
+    run_dir = Path(FLAGS.run_dir)
 
+    def draw_batches(sampler: UnpairedSampler) -> None:
+        for step in range(FLAGS.preview_batches):
+            save_figure(batch_figure(*sampler.batch(step), dataset.task), run_dir / "preview" / f"step-{step + 1}.png")
 
-def train(data_dir: Path, run_dir: Path, model_arguments: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Trains, or continues, one run."""
-    from ummkd_tf.cases import open_dataset
-
-    dataset = open_dataset(data_dir)
-    if dataset.task.name != settings["task"]:
-        raise InputError(
-            f"{data_dir}: data of task {dataset.task.name!r}, but --task={settings['task']}; give that task"
-        )
-    factor, rest = divmod(dataset.task.size[0], settings["size"])
-    assert not rest
-
-    start_tensorflow()
-    import keras
-    import tensorflow as tf
-
-    from ummkd_tf import training
-    from ummkd_tf.evaluation import class_knowledge
-    from ummkd_tf.inference import Predictor
-    from ummkd_tf.optimizer import Adam
-    from ummkd_tf.runs import exclusive, recorded_session, start_run
-    from ummkd_tf.sampling import UnpairedSampler, check_classes
-    from ummkd_tf.segmenter import UnpairedSegmenter
-
-    keras.utils.set_random_seed(settings["seed"])
-    if settings["precision"] == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
-        raise InputError(
-            "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
-            "mixed_bfloat16 or float32"
-        )
-    keras.config.set_dtype_policy(settings["precision"])
-    if settings["deterministic"]:
-        tf.config.experimental.enable_op_determinism()
-    model_arguments = {**model_arguments, "modalities": dataset.modalities}
-    # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
-    deterministic = settings["deterministic"]
-    model = UnpairedSegmenter(**model_arguments, fast=False if deterministic else None)
-    schedule = keras.optimizers.schedules.ExponentialDecay(
-        settings["learning_rate"], settings["decay_every"], 0.95, staircase=True
+    options = SessionOptions(
+        checkpoint_every=FLAGS.checkpoint_every,
+        log_every=FLAGS.log_every,
+        max_hours=FLAGS.max_hours,
+        threads=FLAGS.threads,
+        knowledge_on=FLAGS.knowledge_on,
+        accept_changes=FLAGS.accept_changes,
+        on_start=draw_batches,
     )
-    adam = keras.optimizers.Adam if deterministic else Adam
-    model.compile(
-        adam(schedule, epsilon=1e-8),
-        kd_weight=settings["alpha"],
-        temperature=settings["temperature"],
-        absent=settings["absent"],
-        l2_on=settings["l2_on"],
-        l2_weight=settings["l2_weight"],
-        jit_compile=False,  # measured on a CPU: XLA is four times slower in 2D, more than ten times in 3D
-    )
-    examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
-    check_classes(examples, dataset.task.class_names)
-    sampler = UnpairedSampler(examples, settings["batch_size"], settings["seed"])
-    predictor = Predictor(model)
-    validate = dataset.validation(predictor, factor)
-    if validate is None and settings["selection"] == "best":
-        raise InputError(
-            f"{data_dir}: no validation part, so the best checkpoint cannot be chosen: expected one in the data set; "
-            "add the validation lists, or give --selection=last to train without"
-        )
-    watched = [] if FLAGS.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(FLAGS.knowledge_on)]
-
-    def knowledge() -> dict[str, Any]:
-        return class_knowledge(predictor, watched, settings["temperature"])
-
-    with exclusive(run_dir):
-        record = start_run(
-            run_dir, flags=settings, model=model_arguments, dataset=dataset, accept_changes=FLAGS.accept_changes
-        )
-        counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
-        print(
-            f"{model.setting.title} with {model.network.name}, preset {settings['preset']}, "
-            f"{settings['steps']} steps; training {dataset.unit}: {counts}; split {dataset.split_name}; "
-            f"run in {run_dir}"
-        )
-        with recorded_session(run_dir, record) as session:
-            progress = training.train(
-                model,
-                sampler,
-                run_dir,
-                steps=settings["steps"],
-                validate=validate,
-                validate_every=settings["validate_every"],
-                norm_batches=settings["norm_batches"],
-                checkpoint_every=FLAGS.checkpoint_every,
-                log_every=FLAGS.log_every,
-                max_hours=FLAGS.max_hours,
-                num_threads=FLAGS.threads,
-                knowledge=knowledge if watched else None,
-            )
-            session["progress"] = vars(progress)
-    best = (
-        f"{100 * progress.best_dice:.1f} % at step {progress.best_step}" if progress.best_dice is not None else "none"
-    )
+    progress = run_training(dataset, run_dir, resolve(network), model_arguments, options)
+    best = "none" if progress.best_dice is None else f"{100 * progress.best_dice:.1f} % at step {progress.best_step}"
     print(f"finished {progress.step} steps; best validation Dice {best}")
     print(f"next: python -m experiments.evaluate --run_dir={run_dir}")
+    return 0
 
 
 if __name__ == "__main__":

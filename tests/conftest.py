@@ -3,12 +3,12 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up banners in test output
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the programs do, see ummkd_tf/cli.py
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the programs do, see ummkd_tf/common/cli.py
 
 import pytest
 from prepared_data import write_prepared_dataset
 
-from ummkd_tf.cases import Dataset
+from ummkd_tf.data.dataset import Dataset
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ Small valid files of every format are mutated: bytes flipped, blocks zeroed, dou
 set to extremes, and the same behind a checksum made anew ("resealed"), as a forger would. A process of its own reads
 each, with 2 GiB of memory beyond its start and 10 seconds. Fine are: one clear line, the same content, and other
 content where no checksum can tell. Everything else is a bug, and its file is kept.
+
+Then come valid but odd headers (odd_headers.py), each of which must end in the right geometry or a refusal.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -22,18 +25,22 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from recorded_runs import run_config
 
 sys.path.append(str(Path(__file__).parents[1]))
+
+import odd_headers
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
 CLEAR, SAME, OTHER = "clear line", "same content", "other content, no checksum"
@@ -194,10 +201,10 @@ def _png(folder: Path) -> Path:
 
 
 def _case(folder: Path) -> Path:
-    from ummkd_tf.cases import write_case
-    from ummkd_tf.preprocessing import Prepared
+    from ummkd_tf.data.cases import write_case
+    from ummkd_tf.scans.geometry import Grid
+    from ummkd_tf.scans.preprocessing import Prepared
     from ummkd_tf.tasks import TASKS
-    from ummkd_tf.volumes import Grid
 
     image = _scan().astype(np.float32)
     grid, label = Grid(np.diag([1.5, 1.5, 8.0, 1.0]), image.shape), (image > 99).astype(np.uint8)
@@ -207,7 +214,7 @@ def _case(folder: Path) -> Path:
 
 
 def _read_case(path: Path) -> Any:
-    from ummkd_tf.cases import read_case, read_original_label, read_source_checksum
+    from ummkd_tf.data.cases import read_case, read_original_label, read_source_checksum
 
     case = read_case(path)
     return (
@@ -217,7 +224,7 @@ def _read_case(path: Path) -> Any:
 
 
 def _dataset(folder: Path) -> Path:
-    from ummkd_tf.cases import write_dataset
+    from ummkd_tf.data.dataset import write_dataset
     from ummkd_tf.tasks import TASKS
 
     split = {p: [f"{m}_{n}" for m in ("ct", "mr")] for n, p in enumerate(("train", "validation", "test"))}
@@ -231,7 +238,7 @@ def _dataset(folder: Path) -> Path:
 
 
 def _read_dataset(path: Path) -> Any:
-    from ummkd_tf.cases import open_dataset
+    from ummkd_tf.data.opening import open_dataset
 
     dataset = open_dataset(path.parent)
     return dataset.modalities, dataset.split, dict(dataset.case_modality), dataset.split_checksum
@@ -254,7 +261,7 @@ def _run(folder: Path) -> Path:
     record: dict[str, Any] = {key: {"commit": "0"} for key in ("setting", "environment")}
     record |= dict.fromkeys(("task", "data_dir", "split_name", "split_sha256"), "abdomen")
     record |= {
-        "flags": {"size": 64, "preset": "tiny", "selection": "best"},
+        "flags": run_config().to_dict(),
         "model": {"modalities": ["ct", "mr"]},
         "seed": 0,
         "seconds": 1.5,
@@ -264,7 +271,7 @@ def _run(folder: Path) -> Path:
 
 
 def _read_run(path: Path) -> Any:
-    from ummkd_tf.runs import read_run
+    from ummkd_tf.runs.folder import read_run
 
     return read_run(path.parent)
 
@@ -277,8 +284,8 @@ def _csv(folder: Path) -> Path:
 
 
 def _read_csv(path: Path) -> Any:
-    from data_prep import own
-    from ummkd_tf.errors import InputError
+    from data_prep.sources import csv_list as own
+    from ummkd_tf.common.errors import InputError
     from ummkd_tf.tasks import TASKS
 
     found = own.find(path, TASKS["abdomen"])
@@ -300,7 +307,7 @@ def _record(folder: Path) -> Path:
 
 
 def _read_record(path: Path) -> Any:
-    from ummkd_tf.released import read_record
+    from ummkd_tf.released.records import read_record
 
     return read_record(path)
 
@@ -312,7 +319,7 @@ def _volume(folder: Path) -> Path:
 
 
 def _read_volume(path: Path) -> Any:
-    from ummkd_tf.released import read_test_volume
+    from ummkd_tf.released.test_volumes import read_test_volume
 
     return read_test_volume(path)
 
@@ -325,14 +332,14 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _read_checkpoint(path: Path) -> Any:
-    from ummkd_tf.checkpoints import read_checkpoint
+    from ummkd_tf.runs.checkpoints import read_checkpoint
 
     arrays, progress = read_checkpoint(path)
     return sorted(arrays.items()), vars(progress)
 
 
 def _read_image(path: Path) -> Any:
-    from ummkd_tf.volumes import read_volume
+    from ummkd_tf.scans.reading import read_volume
 
     volume = read_volume(path)
     return volume.array, volume.affine
@@ -343,7 +350,7 @@ def _read_series(path: Path) -> Any:
 
 
 def _read_png(path: Path) -> Any:
-    from ummkd_tf.volumes import read_png
+    from ummkd_tf.scans.itk import read_png
 
     return read_png(path)
 
@@ -388,7 +395,7 @@ def fingerprint(value: Any) -> str:
 
 def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
     """(outcome, message or fingerprint) of reading one file; `OTHER` stands for any content."""
-    from ummkd_tf.errors import InputError
+    from ummkd_tf.common.errors import InputError
 
     try:
         return OTHER, fingerprint(read(path))
@@ -404,7 +411,7 @@ def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
 def _serve(pipe: Any, formats: dict[str, Format]) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    from ummkd_tf.cli import start_tensorflow
+    from ummkd_tf.common.cli import start_tensorflow
 
     if formats is FORMATS:
         start_tensorflow()
@@ -495,17 +502,34 @@ def fuzz(
     return counts
 
 
-def table(counts: dict[str, Counter[str]]) -> str:
-    rows = [["format", *OUTCOMES, "files"]]
-    rows += [[name, *(str(of[o]) for o in OUTCOMES), str(of.total())] for name, of in counts.items()]
+def table(counts: dict[str, Counter[str]], outcomes: Sequence[str] = OUTCOMES) -> str:
+    rows = [["format", *outcomes, "files"]]
+    rows += [[name, *(str(of[o]) for o in outcomes), str(of.total())] for name, of in counts.items()]
     total = sum(counts.values(), Counter())
-    rows.append(["all", *(str(total[o]) for o in OUTCOMES), str(total.total())])
+    rows.append(["all", *(str(total[o]) for o in outcomes), str(total.total())])
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def _odd_headers(headers: int, seed: int) -> dict[str, Counter[str]]:
+    logging.getLogger("ummkd_tf").setLevel(logging.ERROR)  # notes
+    warnings.simplefilter("ignore")  # pydicom's remarks on the odd values
+    stderr = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, tempfile.TemporaryDirectory() as folder:
+        os.dup2(nowhere.fileno(), 2)  # and ITK's
+        try:
+            counts, bugs = odd_headers.fuzz(headers, seed, Path(folder))
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    for bug in bugs:
+        print(bug)
+    return counts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=5000, help="mutated files in all")
+    parser.add_argument("--headers", type=int, default=2000, help="odd headers in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", default="", help="comma-separated; all by default")
     parser.add_argument("--keep", type=Path, default=Path("fuzz"), help="folder for the files that show a bug")
@@ -517,9 +541,19 @@ def main() -> int:
     reader.stop()
     bugs = sum(of[o] for of in counts.values() for o in BUGS)
     print(table(counts))
-    print(f"{bugs} bugs; seed {arguments.seed}, {time.monotonic() - started:.0f} s")
+    print(f"{bugs} bugs; seed {arguments.seed}, {time.monotonic() - started:.0f} s\n")
+    odd = _odd_headers(arguments.headers, arguments.seed)
+    silent = sum(of[odd_headers.SILENT] for of in odd.values())
+    bugs += sum(of[o] for of in odd.values() for o in odd_headers.BUGS)
+    print(table(odd, odd_headers.OUTCOMES))
+    print(f"{silent} silent errors; seed {arguments.seed}, {time.monotonic() - started:.0f} s")
     if arguments.out:
-        content = {"seed": arguments.seed, "seconds": round(time.monotonic() - started), "counts": counts}
+        content = {
+            "seed": arguments.seed,
+            "seconds": round(time.monotonic() - started),
+            "counts": counts,
+            "odd headers": odd,
+        }
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 1 if bugs else 0
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ummkd_tf.cases import write_case, write_dataset
-from ummkd_tf.preprocessing import Prepared
+from ummkd_tf.data.cases import write_case
+from ummkd_tf.data.dataset import write_dataset
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid
 
 
 def blocks(rng: np.random.Generator, depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.plans import RunSpec
+from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -51,6 +52,30 @@ def evaluation_cases(task: str, rng: np.random.Generator, numbers: range) -> dic
     }
 
 
+def run_config(**changes) -> RunConfig:
+    """Settings of a run at preset tiny."""
+    values = {
+        "task": "abdomen",
+        "setting": "ours",
+        "recipe": "paper",
+        "preset": "tiny",
+        "size": 64,
+        "steps": 300,
+        "learning_rate": 2e-3,
+        "decay_every": 500,
+        "batch_size": 2,
+        "alpha": 0.5,
+        "temperature": 2.0,
+        "absent": "uniform",
+        "l2_on": "all",
+        "l2_weight": 1e-4,
+        "selection": "best",
+        "validate_every": 50,
+        "seed": 0,
+    }
+    return RunConfig(**(values | changes))
+
+
 def write_run(
     runs_dir: Path,
     spec: RunSpec,
@@ -67,9 +92,9 @@ def write_run(
     """Writes a run's folder; no evaluation where `cases` is None."""
     run_dir = runs_dir / spec.name
     run_dir.mkdir(parents=True)
-    flags = {"preset": "tiny", "recipe": "paper", "steps": steps, "alpha": spec.alpha, "seed": spec.seed}
+    config = run_config(task=spec.task, setting=spec.setting, steps=steps, alpha=spec.alpha, seed=spec.seed)
     run = {
-        "flags": {**flags, "task": spec.task, "setting": spec.setting, "size": 64, "selection": "best"},
+        "flags": config.to_dict(),
         "model": {"setting": spec.setting, "normalization": spec.normalization, "modalities": ["ct", "mr"]},
         "setting": asdict(SETTINGS[spec.setting]),
         "task": spec.task,

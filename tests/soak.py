@@ -22,7 +22,7 @@ from pathlib import Path
 
 from prepared_data import write_prepared_dataset
 
-from ummkd_tf.checkpoints import read_checkpoint
+from ummkd_tf.runs.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 10

@@ -5,31 +5,98 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("ummkd_tf", "experiments", "data_prep")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Imports run downwards: a wing may use those of the rows below it, and none of its own row or above.
+WINGS = (
+    ("output",),
+    ("runs",),
+    ("evaluation",),
+    ("data",),
+    ("released",),
+    ("scans",),
+    ("tasks", "model"),
+    ("fast", "settings", "common"),
+)
 
 
-def imports(path):
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules and names that a file imports, also inside its functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ummkd_tf").glob("*.py")), ids=lambda p: p.name)
-def test_the_library_stands_alone(path):
-    """No program's code and no command-line flag in the library."""
+def wing(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "ummkd_tf" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_the_library_stands_alone_and_its_wings_import_downwards(path):
+    """No program's code and no command-line flag in the library; no import that runs upwards."""
     names = set(imports(path))
+    if path.relative_to(ROOT).parts[0] != "ummkd_tf":
+        return
     assert not any(name.split(".")[0] in ("experiments", "data_prep") for name in names)
     assert "absl.flags" not in names and "FLAGS" not in path.read_text(encoding="utf-8")
+    rank = {name: number for number, row in enumerate(WINGS) for name in row}
+    here = wing(module_name(path))
+    if here is None:  # the package's entrance
+        return
+    for there in {wing(name) for name in names} - {None, here}:
+        assert rank[there] > rank[here], f"{module_name(path)} imports {there}"
+
+
+def test_no_two_files_import_each_other():
+    """No circle, however long."""
+    files = {module_name(path): path for path in FILES}
+    graph = {
+        name: {m for full in imports(path) if (m := full if full in files else full.rpartition(".")[0]) in files}
+        - {name}
+        for name, path in files.items()
+    }
+    open_path: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str) -> None:
+        assert name not in open_path, " → ".join([*open_path[open_path.index(name) :], name])
+        if name in done:
+            return
+        open_path.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        done.add(open_path.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_speed_is_put_in_at_one_place():
+    """Deleting ummkd_tf/fast leaves a working program: who else imports it does so by a name that may be missing."""
+    users = [
+        module_name(path)
+        for path in FILES
+        if wing(module_name(path)) != "fast" and any(n.startswith("ummkd_tf.fast") for n in imports(path))
+    ]
+    assert users == ["experiments.benchmark.worker", "ummkd_tf.model.segmenter"]
 
 
 def test_nothing_loads_a_pickle():
-    for path in (p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).glob("*.py")):
+    for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert "allow_pickle=True" not in text and "pickle" not in set(imports(path)), path
         for node in ast.walk(ast.parse(text)):
@@ -37,7 +104,17 @@ def test_nothing_loads_a_pickle():
                 assert any(k.arg == "allow_pickle" for k in node.keywords), f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize("module", ["settings", "tasks", "metrics", "volumes", "preprocessing", "cases", "reporting"])
-def test_modules_without_a_network_do_not_import_tensorflow(module):
-    code = f"import sys, ummkd_tf.{module}; sys.exit('tensorflow' in sys.modules)"
+def test_modules_without_a_network_do_not_import_tensorflow():
+    modules = (
+        "settings",
+        "tasks",
+        "evaluation.metrics",
+        "evaluation.summary",
+        "scans.reading",
+        "scans.preprocessing",
+        "data.dataset",
+        "output.text_tables",
+        "output.pictures",
+    )
+    code = f"import sys; {'; '.join(f'import ummkd_tf.{m}' for m in modules)}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

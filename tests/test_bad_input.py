@@ -21,16 +21,16 @@ import numpy as np
 import pytest
 from programs import Done, program
 from raw_data import snapshot, write_abdomen
+from recorded_runs import run_config
 
-from ummkd_tf.cases import Dataset
-from ummkd_tf.checkpoints import CheckpointFolder, Progress
-from ummkd_tf.runs import start_run
-from ummkd_tf.segmenter import UnpairedSegmenter
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.runs.folder import start_run
 
 AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])
 AFFINE[:3, 3] = 100, 90, -40
 MODEL = {"network": "unet3d", "setting": "ours", "num_classes": 5, "width": 2, "modalities": ("ct", "mr")}
-FLAGS = {"size": 64, "preset": "tiny", "selection": "best", "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def run_dir(prepared_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
     model = UnpairedSegmenter(**MODEL)
     model.compile()
     CheckpointFolder(folder / "checkpoints").save_best(model, Progress(step=7, best_dice=0.5, best_step=7))
-    start_run(folder, flags=FLAGS, model=MODEL, dataset=prepared_dataset)
+    start_run(folder, config=run_config(), model=MODEL, dataset=prepared_dataset)
     return folder
 
 
@@ -243,7 +243,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         edit_run(lambda run: run["flags"].pop("selection")),
         "",
-        "{run}/run.json: damaged (no flags.selection): restore it from a copy or train again",
+        "{run}/run.json: damaged (no selection): restore it from a copy or train again",
     ),
     "run.json with flags of another kind": (
         PREDICT,
@@ -261,13 +261,13 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         edit_run(lambda run: run["flags"].update(size=0)),
         "",
-        "{run}/run.json: damaged (size 0): restore it from a copy or train again",
+        "{run}/run.json: damaged (size 0 of 256 rows): restore it from a copy or train again",
     ),
     "run.json of a size that does not fit": (
         PREDICT,
         edit_run(lambda run: run["flags"].update(size=100)),
         "",
-        "{run}/run.json: damaged (size 100): restore it from a copy or train again",
+        "{run}/run.json: damaged (size 100 of 256 rows): restore it from a copy or train again",
     ),
     "run.json of an unknown task": (
         PREDICT,

@@ -14,7 +14,7 @@ from experiments.benchmark.results import OURS, Part, Row, Target, as_json, page
 from experiments.benchmark.scaling import draw, slope, ticks
 from experiments.benchmark.steps import Size, _targets
 from experiments.benchmark.timing import Timing, interleaved, timed
-from ummkd_tf.networks import NETWORKS, Block, Conv, Filters, Network, StageRow
+from ummkd_tf.model.architectures import NETWORKS, Block, Conv, Filters, Network, StageRow
 from ummkd_tf.settings import Region
 
 

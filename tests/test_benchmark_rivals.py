@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from experiments.benchmark import rivals_tensorflow
+from experiments.benchmark.rivals import tensorflow_transcription
 from ummkd_tf import UnpairedSegmenter
-from ummkd_tf.tf1_names import phase_shift_channels, tf1_names
+from ummkd_tf.released.weights import phase_shift_channels, tf1_names
 
 COUNTS = {"dilated2d": 39_342_840, "unet3d": 1_918_741}
 TERMS = ("ct_dice_loss", "ct_cross_entropy", "mr_dice_loss", "mr_cross_entropy", "kd_loss", "l2_loss", "loss")
@@ -50,22 +50,22 @@ def check(ours: dict[str, float], rival: dict[str, float], gradients: list[NDArr
 
 @networks
 def test_tensorflow_counts(network: str) -> None:
-    assert rivals_tensorflow.count_parameters(network, 16) == COUNTS[network]
+    assert tensorflow_transcription.count_parameters(network, 16) == COUNTS[network]
 
 
 @networks
 def test_torch_counts(network: str) -> None:
     pytest.importorskip("torch")
-    from experiments.benchmark import rivals_torch
+    from experiments.benchmark.rivals import pytorch
 
-    assert rivals_torch.count_parameters(network, 16) == COUNTS[network]
+    assert pytorch.count_parameters(network, 16) == COUNTS[network]
 
 
 @networks
 def test_tensorflow_terms(network: str) -> None:
     images, labels = make_batch(network)
     model = make_model(network)
-    rival = rivals_tensorflow.TrainingStep(network, WIDTH, images, labels, dropout=0.0)
+    rival = tensorflow_transcription.TrainingStep(network, WIDTH, images, labels, dropout=0.0)
     names = tf1_names(model)
     assert set(names.values()) == set(rival.graph.variables)
     for v in model.variables:
@@ -83,14 +83,14 @@ def test_tensorflow_terms(network: str) -> None:
 @networks
 def test_torch_terms(network: str) -> None:
     torch = pytest.importorskip("torch")
-    from experiments.benchmark import rivals_torch
+    from experiments.benchmark.rivals import pytorch
 
     torch.set_num_threads(1)  # tensors this small only wait for a second thread
     images, labels = make_batch(network)
     model = make_model(network)
-    module = rivals_torch.make_network(network, WIDTH, dropout=0.0)
+    module = pytorch.make_network(network, WIDTH, dropout=0.0)
     load_torch(module, model)
-    rival = rivals_torch.TrainingStep(module, images, labels)
+    rival = pytorch.TrainingStep(module, images, labels)
     terms = rival.losses()
     terms["loss"].backward()
     gradients = [p.grad.numpy() for p in module.parameters()]

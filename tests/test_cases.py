@@ -8,10 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ummkd_tf import preprocessing
-from ummkd_tf.cases import (
-    Dataset,
-    check_split,
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import (
     file_checksum,
     read_case,
     read_original_label,
@@ -19,12 +17,12 @@ from ummkd_tf.cases import (
     recipe_checksum,
     source_checksum,
     write_case,
-    write_dataset,
 )
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared
+from ummkd_tf.data.dataset import Dataset, check_split, write_dataset
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Clip, get_task
-from ummkd_tf.volumes import Grid
 
 TASK = get_task("abdomen")
 AFFINE = np.array([[0, 1.5, 0, -12], [-1.5, 0, 0, 10], [0, 0, 8, 5], [0, 0, 0, 1.0]])

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import evaluation, losses, reporting
-from ummkd_tf.cases import Case
-from ummkd_tf.metrics import summarize
-from ummkd_tf.runs import write_json
+from ummkd_tf.common.files import write_json
+from ummkd_tf.data.cases import Case
+from ummkd_tf.evaluation import case_results as evaluation
+from ummkd_tf.evaluation import validation
+from ummkd_tf.evaluation.metrics import summarize
+from ummkd_tf.evaluation.summary import POOLED, summarize_cases
+from ummkd_tf.model import losses
+from ummkd_tf.output import text_tables as reporting
+from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid
 
 TASK = TASKS["abdomen"]
 GRID = Grid(np.eye(4), (4, 4, 1))
@@ -29,9 +33,9 @@ def test_the_reference_itself_is_perfect(prepared_dataset, original_grid):
     ids = prepared_dataset.ids("test")
     results = evaluation.evaluate(perfect(prepared_dataset), prepared_dataset, ids, original_grid=original_grid)
     assert list(results) == ["ct_3", "mr_3"]
-    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    summary = summarize_cases(results, TASK, ("ct", "mr"))
     assert summary["dice"]["overall"] == 1
-    assert summary["hausdorff_mm"]["overall"] == summary[evaluation.POOLED]["overall"] == 0
+    assert summary["hausdorff_mm"]["overall"] == summary[POOLED]["overall"] == 0
 
 
 def test_missed_organ_counts_as_zero_and_is_reported(prepared_dataset):
@@ -42,7 +46,7 @@ def test_missed_organ_counts_as_zero_and_is_reported(prepared_dataset):
         return probabilities
 
     results = evaluation.evaluate(without_spleen, prepared_dataset, ["ct_3", "mr_3"])
-    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    summary = summarize_cases(results, TASK, ("ct", "mr"))
     assert summary["dice"]["ct"]["spleen"] == {"mean": 0, "std": 0, "count": 1, "excluded": 0, "missed": 1}
     assert summary["dice"]["ct"]["mean"] == 0.75  # the mean of 1, 0, 1, 1
     diagonal = np.linalg.norm(np.array(prepared_dataset.case("ct_3").label.shape) * (1.5, 1.5, 8.0))
@@ -66,7 +70,7 @@ def record_of(dice_by_case):
                 "surface_distance_square_sum_mm2": 2.0,
             }
         results[case_id] = {"modality": case_id.split("_")[0], "classes": classes}
-    summary = evaluation.summarize_cases(results, TASK, ("ct", "mr"))
+    summary = summarize_cases(results, TASK, ("ct", "mr"))
     return {"modalities": ["ct", "mr"], "cases": results, "summary": summary}
 
 
@@ -77,7 +81,7 @@ def test_means_and_deviations_by_hand():
     assert dice["ct"]["left_kidney"] == pytest.approx({"mean": 0.7, "std": 0, "count": 1, "excluded": 1, "missed": 0})
     assert dice["ct"]["mean"] == pytest.approx((0.8 + 0.8 + 0.7 + 0.4) / 4)
     assert dice["overall"] == pytest.approx((0.675 + 0.5) / 2)
-    assert record["summary"][evaluation.POOLED]["ct"]["liver"]["mean"] == 1.0  # 4 mm over 4 surface points
+    assert record["summary"][POOLED]["ct"]["liver"]["mean"] == 1.0  # 4 mm over 4 surface points
 
 
 def test_table_has_the_papers_columns_and_the_printed_numbers():
@@ -114,11 +118,11 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
 
     cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
     # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
-    assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
+    assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
     # Without class 2 anywhere, class 1 alone counts.
     whole = np.ones_like(label)
     cases = [Case("a", "ct", label.astype(np.float32), whole, grid, grid)]
-    assert evaluation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
+    assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
 
 
 def test_class_knowledge_of_whole_cases_is_that_of_their_logits():

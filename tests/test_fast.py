@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import UnpairedSegmenter, winograd
-from ummkd_tf.layers import Conv2D, leaky_relu, made_again
-from ummkd_tf.optimizer import Adam
+from ummkd_tf import UnpairedSegmenter
+from ummkd_tf.fast import winograd
+from ummkd_tf.fast.adam import Adam
+from ummkd_tf.fast.convolutions import Conv2D
+from ummkd_tf.fast.recompute import leaky_relu, recomputed
+from ummkd_tf.model import segmenter
+from ummkd_tf.model.layers import PLAIN
 
 
 def normal(*shape, seed=0):
@@ -51,14 +55,14 @@ def test_winograd_of_whole_numbers_is_exact():
     np.testing.assert_array_equal(winograd.convolve(images, tf.fill((3, 3, 1, 1), 2.0)), tf.fill((1, 3, 3, 1), 18.0))
 
 
-def test_what_is_made_again_is_not_kept():
+def test_what_is_recomputed_is_not_kept():
     """Twice exp(x)²: once forwards, once for the gradient 2 exp(x)², which asks nothing of the first."""
 
     @tf.function(autograph=False)
     def differentiate(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = made_again(lambda x, again=False: tf.square(tf.exp(x)))(x)
+            y = recomputed(lambda x, again=False: tf.square(tf.exp(x)))(x)
         return tape.gradient(y, x)
 
     x = tf.constant([0.0, 1.0])
@@ -68,7 +72,7 @@ def test_what_is_made_again_is_not_kept():
     assert [op.type for op in exponentials[0].outputs[0].consumers()] == ["Square"]
 
 
-def test_running_statistics_move_once_though_activations_are_made_again():
+def test_running_statistics_move_once_though_activations_are_recomputed():
     """From (0, 1) a tenth of the way to the first batch's own mean and variance, in both networks."""
     for network, shape in (("dilated2d", (2, 16, 16, 3)), ("unet3d", (2, 16, 16, 8, 1))):
         moved = []
@@ -133,3 +137,11 @@ def test_a_fast_model_computes_what_a_plain_one_does(network, setting, monkeypat
         assert float(fast[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
     one = {"mr": images["mr"]}
     np.testing.assert_allclose(models[1](one)["mr"], models[0](one)["mr"], rtol=1e-3, atol=1e-4)
+
+
+def test_without_the_folder_fast_the_program_works(monkeypatch):
+    """Only the segmenter puts it in, and takes the plain operations where it is missing."""
+    monkeypatch.setattr(segmenter, "_fast", None)
+    assert UnpairedSegmenter("unet3d", width=1).operations is PLAIN
+    with pytest.raises(ValueError, match=r"fast=True: ummkd_tf/fast is not installed"):
+        UnpairedSegmenter("unet3d", width=1, fast=True)

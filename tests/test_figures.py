@@ -9,11 +9,11 @@ from recorded_runs import absent, class_metrics, evaluation_cases, write_run
 
 from experiments import figures
 from experiments.plans import TARGETS
-from experiments.records import load_records
-from ummkd_tf.cases import Case
-from ummkd_tf.errors import InputError
+from experiments.results.records import load_records
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import Case
+from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid
 
 
 def specs(target):

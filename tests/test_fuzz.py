@@ -10,9 +10,12 @@ from pathlib import Path
 
 import fuzz
 import numpy as np
+import odd_headers
 import pytest
+import SimpleITK as sitk
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.geometry import Volume, ras_affine
 
 SMALL = ("NIfTI .nii.gz", "NIfTI .nii", "NRRD", "MetaImage", "DICOM", "PNG", "HDF5 case", "npz volume",
          "dataset.json", "split file", "run.json", "own.csv")  # fmt: skip
@@ -74,3 +77,34 @@ def test_mutations_are_reproducible(name, tmp_path):
     for mutate in (*fuzz.BINARY, *fuzz.TEXT):
         first, second = (mutate(original, np.random.default_rng(3)) for _ in range(2))
         assert first == second
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_odd_headers_end_well(tmp_path):
+    counts, bugs = odd_headers.fuzz(200, 7, tmp_path)
+    assert bugs == []
+    for of in counts.values():
+        assert of[odd_headers.RIGHT] > 5 and of[odd_headers.REFUSED] > 5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_reader_that_guesses_is_caught(tmp_path):
+    """SimpleITK alone, as most programs use it: every kind of format shows silent errors."""
+
+    def guess(path: Path) -> Volume:
+        try:
+            names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)) if path.is_dir() else str(path)
+            image = sitk.ReadImage(names)
+        except RuntimeError as error:
+            raise InputError(f"{path}: {error}") from error
+        axes = np.reshape(image.GetDirection(), (image.GetDimension(), -1)) * image.GetSpacing()
+        affine = ras_affine(axes[:3, :3], np.array(image.GetOrigin()[:3]))
+        return Volume(sitk.GetArrayFromImage(image).T.reshape(image.GetSize()[:3]), affine)
+
+    for number, (name, make) in enumerate(odd_headers.FORMATS.items()):
+        found = set()
+        for n in range(60):
+            folder = tmp_path / f"{name}-{n}"
+            folder.mkdir()
+            found.add(odd_headers.outcome(*make(folder, np.random.default_rng([7, number, n])), guess)[0])
+        assert odd_headers.SILENT in found, name

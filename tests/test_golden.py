@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import UnpairedSegmenter, losses
-from ummkd_tf.layers import BatchNorm, Conv2D, phase_shift
-from ummkd_tf.metrics import dice_coefficient
-from ummkd_tf.optimizer import Adam
-from ummkd_tf.tf1_names import RELEASED_MODALITY, convert, load_released_weights, phase_shift_channels, tf1_names
+from ummkd_tf import UnpairedSegmenter
+from ummkd_tf.evaluation.metrics import dice_coefficient
+from ummkd_tf.fast.adam import Adam
+from ummkd_tf.fast.convolutions import Conv2D
+from ummkd_tf.model import losses
+from ummkd_tf.model.layers import BatchNorm, phase_shift
+from ummkd_tf.released.weights import RELEASED_MODALITY, convert, load_released_weights, phase_shift_channels, tf1_names
 
 GOLDEN = Path(__file__).parent / "golden"
 LOSS = 5e-6  # absolute

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf.inference import Predictor
+from ummkd_tf.evaluation.inference import Predictor
 
 
 class Stub:

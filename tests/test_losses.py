@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import losses
+from ummkd_tf.model import losses
 
 
 def one_hot(labels, classes=2):
@@ -75,6 +75,50 @@ def test_absent_class_uniform_or_skipped():
     # CT has class 1 with q = (¼, ¾); MR lacks it, so uniform: ¼ ln 3 / 2. Class 0 is alike.
     assert kd(a, UNDECIDED, LABELS, only_background) == pytest.approx(0.25 * np.log(3) / 2, rel=1e-4)
     assert kd(a, UNDECIDED, LABELS, only_background, absent="skip") == pytest.approx(0, abs=1e-6)
+
+
+def test_absent_class_from_memory():
+    """CT holds class 1 with q = (¼, ¾), MR lacks it: MR's memory says the same, or, never seen, uniform."""
+    only_background = np.array([[[0, 0]]])
+    a = tf.Variable([[[[0.0, 0.0], [0.0, 2 * np.log(3.0)]]]], dtype=tf.float32)
+    nothing, same = tf.zeros((2, 2)), tf.constant([[9.0, 9.0], [0.0, 2 * np.log(3.0)]], tf.float32)
+    arguments = {"labels_a": LABELS, "labels_b": only_background, "absent": "memory"}
+    assert kd(a, UNDECIDED, **arguments, memory={"ct": 5 + nothing, "mr": same}) == pytest.approx(0, abs=1e-6)
+    unseen = kd(a, UNDECIDED, **arguments, memory={"ct": 5 + nothing, "mr": nothing})
+    assert unseen == pytest.approx(0.25 * np.log(3) / 2, rel=1e-4)
+    with pytest.raises(ValueError, match="expected the memory"):
+        kd(a, UNDECIDED, **arguments)
+
+
+def test_memory_gets_no_gradient_and_gives_one_to_the_other_modality():
+    memory = {"ct": tf.zeros((2, 2)), "mr": tf.Variable([[1.0, 0.0], [0.0, 3.0]])}
+    logits = {"ct": tf.Variable(UNDECIDED), "mr": tf.Variable(UNDECIDED)}
+    references = {"ct": one_hot(LABELS), "mr": one_hot(np.array([[[0, 0]]]))}
+    with tf.GradientTape() as tape:
+        loss = losses.knowledge_distillation_loss(dict(logits), references, absent="memory", memory=memory)
+    of_ct, of_memory = tape.gradient(loss, [logits["ct"], memory["mr"]])
+    assert of_memory is None
+    assert np.abs(of_ct[0, 0, 1]).max() > 0.01  # class 1 is drawn towards what MR remembers
+
+
+def test_memory_is_a_running_mean_of_the_batches_that_hold_a_class():
+    def z(value):
+        return tf.fill((1, 1, 2, 2), float(value))
+
+    both, only_background = one_hot(LABELS), one_hot(np.array([[[0, 0]]]))
+    memory = losses.updated_memory(tf.zeros((2, 2)), z(2), only_background)
+    np.testing.assert_allclose(memory, [[2, 2], [0, 0]], atol=1e-5)  # class 1 was never seen
+    memory = losses.updated_memory(memory, z(4), both)
+    np.testing.assert_allclose(memory, [[2.2, 2.2], [4, 4]], atol=1e-5)  # 0.9 · 2 + 0.1 · 4; the first value as it is
+    memory = losses.updated_memory(memory, z(0), only_background)
+    np.testing.assert_allclose(memory, [[1.98, 1.98], [4, 4]], atol=1e-5)
+
+
+def test_classes_alone_are_counted():
+    """Of background, 1, 2, 3: class 1 is in CT alone, class 2 in MR alone, class 3 nowhere."""
+    references = {"ct": one_hot([[[0, 1]]], 4), "mr": one_hot([[[0, 2]]], 4)}
+    assert float(losses.count_alone(references)) == 2
+    assert float(losses.count_alone({"ct": references["ct"], "mr": references["ct"]})) == 0
 
 
 def test_three_modalities_are_the_mean_of_their_pairs():

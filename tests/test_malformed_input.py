@@ -19,11 +19,13 @@ import SimpleITK as sitk
 from raw_data import CT_AFFINE, NUM_SLICES, ct, mr, snapshot, write_nifti, write_png, write_slice, z_mm
 
 from data_prep import pipeline
-from data_prep.sources import SOURCES, Options
+from data_prep.sources.table import SOURCES, Options
 from data_prep.splits import Choice
-from ummkd_tf.errors import InputError
+from data_prep.workers import Workers
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.dicom import read_dicom_series
+from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import get_task
-from ummkd_tf.volumes import read_dicom_series, read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +40,7 @@ def healthy(tmp_path_factory):
 
 
 def prepare(raw, out, source="abdomen", **options):
-    with pipeline.Workers(1) as pool:
+    with Workers(1) as pool:
         problems = pipeline.prepare_source(
             SOURCES[source], Options(raw=raw, **options), out, choice=Choice(), pool=pool, note=lambda text: None
         )

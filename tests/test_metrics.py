@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ummkd_tf import metrics
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.evaluation import metrics
 
 CLASSES = ("liver", "right kidney", "left kidney", "spleen")
 DISTANCES = ("hausdorff_mm", "hausdorff95_mm", "average_mm")
@@ -412,6 +412,6 @@ def test_bad_input_is_told_in_one_line(call, received):
 
 
 def test_metrics_do_not_import_tensorflow():
-    program = "import sys, ummkd_tf.metrics; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, ummkd_tf.evaluation.metrics; sys.exit('tensorflow' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep import phantom
-from data_prep.phantom import ABDOMEN, CARDIAC, Anatomy, Case, Solid, Waves
-from ummkd_tf.errors import InputError
-from ummkd_tf.volumes import Grid
+from data_prep.phantom import __main__ as phantom
+from data_prep.phantom import layouts, sets, templates
+from data_prep.phantom.patient import Anatomy, Case, Solid, Waves, draw_anatomy
+from data_prep.phantom.templates import ABDOMEN, CARDIAC
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.geometry import Grid
 
 SEED = 5
 SIZE = 40  # pixels of about 9 mm (abdomen) or 5 to 8 mm (cardiac)
@@ -26,14 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def abdomen(tmp_path_factory):
     out = tmp_path_factory.mktemp("phantom") / "abdomen"
-    phantom.write_abdomen(out, num_ct=3, num_mr=4, seed=SEED, size=SIZE, t1=True, outlier_ct=True)
+    sets.write_abdomen(out, num_ct=3, num_mr=4, seed=SEED, size=SIZE, t1=True, outlier_ct=True)
     return out
 
 
 @pytest.fixture(scope="module")
 def cardiac(tmp_path_factory):
     out = tmp_path_factory.mktemp("phantom") / "cardiac"
-    phantom.write_cardiac(out, num_ct=3, num_mr=3, seed=SEED, size=SIZE)
+    sets.write_cardiac(out, num_ct=3, num_mr=3, seed=SEED, size=SIZE)
     return out
 
 
@@ -84,7 +86,7 @@ def read_chaos(out, case_id, scan="T2SPIR", subfolder=""):
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [phantom.write_abdomen, phantom.write_cardiac])
+@pytest.mark.parametrize("write", [sets.write_abdomen, sets.write_cardiac])
 def test_same_seed_gives_the_same_bytes_at_another_time(tmp_path, monkeypatch, write):
     arguments = {"num_ct": 1, "num_mr": 1, "size": 24, "outlier_ct": True}
     write(tmp_path / "first", seed=3, **arguments)
@@ -114,7 +116,7 @@ def test_files_carry_no_clock(abdomen):
     assert not dated
 
 
-@pytest.mark.parametrize(("write", "fixture"), [(phantom.write_abdomen, "abdomen"), (phantom.write_cardiac, "cardiac")])
+@pytest.mark.parametrize(("write", "fixture"), [(sets.write_abdomen, "abdomen"), (sets.write_cardiac, "cardiac")])
 def test_a_case_does_not_depend_on_the_number_of_cases(tmp_path, request, write, fixture):
     write(tmp_path / "few", num_ct=1, num_mr=2, seed=SEED, size=SIZE)
     few, many = digests(tmp_path / "few"), digests(request.getfixturevalue(fixture))
@@ -186,7 +188,7 @@ def test_chaos_t1_layout(abdomen):
 
 
 def test_t1_is_left_out_by_default(tmp_path):
-    phantom.write_abdomen(tmp_path / "set", num_ct=0, num_mr=1, seed=0, size=16)
+    sets.write_abdomen(tmp_path / "set", num_ct=0, num_mr=1, seed=0, size=16)
     assert {p.name for p in patient(tmp_path / "set", "1").parent.iterdir()} == {"T2SPIR"}
     assert not (tmp_path / "set/btcv").exists()
 
@@ -248,7 +250,7 @@ def test_a_ball_is_where_its_coordinates_say():
 
 
 def test_anatomy_does_not_depend_on_the_grid():
-    anatomy = phantom.draw_anatomy(CARDIAC, Case(SEED, "cardiac", "ct", "1001"))
+    anatomy = draw_anatomy(CARDIAC, Case(SEED, "cardiac", "ct", "1001"))
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = anatomy.world_from_patient[:3, 3] - 90
     plain = anatomy.tissue_map(Grid(affine, (45, 46, 47)))
@@ -261,14 +263,14 @@ def test_anatomy_does_not_depend_on_the_grid():
 @pytest.mark.parametrize("case_id", ["0001", "0002", "0003", "0004"])
 def test_btcv_sides_and_volumes(abdomen, case_id):
     label, affine = read_nifti(abdomen / f"btcv/label/label{case_id}.nii.gz")
-    check_sides_and_volumes(label, affine, phantom.BTCV_LABELS)
+    check_sides_and_volumes(label, affine, layouts.BTCV_LABELS)
 
 
 @pytest.mark.parametrize("case_id", ["1", "2", "3", "5"])
 @pytest.mark.parametrize("scan", ["T2SPIR", "T1DUAL"])
 def test_chaos_sides_and_volumes(abdomen, case_id, scan):
     _, label, affine = read_chaos(abdomen, case_id, scan, "InPhase" if scan == "T1DUAL" else "")
-    check_sides_and_volumes(label, affine, phantom.CHAOS_GREYS)
+    check_sides_and_volumes(label, affine, layouts.CHAOS_GREYS)
 
 
 def check_sides_and_volumes(label, affine, values):
@@ -294,7 +296,7 @@ def check_sides_and_volumes(label, affine, values):
 def test_heart_is_the_right_way_round(cardiac, modality, case_id):
     label, affine = read_nifti(cardiac / f"{modality}_train/{modality}_train_{case_id}_label.nii.gz")
     label[label == 421] = 420
-    at = {name: centroid_ras(label == value, affine) for name, value in phantom.MMWHS_LABELS.items()}
+    at = {name: centroid_ras(label == value, affine) for name, value in layouts.MMWHS_LABELS.items()}
     assert at["right_atrium"][0] > at["left_ventricle"][0] + 30  # right
     assert at["right_ventricle"][1] > at["left_atrium"][1] + 30  # anterior
     assert at["ascending_aorta"][2] > at["left_ventricle"][2] + 30  # superior
@@ -306,7 +308,7 @@ def test_heart_is_the_right_way_round(cardiac, modality, case_id):
 @pytest.mark.parametrize(("scan", "subfolder"), [("T2SPIR", ""), ("T1DUAL", "OutPhase")])
 def test_series_reader_finds_the_geometry_asked_for(abdomen, case_id, scan, subfolder):
     case = Case(SEED, "abdomen", "mr", case_id)
-    grid = phantom.chaos_grid(phantom.draw_anatomy(ABDOMEN, case), case, SIZE, scan)
+    grid = layouts.chaos_grid(draw_anatomy(ABDOMEN, case), case, SIZE, scan)
     folder = str(patient(abdomen, case_id, scan) / "DICOM_anon" / subfolder)
     (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder)
     reader = sitk.ImageSeriesReader()
@@ -321,8 +323,8 @@ def test_series_reader_finds_the_geometry_asked_for(abdomen, case_id, scan, subf
 
 @pytest.mark.parametrize("case_id", ["1", "2"])
 def test_each_png_shows_the_anatomy_at_its_slice(abdomen, case_id):
-    anatomy = phantom.draw_anatomy(ABDOMEN, Case(SEED, "abdomen", "mr", case_id))
-    grey = np.array([phantom.CHAOS_GREYS.get(tissue, 0) for tissue in ABDOMEN.signals])
+    anatomy = draw_anatomy(ABDOMEN, Case(SEED, "abdomen", "mr", case_id))
+    grey = np.array([layouts.CHAOS_GREYS.get(tissue, 0) for tissue in ABDOMEN.signals])
     home = patient(abdomen, case_id)
     for dicom, png in zip(sorted((home / "DICOM_anon").iterdir()), sorted((home / "Ground").iterdir()), strict=True):
         dx, dy, dz = header(dicom).GetSpacing()
@@ -369,11 +371,11 @@ def organ_means(image, label, values, organs):
 def test_ct_liver_and_spleen_differ_by_shape_alone(abdomen):
     image, _ = read_nifti(abdomen / "btcv/img/img0001.nii.gz")
     label, _ = read_nifti(abdomen / "btcv/label/label0001.nii.gz")
-    liver, spleen, kidney = organ_means(image, label, phantom.BTCV_LABELS, ("liver", "spleen", "right_kidney"))
+    liver, spleen, kidney = organ_means(image, label, layouts.BTCV_LABELS, ("liver", "spleen", "right_kidney"))
     assert abs(liver - spleen) < 6
     assert kidney > liver + 30
     image, label, _ = read_chaos(abdomen, "1")
-    liver, spleen = organ_means(image, label, phantom.CHAOS_GREYS, ("liver", "spleen"))
+    liver, spleen = organ_means(image, label, layouts.CHAOS_GREYS, ("liver", "spleen"))
     assert spleen > 1.4 * liver
 
 
@@ -391,14 +393,14 @@ def test_mr_has_bias_gain_and_rician_noise(abdomen):
 @pytest.mark.parametrize(
     ("write", "read", "organs"),
     [
-        (phantom.write_abdomen, "chaos", ("liver", "right_kidney", "left_kidney", "spleen")),
-        (phantom.write_cardiac, "mmwhs", ("lv_myocardium", "right_ventricle", "left_ventricle", "ascending_aorta")),
+        (sets.write_abdomen, "chaos", ("liver", "right_kidney", "left_kidney", "spleen")),
+        (sets.write_cardiac, "mmwhs", ("lv_myocardium", "right_ventricle", "left_ventricle", "ascending_aorta")),
     ],
 )
 def test_anticorrelated_mr_turns_the_order_round(tmp_path, write, read, organs):
     write(tmp_path / "plain", num_ct=0, num_mr=1, seed=SEED, size=SIZE)
     write(tmp_path / "inverse", num_ct=0, num_mr=1, seed=SEED, size=SIZE, anticorrelated_mr=True)
-    template, values = (ABDOMEN, phantom.CHAOS_GREYS) if read == "chaos" else (CARDIAC, phantom.MMWHS_LABELS)
+    template, values = (ABDOMEN, layouts.CHAOS_GREYS) if read == "chaos" else (CARDIAC, layouts.MMWHS_LABELS)
     hu = np.array([template.signals[organ]["ct"] for organ in organs])
 
     def means(folder):
@@ -418,7 +420,7 @@ def test_anticorrelated_mr_turns_the_order_round(tmp_path, write, read, organs):
 
 
 def test_low_resolution_mr_blurs_the_image_and_keeps_the_label(tmp_path, abdomen):
-    phantom.write_abdomen(tmp_path / "low", num_ct=0, num_mr=1, seed=SEED, size=SIZE, low_resolution_mr=4)
+    sets.write_abdomen(tmp_path / "low", num_ct=0, num_mr=1, seed=SEED, size=SIZE, low_resolution_mr=4)
     sharp, label, _ = read_chaos(abdomen, "1")
     blurred, same_label, _ = read_chaos(tmp_path / "low", "1")
     assert np.array_equal(label, same_label)
@@ -427,7 +429,7 @@ def test_low_resolution_mr_blurs_the_image_and_keeps_the_label(tmp_path, abdomen
 
 
 def test_outlier_has_streaks_and_the_same_anatomy(tmp_path, abdomen):
-    phantom.write_abdomen(tmp_path / "clean", num_ct=4, num_mr=0, seed=SEED, size=SIZE)
+    sets.write_abdomen(tmp_path / "clean", num_ct=4, num_mr=0, seed=SEED, size=SIZE)
     clean, _ = read_nifti(tmp_path / "clean/btcv/img/img0004.nii.gz")
     streaked, _ = read_nifti(abdomen / "btcv/img/img0004.nii.gz")
     labels = [(folder / "btcv/label/label0004.nii.gz").read_bytes() for folder in (tmp_path / "clean", abdomen)]
@@ -448,15 +450,15 @@ def test_refuses_a_folder_in_use(tmp_path):
     (tmp_path / "mine.txt").write_text("do not touch", encoding="utf-8")
     for overwrite, text in ((False, "not empty: .* --overwrite"), (True, "holds no phantom.json")):
         with pytest.raises(InputError, match=text):
-            phantom.write_abdomen(tmp_path, num_ct=1, num_mr=0, seed=0, size=16, overwrite=overwrite)
+            sets.write_abdomen(tmp_path, num_ct=1, num_mr=0, seed=0, size=16, overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_overwrite_replaces_the_whole_set(tmp_path):
     out = tmp_path / "set"
     out.mkdir()  # an empty folder is welcome
-    phantom.write_abdomen(out, num_ct=2, num_mr=0, seed=0, size=16)
-    phantom.write_abdomen(out, num_ct=1, num_mr=0, seed=0, size=16, overwrite=True)
+    sets.write_abdomen(out, num_ct=2, num_mr=0, seed=0, size=16)
+    sets.write_abdomen(out, num_ct=1, num_mr=0, seed=0, size=16, overwrite=True)
     assert [p.name for p in (out / "btcv/img").iterdir()] == ["img0001.nii.gz"]
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
@@ -464,15 +466,15 @@ def test_overwrite_replaces_the_whole_set(tmp_path):
 @pytest.mark.parametrize("failing", ["_write_sitk", "_write_nifti"])
 def test_a_full_disk_leaves_the_earlier_set(tmp_path, monkeypatch, failing):
     out = tmp_path / "set"
-    phantom.write_abdomen(out, num_ct=1, num_mr=1, seed=0, size=16)
+    sets.write_abdomen(out, num_ct=1, num_mr=1, seed=0, size=16)
     before = digests(out)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phantom, failing, full)
+    monkeypatch.setattr(layouts, failing, full)
     with pytest.raises(InputError, match=r"set: phantom not written \(No space left on device\)"):
-        phantom.write_abdomen(out, num_ct=1, num_mr=1, seed=1, size=16, overwrite=True)
+        sets.write_abdomen(out, num_ct=1, num_mr=1, seed=1, size=16, overwrite=True)
     assert digests(out) == before
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
@@ -490,7 +492,7 @@ def test_a_full_disk_leaves_the_earlier_set(tmp_path, monkeypatch, failing):
 )
 def test_refuses_arguments_out_of_range(tmp_path, arguments, text):
     with pytest.raises(InputError, match=text):
-        phantom.write_abdomen(tmp_path / "set", **{"num_ct": 1, "num_mr": 1, "seed": 0} | arguments)
+        sets.write_abdomen(tmp_path / "set", **{"num_ct": 1, "num_mr": 1, "seed": 0} | arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -510,7 +512,7 @@ def test_organs_of_a_template_have_signals():
         assert {organ.tissue for organ in template.organs} <= template.signals.keys()
         assert set(template.classes) <= template.signals.keys()
         assert next(iter(template.signals)) == "air"
-    assert phantom._TABLE.tissue in ABDOMEN.signals
+    assert templates.TABLE.tissue in ABDOMEN.signals
 
 
 def test_program_writes_what_the_library_writes(tmp_path, abdomen):

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.colors import to_rgba
 
-from ummkd_tf.errors import InputError
-from ummkd_tf.pictures import overlay_figure, planes, save_figure
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.output.pictures import overlay_figure, planes, save_figure
 from ummkd_tf.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def test_files_are_whole_repeatable_and_titles_are_literal(tmp_path):
 
 def test_drawing_needs_neither_pyplot_nor_tensorflow():
     code = (
-        "import sys, ummkd_tf.pictures;"
+        "import sys, ummkd_tf.output.pictures;"
         "print([m for m in ('matplotlib.pyplot', 'tensorflow', 'keras') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)

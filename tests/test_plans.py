@@ -4,8 +4,8 @@ import pytest
 from recorded_runs import write_run
 
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
-from experiments.records import load_records, select
-from ummkd_tf.errors import InputError
+from experiments.results.records import load_records, select
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.settings import SETTINGS
 
 COUNTS = {

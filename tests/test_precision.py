@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter
-from ummkd_tf.checkpoints import Progress, restore, write_checkpoint
-from ummkd_tf.optimizer import Adam
+from ummkd_tf.fast.adam import Adam
+from ummkd_tf.runs.checkpoints import Progress, restore, write_checkpoint
 
 SPACES = {"dilated2d": (32, 32, 3), "unet3d": (32, 32, 8, 1)}
 
@@ -82,7 +84,7 @@ def test_gradients_that_are_not_finite_at_scale_1_are_no_overflow(make_model):
     images, labels = batch()
     model = make_model("mixed_float16")
     model.optimizer.dynamic_scale.assign(1.0)
-    model._add_l2_gradients = lambda gradients, *_: [float("inf") * g for g in gradients]
+    model.operations = replace(model.operations, add_scaled=lambda gradient, *_: float("inf") * gradient)
     terms = model.optimize(images, labels)
     assert np.isfinite(float(terms["loss"])) and not np.isfinite(float(terms["gradient_norm"]))
     assert int(model.optimizer.iterations) == 0

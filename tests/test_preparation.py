@@ -13,15 +13,20 @@ import raw_data
 import SimpleITK as sitk
 from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_abdomen, write_mr, write_nifti
 
-from data_prep import btcv, chaos, mmwhs, own, phantom, pipeline
-from data_prep.raw import Problem, RawCase, remap
-from data_prep.sources import SOURCES, Options
+from data_prep import pipeline
+from data_prep.phantom import sets
+from data_prep.sources import btcv, chaos, mmwhs
+from data_prep.sources import csv_list as own
+from data_prep.sources.raw_case import Problem, RawCase, remap
+from data_prep.sources.table import SOURCES, Options
 from data_prep.splits import Choice
-from ummkd_tf import preprocessing
-from ummkd_tf.cases import Dataset, read_case, read_original_label
-from ummkd_tf.errors import InputError
+from data_prep.workers import Workers
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import read_case, read_original_label
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
 from ummkd_tf.tasks import get_task
-from ummkd_tf.volumes import Volume, reorient, to_sitk
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = get_task("abdomen")
@@ -30,7 +35,7 @@ TASK = get_task("abdomen")
 def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, **options):
     """Notes of a preparation that finds no problem."""
     notes = []
-    with pipeline.Workers(workers) as pool:
+    with Workers(workers) as pool:
         problems = pipeline.prepare_source(
             SOURCES[source],
             Options(raw=raw, **options),
@@ -61,7 +66,7 @@ def prepared(raw, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cardiac_raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cardiac") / "raw"
-    phantom.write_cardiac(folder, num_ct=3, num_mr=3, seed=1, size=40)
+    sets.write_cardiac(folder, num_ct=3, num_mr=3, seed=1, size=40)
     return folder
 
 
@@ -83,7 +88,7 @@ def test_remap_goes_by_value_and_not_by_rank():
 
 
 def test_label_values_of_the_data_sets():
-    """SPEC §5."""
+    """docs/reproduction.md#chaos."""
     assert {v: c for v, c in btcv.CLASSES.items() if c} == {6: 1, 2: 2, 3: 3, 1: 4}
     assert sorted(btcv.CLASSES) == list(range(14))
     for value, c in {
@@ -258,7 +263,7 @@ def test_421_is_known_but_422_is_not(cardiac_raw, tmp_path):
 
 
 def test_t1_sequences(tmp_path):
-    phantom.write_abdomen(tmp_path / "raw", num_ct=0, num_mr=1, seed=2, size=32, t1=True)
+    sets.write_abdomen(tmp_path / "raw", num_ct=0, num_mr=1, seed=2, size=32, t1=True)
     scans = {s: chaos.find(tmp_path / "raw", s).cases[0].read() for s in chaos.SEQUENCES}
     images, labels = ({s: scan[n].array for s, scan in scans.items()} for n in (0, 1))
     assert np.array_equal(labels["t1_in"], labels["t1_out"])  # one label map for both phases
@@ -324,7 +329,7 @@ def test_workers_make_no_difference(raw, prepared, tmp_path):
 
 def test_lost_worker_is_told(raw):
     case = SOURCES["btcv"].find(Options(raw=raw)).cases
-    with pipeline.Workers(2) as pool, pytest.raises(InputError, match="a worker process was ended during 'verify'"):
+    with Workers(2) as pool, pytest.raises(InputError, match="a worker process was ended during 'verify'"):
         list(pool.each(_leave, case, "verify"))
 
 

@@ -8,25 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ummkd_tf import preprocessing
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import (
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.reduction import enlarge_in_plane, reduce_image, reduce_label
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient
+from ummkd_tf.scans.preprocessing import (
     body_box,
     classes_of_same_volume,
     clip_intensity,
-    crop,
-    enlarge_in_plane,
     label_centroid,
     normalize,
     prepare,
-    reduce_image,
-    reduce_label,
     resample_label,
     restore,
     task_grid,
 )
 from ummkd_tf.tasks import Clip, get_task
-from ummkd_tf.volumes import Grid, Volume, reorient
 
 ABDOMEN, CARDIAC = get_task("abdomen"), get_task("cardiac")
 EYE = np.eye(4)

@@ -16,12 +16,13 @@ from hypothesis.extra import numpy as hnp
 from raw_data import write_slice
 from test_sampling import case
 
-from ummkd_tf import losses
-from ummkd_tf.cases import read_case, read_original_label, write_case
-from ummkd_tf.preprocessing import Prepared
-from ummkd_tf.sampling import PATCH_DEPTH, PatchExamples, SliceExamples, UnpairedSampler, chunk, chunk_starts
+from ummkd_tf.data.cases import read_case, read_original_label, write_case
+from ummkd_tf.data.sampling import PATCH_DEPTH, PatchExamples, SliceExamples, UnpairedSampler, chunk, chunk_starts
+from ummkd_tf.model import losses
+from ummkd_tf.scans.geometry import Grid, reorient
+from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid, read_volume, reorient
 
 few_examples = settings(max_examples=25, deadline=None)
 shapes = st.tuples(*[st.integers(1, 6)] * 3)

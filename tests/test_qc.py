@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from data_prep import qc
-from ummkd_tf.cases import Case, Dataset, write_case, write_dataset
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import Case, write_case
+from ummkd_tf.data.dataset import Dataset, write_dataset
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import get_task
-from ummkd_tf.volumes import Grid
 
 ROOT = Path(__file__).parents[1]
 TASK = get_task("abdomen")

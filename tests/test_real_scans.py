@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from data_prep import pipeline
-from data_prep.sources import SOURCES, Options
+from data_prep.sources.table import SOURCES, Options
 from data_prep.splits import Choice
-from ummkd_tf import preprocessing
-from ummkd_tf.cases import Dataset, read_original_label
+from data_prep.workers import Workers, default_workers
+from ummkd_tf.data.cases import read_original_label
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.tasks import get_task
-from ummkd_tf.volumes import Volume
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("UMMKD_REAL_DATA", ROOT.parent / "shared/real"))
@@ -50,7 +52,7 @@ def raw_cases():
 def prepared(raw_cases, tmp_path_factory):
     """(data set, notes) of all scans."""
     out, notes = tmp_path_factory.mktemp("real") / "data", []
-    with pipeline.Workers(pipeline.default_workers()) as pool:
+    with Workers(default_workers()) as pool:
         problems = pipeline.prepare_source(
             SOURCES["abdomen"], Options(raw=REAL), out, choice=Choice(), pool=pool, note=notes.append
         )

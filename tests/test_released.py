@@ -13,12 +13,16 @@ import pytest
 import tensorflow as tf
 from programs import Done, program
 
-from data_prep import released as preparation
-from ummkd_tf import released
-from ummkd_tf.cases import open_dataset, read_original_label
-from ummkd_tf.errors import InputError
+from data_prep import release as preparation
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data import released_dataset
+from ummkd_tf.data.cases import read_original_label
+from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.evaluation.validation import validation_score
+from ummkd_tf.released import lists, test_volumes
+from ummkd_tf.released import records as released
+from ummkd_tf.scans.geometry import Volume, reorient
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Volume, reorient
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("UMMKD_GOLDEN", ROOT.parent / "shared" / "golden")) / "released_records"
@@ -187,33 +191,33 @@ def _files(folder: Path, *names: str) -> None:
 def test_list_keeps_the_line_after_a_blank_one(tmp_path: Path) -> None:
     _files(tmp_path, "a.tfrecords", "b.tfrecords", "c.tfrecords")
     (tmp_path / "list").write_bytes(b"\r\n/their/a.tfrecords\r\n\r\n/their/b.tfrecords\n   \nc.tfrecords")
-    assert [p.name for p in released.read_list(tmp_path / "list", tmp_path)] == [f"{n}.tfrecords" for n in "abc"]
+    assert [p.name for p in lists.read_list(tmp_path / "list", tmp_path)] == [f"{n}.tfrecords" for n in "abc"]
 
 
 def test_list_finds_files_by_name_and_by_the_folders_that_agree(tmp_path: Path) -> None:
     _files(tmp_path, "raw/x/ct/1.tfrecords", "raw/x/mr/1.tfrecords", "outside.tfrecords")
     raw, listed = tmp_path / "raw", tmp_path / "list"
     listed.write_text("/data/elsewhere/mr/1.tfrecords\n", encoding="utf-8")
-    assert released.read_list(listed, raw) == [raw / "x/mr/1.tfrecords"]
+    assert lists.read_list(listed, raw) == [raw / "x/mr/1.tfrecords"]
     listed.write_text("/data/1.tfrecords\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"list line 1: 2 files 1\.tfrecords fit /data/1\.tfrecords: expected one"):
-        released.read_list(listed, raw)
+        lists.read_list(listed, raw)
     for outside in ("../outside.tfrecords", str(tmp_path / "outside.tfrecords")):
         listed.write_text(f"{outside}\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"no file outside\.tfrecords below"):
-            released.read_list(listed, raw)
+            lists.read_list(listed, raw)
 
 
 def test_list_names_every_problem(tmp_path: Path) -> None:
     _files(tmp_path, "a.tfrecords")
     (tmp_path / "list").write_text("a.tfrecords\n\nb.tfrecords\n/x/a.tfrecords\n", encoding="utf-8")
-    found, problems = released.find_listed(tmp_path / "list", released.files_by_name(tmp_path), tmp_path)
+    found, problems = lists.find_listed(tmp_path / "list", lists.files_by_name(tmp_path), tmp_path)
     assert found == [tmp_path / "a.tfrecords"]
     missing, twice = map(str, problems)
     assert "list line 3: no file b.tfrecords below" in missing
     assert "list line 4: a.tfrecords is already in line 1" in twice
     with pytest.raises(InputError, match="line 3"):
-        released.read_list(tmp_path / "list", tmp_path)
+        lists.read_list(tmp_path / "list", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_list_names_every_problem(tmp_path: Path) -> None:
 def test_useless_list(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "list").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        released.read_list(tmp_path / "list", tmp_path)
+        lists.read_list(tmp_path / "list", tmp_path)
 
 
 # --- test volumes ----------------------------------------------------------------------------------------------------
@@ -233,11 +237,11 @@ def test_useless_list(tmp_path: Path, content: bytes, message: str) -> None:
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_golden_test_volume(modality: str) -> None:
     path = GOLDEN / f"{modality}_test_0.npz"
-    image, label = released.read_test_volume(path)
+    image, label = test_volumes.read_test_volume(path)
     with np.load(path) as stored:
         assert image.tobytes() == stored["arr_0"][::-1, ::-1].tobytes()
         np.testing.assert_array_equal(label, stored["arr_1"][::-1, ::-1])
-    prepared = released.prepare_test_volume(path, TASKS["cardiac"])
+    prepared = test_volumes.prepare_test_volume(path, TASKS["cardiac"])
     reference = nib.load(GOLDEN / f"{modality}_test_0_ref.nii.gz")
     # SimpleITK's view of the turned array [i, j, k] is the reference's voxel [k, j, i].
     np.testing.assert_allclose(prepared.grid.world([30, 20, 10]), reference.affine[:3] @ [10, 20, 30, 1], atol=1e-9)
@@ -259,7 +263,7 @@ def test_nifti_pair_is_the_npz_made_from_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "ct_1003.npz", image, label)
     shutil.copy(tmp_path / "image_ct_1003.nii.gz", tmp_path / "ct_1003.nii.gz")
     pair, npz = (
-        released.prepare_test_volume(tmp_path / name, TASKS["cardiac"])
+        test_volumes.prepare_test_volume(tmp_path / name, TASKS["cardiac"])
         for name in ("image_ct_1003.nii.gz", "ct_1003.npz")
     )
     for prepared in (pair, npz):
@@ -276,16 +280,16 @@ def test_cube_takes_the_axis_order_that_its_reference_shows() -> None:
     label[tuple(rng.integers(0, 256, (3, 50)))] = 1
     image = np.broadcast_to(np.float32(0), label.shape)
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
-    own = released.place(image, label, Volume(label[::-1, ::-1], affine), Path("ref"))
+    own = test_volumes.place(image, label, Volume(label[::-1, ::-1], affine), Path("ref"))
     np.testing.assert_array_equal(own[:3], [[-2, 0, 0, 510], [0, -3, 0, 765], [0, 0, 4, 0]])
-    reversed_order = released.place(image, label, Volume(label.T, affine), Path("ref"))
+    reversed_order = test_volumes.place(image, label, Volume(label.T, affine), Path("ref"))
     np.testing.assert_array_equal(reversed_order[:3], [[0, 0, 2, 0], [0, 3, 0, 0], [4, 0, 0, 0]])
     with pytest.raises(InputError, match="ref: both axis orders fit"):
-        released.place(image, label, Volume(np.full(label.shape, 7), affine), Path("ref"))
+        test_volumes.place(image, label, Volume(np.full(label.shape, 7), affine), Path("ref"))
 
 
 def test_volume_without_reference_assumes_the_tasks_grid(release: Path) -> None:
-    grid = released.prepare_test_volume(release / "test/mr_test_0.npz", TASKS["cardiac"]).grid
+    grid = test_volumes.prepare_test_volume(release / "test/mr_test_0.npz", TASKS["cardiac"]).grid
     assert (grid.axes, grid.spacing_mm) == ("ILP", (1.0, 1.0, 1.0))
 
 
@@ -303,7 +307,7 @@ def test_volume_without_reference_assumes_the_tasks_grid(release: Path) -> None:
 def test_unfit_volume_is_one_clear_line(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "ct.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
-        released.read_test_volume(tmp_path / "ct.npz")
+        test_volumes.read_test_volume(tmp_path / "ct.npz")
     assert "\n" not in str(caught.value)
 
 
@@ -313,9 +317,9 @@ def test_damaged_volumes(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").touch()
     for name in ("cut.npz", "empty.npz", "missing.npz"):
         with pytest.raises(InputError, match=f"{name}: not a readable .npz"):
-            released.read_test_volume(tmp_path / name)
+            test_volumes.read_test_volume(tmp_path / name)
     with pytest.raises(InputError, match="not a test volume"):
-        released.read_test_volume(tmp_path / "gth_ct_1.nii.gz")
+        test_volumes.read_test_volume(tmp_path / "gth_ct_1.nii.gz")
 
 
 # --- a whole release -------------------------------------------------------------------------------------------------
@@ -323,7 +327,7 @@ def test_damaged_volumes(tmp_path: Path) -> None:
 
 def test_description_and_cases(release: Path, described: Path) -> None:
     dataset = open_dataset(described)
-    assert isinstance(dataset, released.ReleasedDataset)
+    assert isinstance(dataset, released_dataset.ReleasedDataset)
     assert (dataset.task.name, dataset.modalities, dataset.outside) == ("cardiac", ("ct", "mr"), "ignored")
     assert dataset.ids("train", "ct") == [f"train&val/ct_train_tfs/ct_train_slice{k}.tfrecords" for k in range(2)]
     assert dataset.ids("validation") == [f"train&val/{m}_val_tfs/{m}_val_slice0.tfrecords" for m in ("ct", "mr")]
@@ -332,7 +336,7 @@ def test_description_and_cases(release: Path, described: Path) -> None:
     assert content["counts"]["mr"] == {"train": 2, "validation": 1}
 
     case = dataset.case("ct_test_0")
-    image, label = released.read_test_volume(release / "test/ct_test_0.npz")
+    image, label = test_volumes.read_test_volume(release / "test/ct_test_0.npz")
     np.testing.assert_array_equal(case.image, image)
     np.testing.assert_array_equal(case.label, np.where(label == 5, 0, label))
     assert (label == 5).any() and case.grid.spacing_mm == (2.0, 1.5, 3.0)
@@ -378,7 +382,7 @@ def test_pooled_dice_by_hand(described: Path) -> None:
         model, batch_size = Ones(), 4
 
     dataset = open_dataset(described)
-    validate = dataset.validation(Fake())
+    validate = validation_score(dataset, Fake())
     assert validate is not None
     area = np.count_nonzero(slices(0)[1][:, :, 1] == 1)
     assert area == 56 * 64
@@ -418,7 +422,7 @@ def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
     ):
         assert line in text
     preparation.prepare(tmp_path / "raw", tmp_path / "out")
-    assert open_dataset(tmp_path / "out").validation(None) is None  # type: ignore[arg-type]
+    assert validation_score(open_dataset(tmp_path / "out"), None) is None  # type: ignore[arg-type]
 
 
 def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path) -> None:
@@ -553,7 +557,7 @@ def test_preparation_programs(release: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"described in {tmp_path / 'out' / 'released.json'}" in done.stdout
     dataset = open_dataset(tmp_path / "out")
-    assert isinstance(dataset, released.ReleasedDataset) and dataset.outside == "background"
+    assert isinstance(dataset, released_dataset.ReleasedDataset) and dataset.outside == "background"
     done = program("data_prep.prepare", "--source=released", *folders, "--split=seeded")
     assert done.returncode == 1 and "the lists are the split" in done.stderr
 

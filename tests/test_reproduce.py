@@ -16,9 +16,9 @@ from recorded_runs import write_run
 
 from experiments import reproduce
 from experiments.plans import RunSpec
-from experiments.records import load_records
 from experiments.reproduce import Options, Stop, Work, describe, execute, execute_all, plan, steps_left
-from ummkd_tf.errors import InputError
+from experiments.results.records import load_records
+from ummkd_tf.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,21 +8,25 @@ import subprocess
 import sys
 
 import pytest
+from recorded_runs import run_config
 
-from ummkd_tf import runs
-from ummkd_tf.errors import InputError, Stopped
+from ummkd_tf.common import files
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.runs import folder as runs
+from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.tasks import TASKS
 
-FLAGS = {"alpha": 0.5, "selection": "best", "seed": 0, "size": 64, "preset": "tiny"}
+CONFIG = run_config()
 MODEL = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}
 
 
-def start(run_dir, dataset, flags=FLAGS, model=MODEL, **more):
-    return runs.start_run(run_dir, flags=flags, model=model, dataset=dataset, **more)
+def start(run_dir, dataset, config=CONFIG, model=MODEL, **more):
+    return runs.start_run(run_dir, config=config, model=model, dataset=dataset, **more)
 
 
 def test_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
     code = (
-        "import pathlib, sys; from ummkd_tf.runs import exclusive\n"
+        "import pathlib, sys; from ummkd_tf.runs.folder import exclusive\n"
         f"with exclusive(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -40,7 +44,7 @@ def test_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
 
 def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_dataset):
     start(tmp_path, prepared_dataset)
-    changed = {**FLAGS, "alpha": 0.9}
+    changed = run_config(alpha=0.9)
     with pytest.raises(InputError, match=r"alpha is 0.9, was 0.5.*--accept_changes continues"):
         start(tmp_path, prepared_dataset, changed)
     record = start(tmp_path, prepared_dataset, changed, accept_changes=True)
@@ -73,7 +77,7 @@ def test_checkpoints_without_run_json_are_not_continued(tmp_path, prepared_datas
 @pytest.mark.parametrize("status", ["finished", "stopped"])
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_logs(tmp_path, prepared_dataset, status):
     record = start(tmp_path, prepared_dataset)
-    runs.write_json(tmp_path / runs.RUN, {**record, "status": status})
+    files.write_json(tmp_path / runs.RUN, {**record, "status": status})
     with pytest.raises(InputError, match=f"the run is {status}, but its checkpoints are gone"):
         start(tmp_path, prepared_dataset)
 
@@ -115,3 +119,33 @@ def test_session_records_how_it_ended(tmp_path, prepared_dataset, error, status)
     after = runs.read_run(tmp_path)
     assert after["status"] == status and after["progress"] == {"step": 3}
     assert 100 <= after["seconds"] < 110  # seconds add up over sessions
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_without_a_word(tmp_path, prepared_dataset):
+    record = start(tmp_path, prepared_dataset)
+    later = ("schedule", "augmentation", "ema", "precision")
+    old = {**record, "flags": {name: value for name, value in record["flags"].items() if name not in later}}
+    files.write_json(tmp_path / runs.RUN, old)
+    assert start(tmp_path, prepared_dataset) == old
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": "half"}, r"alpha is 'half'"),
+        ({"selection": "newest"}, r"selection is 'newest'"),
+        ({"steps": True}, r"steps is True"),
+        ({"steps": 1.5}, r"steps is 1\.5"),
+        ({"color": "red"}, r"unknown settings color"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_dict(CONFIG.to_dict() | change)
+    assert RunConfig.from_dict(CONFIG.to_dict() | {"alpha": 1}).alpha == 1  # JSON has 1 for 1.0
+
+
+def test_the_size_of_the_images_gives_the_reduction():
+    assert CONFIG.factor(TASKS["abdomen"]) == 4  # 256 rows, 64 seen
+    with pytest.raises(ValueError, match="size 100 of 256 rows"):
+        run_config(size=100).factor(TASKS["abdomen"])

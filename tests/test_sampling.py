@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ummkd_tf.cases import Case
-from ummkd_tf.errors import InputError
-from ummkd_tf.sampling import (
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import Case
+from ummkd_tf.data.sampling import (
     PatchExamples,
     SliceExamples,
     UnpairedSampler,
@@ -16,7 +16,7 @@ from ummkd_tf.sampling import (
     chunk,
     chunk_starts,
 )
-from ummkd_tf.volumes import Grid
+from ummkd_tf.scans.geometry import Grid
 
 
 def case(depth, labelled=range(0), name="a"):

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from prepared_data import write_prepared_dataset
 
-from ummkd_tf.cases import Dataset, read_case, write_case
-from ummkd_tf.documents import read_npz
-from ummkd_tf.errors import InputError
-from ummkd_tf.preprocessing import Prepared
-from ummkd_tf.released import ReleasedDataset
+from ummkd_tf.common.documents import read_npz
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import read_case, write_case
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.released_dataset import ReleasedDataset
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import TASKS
-from ummkd_tf.volumes import Grid, read_volume
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).glob("*.py"))
@@ -93,7 +95,10 @@ def test_no_header_leads_elsewhere(name, header, tmp_path):
 
 def test_a_data_file_beside_its_header_is_read(tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(range(8)))
-    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    place = "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 1 1\nOffset = 0 0 0\n"
+    header = (
+        f"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\n{place}ElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    )
     (tmp_path / "a.mhd").write_text(header, encoding="utf-8")
     assert read_volume(tmp_path / "a.mhd").array[1, 1, 0] == 3
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import doctest
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
-from ummkd_tf.layers import BatchNorm, PerModality
-from ummkd_tf.networks import NETWORKS
+from ummkd_tf.model import layers
+from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.layers import BatchNorm, PerModality
 
-# SPEC §2 and §3; trainable, width 16, 5 classes.
+# docs/reproduction.md#network-2d and #network-3d; trainable, width 16, 5 classes.
 COUNTS = {
     ("dilated2d", "paper"): {
         "individual": 78_645_296,
@@ -35,7 +38,7 @@ COUNTS = {
         "individual": 2 * 2_201_589,
         "joint": 2_201_589,
         "joint_kd": 2_201_589,
-        # Y and X from their separate parts: the encoders of the two decoders are the same (SPEC §3: 208,464).
+        # Y and X from their separate parts: the encoders of the two decoders are the same (208,464).
         "y_shaped": 2_201_589 + 208_464,
         "chilopod": 2_204_565,
         "ours": 2_204_565,
@@ -79,12 +82,16 @@ def test_parameter_counts(network, decoder, setting, count):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_counts_print_as_in_the_papers_param_column(network, setting):
-    """Table I prints twice the rounded 39.32M for Individual (SPEC §2); everything else is plain rounding."""
+    """Table I prints twice the rounded 39.32M for Individual; everything else is plain rounding."""
     count = COUNTS[network, "paper"][setting]
     printed = f"{count / 1e6:.2f}M" if network == "dilated2d" else f"{count / 1e3:.0f}K"
     if (network, setting) == ("dilated2d", "individual"):
         printed = f"{2 * round(count / 2e6, 2):.2f}M"
     assert printed == NETWORKS[network].paper_parameters[setting]
+
+
+def test_the_example_of_per_modality_runs():
+    assert doctest.testmod(layers).failed == 0 < doctest.testmod(layers).attempted
 
 
 def per_modality_layers(model):
@@ -197,7 +204,7 @@ def test_joint_normalizes_both_modalities_together(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_joint_inference_stays_close_to_training(network, monkeypatch):
-    """The trap of SPEC §1: with one pass per modality through a shared norm, the two modes drift apart."""
+    """Joint batches: with one pass per modality through a shared norm, the two modes drift apart."""
     monkeypatch.setattr(BatchNorm, "decay", 0.0)  # the moving statistics are those of the last batch
     model = small(network, "joint")
     for v in model.trainable_variables:  # larger kernels than at the start, so that a drift would show
@@ -251,7 +258,7 @@ def test_wrong_inputs_are_named(network):
 
 @pytest.mark.parametrize("kind", ["batch", "instance", "layer", "group"])
 def test_normalization_kinds_normalize_what_they_say(kind):
-    from ummkd_tf.layers import make_norm
+    from ummkd_tf.model.layers import make_norm
 
     x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
     layer = make_norm(kind, 16, "norm")

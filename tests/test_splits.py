@@ -6,8 +6,8 @@ import pytest
 
 from data_prep import make_splits, splits
 from data_prep.splits import Choice, by_part, k_fold, seeded
-from ummkd_tf.cases import PARTS
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import PARTS
 
 CT20 = [f"ct_{n:04d}" for n in range(1, 21)]
 MR9 = [f"mr_{n}" for n in range(1, 10)]
@@ -60,7 +60,7 @@ def test_sizes(name, ct, mr):
 
 
 def test_published_test_cases():
-    """SIFA's, SPEC §5."""
+    """The ids that the same group used in SIFA (docs/reproduction.md#cardiac)."""
     _, split = splits.read("mmwhs_sifa")
     assert split["ct"]["test"] == ["ct_1003", "ct_1008", "ct_1014", "ct_1019"]
     assert split["mr"]["test"] == ["mr_1007", "mr_1009", "mr_1018", "mr_1019"]

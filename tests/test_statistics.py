@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from recorded_runs import absent, evaluation_cases, write_run
 
 from experiments.plans import RunSpec
-from experiments.records import load_records
-from experiments.statistics import compare, holm, unit_values
+from experiments.results.records import load_records
+from experiments.results.significance import compare, holm, unit_values
 
 
 def units(values):

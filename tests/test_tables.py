@@ -17,10 +17,12 @@ import pytest
 from recorded_runs import absent, evaluation_cases, write_run
 from scipy import stats
 
-from experiments import tables
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
-from experiments.records import load_records
-from ummkd_tf.errors import InputError
+from experiments.results import builders, rendering
+from experiments.results.paper import paper_numbers
+from experiments.results.records import load_records
+from experiments.results.table import p_text
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +66,7 @@ def close(found, expected):
 @pytest.mark.parametrize("target", ["table1", "table2"])
 def test_results_of_one_seed(target, tmp_path):
     written = write_target(tmp_path, target)
-    table = tables.build(target, load_records(tmp_path))
+    table = builders.build(target, load_records(tmp_path))
     assert len(table.blocks) == 5
     assert table.headings[0] == "Param Scale" and table.headings[-1] == "Overall Mean" and len(table.headings) == 12
     for block, metric in zip(table.blocks, ("dice", None, "hausdorff_mm", "hausdorff95_mm", "average_mm"), strict=True):
@@ -101,7 +103,7 @@ def test_results_of_one_seed(target, tmp_path):
 def test_results_of_several_seeds_and_folds(tmp_path):
     """Cases of the folds join; the spread between cases and that between seeds stay apart."""
     written = write_target(tmp_path, "table2", seeds=(0, 1, 2), folds=(0, 1))
-    table = tables.build("table2", load_records(tmp_path))
+    table = builders.build("table2", load_records(tmp_path))
     assert len(table.blocks) == 10
     assert table.blocks[5].title == "Dice (%): standard deviation over 3 seeds"
     seed_rows = {row.key: row for row in table.blocks[5].rows}
@@ -119,7 +121,7 @@ def test_results_of_several_seeds_and_folds(tmp_path):
         close([row.cells[11].value, row.cells[11].seed_std], [means.mean(1).mean(), means.mean(1).std()])
         assert seed_rows[row.key].cells[11].text == f"{means.mean(1).std():.1f}"
     assert "seeds 0, 1, 2" in table.caption and "n = 6 CT + 6 MRI test cases" in table.caption
-    only = tables.build("table2", load_records(tmp_path), seeds=[1], folds=[0])
+    only = builders.build("table2", load_records(tmp_path), seeds=[1], folds=[0])
     assert len(only.blocks) == 5 and "n = 3 CT + 3 MRI" in only.caption
 
 
@@ -133,7 +135,7 @@ def test_blanks_absent_classes_and_captions(tmp_path):
     write_run(tmp_path, ours, cases)
     write_run(tmp_path, joint, cases, status="running")
     write_run(tmp_path, RunSpec("abdomen", "abdomen", "individual"), None)
-    table = tables.build("table2", load_records(tmp_path))
+    table = builders.build("table2", load_records(tmp_path))
     rows = {row.key: row.cells for row in table.blocks[0].rows}
     assert all(cell.text == "" for name in SETTINGS if name != "ours" for cell in rows[name])
     liver = 100 * cases["ct_1"]["classes"]["liver"]["dice"]
@@ -157,7 +159,7 @@ def test_what_was_missed_or_left_out_is_told_wherever_it_counts(tmp_path):
         of["classes"][name] = absent()
     outlier["ct_0031"]["classes"]["spleen"] |= {"status": "missed", "dice": 0.0}
     write_run(tmp_path, specs["ours"], cases, outlier=outlier)
-    tests, means = (tables.build(target, load_records(tmp_path)) for target in ("table4", "table6"))
+    tests, means = (builders.build(target, load_records(tmp_path)) for target in ("table4", "table6"))
     assert {row.cells[1].text for row in tests.blocks[-1].rows} == {"15"}
     assert "Absent in prediction and reference, left out: abdomen-ours 1 of 16." in tests.notes
     assert "Absent in prediction and reference, left out: abdomen-ours 1 of 4." in means.notes
@@ -170,18 +172,18 @@ def test_incomplete_seeds_are_named(tmp_path):
         for seed in seeds:
             cases = evaluation_cases("abdomen", np.random.default_rng(seed), range(2))
             write_run(tmp_path, RunSpec("abdomen", "abdomen", setting, seed=seed), cases, source="btcv")
-    table = tables.build("table2", load_records(tmp_path))
+    table = builders.build("table2", load_records(tmp_path))
     assert table.notes[-1] == "Incomplete, runs: abdomen-joint 1 of 2."
     assert "PHANTOM" not in table.caption and "Data: btcv" in table.caption
 
 
 def test_nothing_run(tmp_path):
-    for target in tables.TABLES:
-        table = tables.build(target, [])
+    for target in builders.TABLES:
+        table = builders.build(target, [])
         assert table.provenance == "Nothing has been run."
         assert not any(cell.text for block in table.blocks for row in block.rows for cell in row.cells)
     with pytest.raises(InputError, match="no table 'fig4': expected one of table1, "):
-        tables.build("fig4", [])
+        builders.build("fig4", [])
 
 
 # --- Tables III to VI, and claims ------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_nothing_run(tmp_path):
 @pytest.mark.parametrize("target", ["table3", "table4"])
 def test_p_values(target, tmp_path):
     written = write_target(tmp_path, target, seeds=(0, 1))
-    table = tables.build(target, load_records(tmp_path))
+    table = builders.build(target, load_records(tmp_path))
     task = TARGETS[target].specs[0].task
     t_test, corrected, wilcoxon, pairs = (numbers(block) for block in table.blocks)
 
@@ -221,7 +223,7 @@ def stats_holm(p):
 
 def test_normalizations(tmp_path):
     written = write_target(tmp_path, "table5")
-    table = tables.build("table5", load_records(tmp_path))
+    table = builders.build("table5", load_records(tmp_path))
     assert [block.paper for block in table.blocks] == list(NORMALIZATIONS)
     for block in table.blocks:
         assert [row.key for row in block.rows] == ["individual", "joint", "joint_kd", "chilopod", "ours"]
@@ -234,7 +236,7 @@ def test_normalizations(tmp_path):
 
 def test_outlier(tmp_path):
     written = write_target(tmp_path, "table6")
-    table = tables.build("table6", load_records(tmp_path))
+    table = builders.build("table6", load_records(tmp_path))
     (block,) = table.blocks
     assert block.title == "Outlier ct_0031"
     for key, metric in (("dice", "dice"), ("distance", "average_mm"), ("maximum", "hausdorff_mm")):
@@ -247,7 +249,7 @@ def test_outlier(tmp_path):
 @pytest.mark.parametrize("target", ["claim_anticorrelated", "claim_low_resolution"])
 def test_claims(target, tmp_path):
     written = write_target(tmp_path, target)
-    table = tables.build(target, load_records(tmp_path))
+    table = builders.build(target, load_records(tmp_path))
     assert len(table.blocks) == 4  # Dice and distance, each on the unusual and the usual MR
     for block, data in zip(table.blocks[:2], (target.removeprefix("claim_"), "abdomen"), strict=True):
         for spec, (cases, _) in written.items():
@@ -262,7 +264,7 @@ def test_alignment(tmp_path):
         last = near if spec.alpha == 0.5 else far
         values = ((0, 0.5, near), (5, 0.25, near), (9, 0.75, last))
         write_run(tmp_path, spec, None, knowledge=[{"step": s, "kd_loss": k, "q": q} for s, k, q in values])
-    table = tables.build("claim_alignment", load_records(tmp_path))
+    table = builders.build("claim_alignment", load_records(tmp_path))
     rows = numbers(table.blocks[0])
     assert list(rows) == ["0", "0.1", "0.5", "0.9"]
     assert rows["0.5"] == [0.5, 0.5, 0.75, 0.0, 0.0, 0.0]
@@ -279,7 +281,9 @@ def test_alignment(tmp_path):
 def table2(tmp_path_factory):
     runs_dir = tmp_path_factory.mktemp("runs")
     write_target(runs_dir, "table2")
-    return tables.build("table2", load_records(runs_dir)), tables.build("table2", load_records(runs_dir), compare=True)
+    return builders.build("table2", load_records(runs_dir)), builders.build(
+        "table2", load_records(runs_dir), compare=True
+    )
 
 
 def texts(table):
@@ -288,7 +292,7 @@ def texts(table):
 
 def test_csv_has_every_cell_and_its_caption(table2):
     for table in table2:
-        header, *lines = csv.reader(io.StringIO(tables.to_csv(table)))
+        header, *lines = csv.reader(io.StringIO(rendering.to_csv(table)))
         assert header[2:-1] == table.headings
         assert [line[1:-1] for line in lines] == texts(table)
         assert {line[-1] for line in lines} == {table.caption} and "PHANTOM" in table.caption
@@ -296,7 +300,7 @@ def test_csv_has_every_cell_and_its_caption(table2):
 
 def test_markdown_has_every_cell(table2):
     for table in table2:
-        text = tables.to_markdown(table)
+        text = rendering.to_markdown(table)
         titles = {"", *(block.title for block in table.blocks)}
         lines = [[c.strip() for c in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
         assert [line for line in lines if line[0].strip("-") not in titles] == texts(table)
@@ -306,7 +310,7 @@ def test_markdown_has_every_cell(table2):
 
 def test_latex_is_well_formed(table2):
     for table in table2:
-        text = tables.to_latex(table)
+        text = rendering.to_latex(table)
         rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert {line.count("&") for line in rows} == {12}
         assert len(rows) == 1 + len(texts(table))
@@ -315,8 +319,8 @@ def test_latex_is_well_formed(table2):
             ("begin", "table*"), ("begin", "tabular"), ("end", "tabular"), ("end", "table*")
         ]  # fmt: skip
         assert text.isascii()
-    assert r"Metrics & Individual & Joint & Joint+KD & ``Y''-shaped" in tables.to_latex(tables.build("table3", []))
-    assert tables.latex_text("50% “a_b” ± −1 α & {x}") == r"50\% ``a\_b'' $\pm$ $-$1 $\alpha$ \& \{x\}"
+    assert r"Metrics & Individual & Joint & Joint+KD & ``Y''-shaped" in rendering.to_latex(builders.build("table3", []))
+    assert rendering.latex_text("50% “a_b” ± −1 α & {x}") == r"50\% ``a\_b'' $\pm$ $-$1 $\alpha$ \& \{x\}"
 
 
 def test_compared_with_the_paper(table2):
@@ -333,7 +337,7 @@ def test_compared_with_the_paper(table2):
 
 @pytest.mark.parametrize(("p", "text"), [(0.015, "0.015"), (6e-4, "6e-4"), (2e-9, "2e-9"), (1.0, "1.000"), (0.0, "0")])
 def test_p_values_are_printed_as_in_the_paper(p, text):
-    assert tables.p_text(p) == text
+    assert p_text(p) == text
 
 
 def test_program(tmp_path):
@@ -344,7 +348,7 @@ def test_program(tmp_path):
         return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
 
     result = start("--table=2", "--format=csv")
-    assert result.stdout == tables.to_csv(tables.build("table2", load_records(tmp_path)))
+    assert result.stdout == rendering.to_csv(builders.build("table2", load_records(tmp_path)))
     wrong = start("--table=7")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no table 'table7': expected one of table1, ")
     wrong = start("--table=2", "--seeds=a")
@@ -352,7 +356,7 @@ def test_program(tmp_path):
 
 
 def test_rendering_needs_no_tensorflow():
-    code = "import sys, experiments.tables, experiments.statistics; assert 'tensorflow' not in sys.modules"
+    code = "import sys, experiments.tables, experiments.results.significance; assert 'tensorflow' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -360,8 +364,8 @@ def test_rendering_needs_no_tensorflow():
 
 
 def test_paper_numbers_have_the_shape_of_the_tables():
-    for name, printed in tables.paper_numbers().items():
-        table = tables.build(name, [])
+    for name, printed in paper_numbers().items():
+        table = builders.build(name, [])
         blocks = {block.paper: block for block in table.blocks if block.paper}
         assert set(printed["blocks"]) == set(blocks)
         assert len(printed["columns"]) == len(table.columns)
@@ -378,7 +382,7 @@ def test_paper_means_of_means():
     """
     broken, checked = [], 0
     for name in ("table1", "table2", "table5"):
-        for block, rows in tables.paper_numbers()[name]["blocks"].items():
+        for block, rows in paper_numbers()[name]["blocks"].items():
             for key, cells in rows.items():
                 x = [float(text.split("±")[0]) for text in cells[-11:] if text != "-"]
                 rounding = 0.0101 if block == "distance" else 0.101
@@ -391,10 +395,10 @@ def test_paper_means_of_means():
 
 
 def test_paper_parameters_are_those_of_the_networks():
-    from ummkd_tf.networks import NETWORKS
+    from ummkd_tf.model.architectures import NETWORKS
 
     for name, network in (("table1", "dilated2d"), ("table2", "unet3d")):
-        for rows in tables.paper_numbers()[name]["blocks"].values():
+        for rows in paper_numbers()[name]["blocks"].values():
             assert {k: c[0] for k, c in rows.items() if k != "payer"} == dict(NETWORKS[network].paper_parameters)
 
 
@@ -415,7 +419,7 @@ def test_paper_numbers_are_the_papers():
         "distance": "Hausdorff distance",
     }
     headings = {"dice": "Dice Coefficient (", "distance": "Hausdorff Distance ("}
-    for name, printed in tables.paper_numbers().items():
+    for name, printed in paper_numbers().items():
         roman = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI"}[name[-1]]
         heading = re.search(rf"^\s*TABLE {roman}$", text, re.MULTILINE)
         assert heading, name
@@ -434,9 +438,10 @@ def test_paper_numbers_file_is_tidy():
     """No row twice, and nothing but what the tables print."""
     pattern = re.compile(r"-|\d+(\.\d+)?(±\d+\.\d+)?|\d+\.\d+M|\d+K|\de-\d")
     pairs = json.loads(
-        (ROOT / "experiments" / "paper_numbers.json").read_text(encoding="utf-8"), object_pairs_hook=lambda p: p
+        (ROOT / "experiments" / "results" / "paper_numbers.json").read_text(encoding="utf-8"),
+        object_pairs_hook=lambda p: p,
     )
     assert [name for name, _ in pairs] == [f"table{n}" for n in range(1, 7)]
-    for printed in tables.paper_numbers().values():
+    for printed in paper_numbers().values():
         for rows in printed["blocks"].values():
             assert all(pattern.fullmatch(cell) for cells in rows.values() for cell in cells)

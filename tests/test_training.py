@@ -15,10 +15,13 @@ import keras
 import numpy as np
 import pytest
 
-from ummkd_tf import SETTINGS, UnpairedSegmenter, checkpoints, errors, networks, training
-from ummkd_tf.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
-from ummkd_tf.errors import InputError
-from ummkd_tf.sampling import PatchExamples, SliceExamples, UnpairedSampler
+from ummkd_tf import SETTINGS, UnpairedSegmenter
+from ummkd_tf.common import errors
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.sampling import PatchExamples, SliceExamples, UnpairedSampler
+from ummkd_tf.model import architectures as networks
+from ummkd_tf.runs import checkpoints, history, training
+from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
 
 
 def toy(rank, dropout):
@@ -60,10 +63,10 @@ class Cubes:
         return (image[..., None], label) if self.rank == 3 else (image[..., :3], label[..., 1])
 
 
-def compiled_model(network="toy3d", setting="ours", rate=1e-2):
+def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform", **of_adam):
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)
-    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8), l2_weight=0.0, jit_compile=False)
+    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8, **of_adam), l2_weight=0.0, absent=absent, jit_compile=False)
     return model
 
 
@@ -91,28 +94,92 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("network", "setting"), [*(("toy3d", setting) for setting in SETTINGS), ("toy2d", "ours")])
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting):
-    """Weights, statistics, Adam's moments, dropout's state and the log, bit for bit."""
-    whole = compiled_model(network, setting)
+KILLED = [*(("toy3d", setting, "uniform") for setting in SETTINGS), ("toy2d", "ours", "uniform")]
+
+
+@pytest.mark.parametrize(("network", "setting", "absent"), [*KILLED, ("toy3d", "ours", "memory")])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting, absent):
+    """Weights, statistics, Adam's moments, dropout's state, the classes' memory and the log, bit for bit."""
+    whole = compiled_model(network, setting, absent=absent)
     run(whole, tmp_path / "whole", 9)
 
     def die():
         raise Killed
 
-    first = compiled_model(network, setting)
+    first = compiled_model(network, setting, absent=absent)
     with pytest.raises(Killed):
         run(first, tmp_path / "cut", 9, validate=die)  # dies at step 4; the newest checkpoint is of step 3
-    again = compiled_model(network, setting)
+    again = compiled_model(network, setting, absent=absent)
     progress = run(again, tmp_path / "cut", 9)
     assert progress.step == 9
     resumed = weights(again)
     for path, value in weights(whole).items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
-    histories = [(tmp_path / name / training.HISTORY).read_text(encoding="utf-8") for name in ("whole", "cut")]
+    histories = [(tmp_path / name / history.HISTORY).read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert histories[0] == histories[1]
     steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
+
+
+def test_memory_of_classes_moves_in_training_steps_only_and_is_stored_where_chosen():
+    model = compiled_model(absent="memory")
+    images, labels = cubes().batch(0)
+
+    def memory():
+        return {m: model.memory[m].numpy() for m in ("ct", "mr")}
+
+    assert {name for name in weights(model) if name.startswith("memory/")} == {"memory/ct", "memory/mr"}
+    assert not any(name.startswith("memory/") for name in weights(compiled_model()))
+    model.batch_losses(images, labels, training=False)
+    assert not any(z.any() for z in memory().values())
+    broken = {**images, "mr": np.full_like(images["mr"], np.nan)}
+    model.optimize(broken, labels)
+    assert not any(z.any() for z in memory().values())
+    terms = model.optimize(images, labels)
+    first = memory()
+    assert all(z.all() for z in first.values()) and float(terms["alone"]) == 0
+    empty = {**labels, "mr": np.zeros_like(labels["mr"])}
+    assert float(model.optimize(images, empty)["alone"]) == 1
+    second = memory()
+    np.testing.assert_array_equal(second["mr"][1], first["mr"][1])
+    for m, row in (("mr", 0), ("ct", 0), ("ct", 1)):
+        assert np.any(second[m][row] != first[m][row])
+    model.optimize({"ct": images["ct"]}, {"ct": labels["ct"]})  # one modality: no distillation, its memory still moves
+    np.testing.assert_array_equal(memory()["mr"], second["mr"])
+
+
+@pytest.mark.parametrize("setting", ["ours", "individual"])
+def test_averaged_weights_validate_and_are_the_best_checkpoint(tmp_path, setting):
+    """After n steps 0.5ⁿ⁻¹ w₁ + Σ 0.5ⁿ⁻ᵏ⁺¹ wₖ; the weights themselves go on as without averaging, also after a kill."""
+    averaging = {"use_ema": True, "ema_momentum": 0.5}
+    seen, expected = [], {}
+
+    def kernels(model):
+        return {v.path: v.numpy() for v in model.trainable_variables}
+
+    plain = compiled_model(setting=setting)
+
+    def plain_score():
+        for path, value in kernels(plain).items():
+            expected[path] = 0.5 * expected[path] + 0.5 * value if path in expected else value
+        return {"dice": 0.5}
+
+    run(plain, tmp_path / "plain", 5, validate=plain_score, validate_every=1, norm_batches=0)
+
+    def averaged_score(model):
+        seen.append(kernels(model))
+        return {"dice": 0.1 * len(seen)}
+
+    first, again = (compiled_model(setting=setting, **averaging) for _ in range(2))
+    run(first, tmp_path / "cut", 3, validate=lambda: averaged_score(first), validate_every=1, norm_batches=0)
+    run(again, tmp_path / "cut", 5, validate=lambda: averaged_score(again), validate_every=1, norm_batches=0)
+    best, _ = read_checkpoint(tmp_path / "cut/checkpoints/best.npz")
+    assert len(seen) == 5
+    for path, value in kernels(plain).items():
+        np.testing.assert_array_equal(again_value := kernels(again)[path], value, err_msg=path)
+        np.testing.assert_allclose(seen[-1][path], expected[path], rtol=1e-5, atol=1e-7, err_msg=path)
+        np.testing.assert_array_equal(best[f"model/{path}"], seen[-1][path])
+        assert np.any(again_value != seen[-1][path])
 
 
 def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypatch):
@@ -148,11 +215,11 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
 def test_a_damaged_or_missing_log_does_not_stop_a_run(tmp_path, caplog):
     """Good lines are kept; a warning tells of the others."""
     run(compiled_model(), tmp_path, 3, validate=None, norm_batches=0)
-    path = tmp_path / training.HISTORY
+    path = tmp_path / history.HISTORY
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"3", b'{"step": "1"}', lines[2], b'{"step": 3, "lo']))
     run(compiled_model(), tmp_path, 4, validate=None, norm_batches=0)
-    assert [line["step"] for line in training.read_history(path)] == [1, 3, 4]
+    assert [line["step"] for line in history.read_history(path)] == [1, 3, 4]
     assert [f"line {n} is damaged" in caplog.text for n in range(1, 7)] == [False, True, True, True, False, False]
     path.unlink()
     run(compiled_model(), tmp_path, 5, validate=None, norm_batches=0)
@@ -187,7 +254,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     ]
     assert progress == Progress(step=8, best_dice=4.0, best_step=4)  # validated at 4 (4.0) and 8 (3.0)
     assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
-    line = json.loads((tmp_path / training.HISTORY).read_text(encoding="utf-8").splitlines()[0])
+    line = json.loads((tmp_path / history.HISTORY).read_text(encoding="utf-8").splitlines()[0])
     assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)
     assert list((tmp_path / "tensorboard").iterdir())
     assert run(model, tmp_path, 8) == progress  # nothing left to do
@@ -352,7 +419,7 @@ def test_samplers_of_a_prepared_data_set(prepared_dataset):
 def test_without_validation_there_is_no_score_and_no_best_checkpoint(tmp_path):
     progress = run(compiled_model(), tmp_path, steps=2, validate=None)
     assert (progress.step, progress.best_dice) == (2, None)
-    assert [line["step"] for line in training.read_history(tmp_path / training.HISTORY)] == [1, 2]
+    assert [line["step"] for line in history.read_history(tmp_path / history.HISTORY)] == [1, 2]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.npz")] == ["step-00000002.npz"]
 
 
@@ -363,5 +430,5 @@ def test_knowledge_is_recorded_before_the_first_step_and_with_each_validation(tm
         return {"kd_loss": float(int(model.optimizer.iterations)), "q": {}}
 
     run(model, tmp_path, 6, knowledge=knowledge)
-    lines = training.read_history(tmp_path / training.KNOWLEDGE)
+    lines = history.read_history(tmp_path / history.KNOWLEDGE)
     assert [(line["step"], line["kd_loss"]) for line in lines] == [(0, 0.0), (4, 4.0), (6, 6.0)]

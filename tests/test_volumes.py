@@ -9,22 +9,13 @@ import SimpleITK as sitk
 from raw_data import write_png, write_slice
 from scipy import ndimage
 
-from ummkd_tf.errors import InputError
-from ummkd_tf.volumes import (
-    Grid,
-    Volume,
-    as_labels,
-    read_dicom_series,
-    read_label,
-    read_png,
-    read_volume,
-    reorient,
-    replacing,
-    resample,
-    same_geometry,
-    to_sitk,
-    write_nifti,
-)
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.scans.dicom import read_dicom_series
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, same_geometry, to_sitk
+from ummkd_tf.scans.itk import read_png
+from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.scans.reading import as_labels, read_label, read_volume
 
 LAS = np.array([[-2.0, 0, 0, 10], [0, 3, 0, -20], [0, 0, 5, 30], [0, 0, 0, 1]])
 

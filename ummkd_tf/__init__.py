@@ -9,14 +9,22 @@ import importlib
 from typing import Any
 
 from ummkd_tf.settings import SETTINGS, Setting
+from ummkd_tf.tasks import TASKS
 
 __version__ = "0.1.0"
-__all__ = ["SETTINGS", "Setting", "UnpairedSegmenter", "losses", "metrics"]
+__all__ = ["SETTINGS", "TASKS", "Adam", "Setting", "UnpairedSegmenter", "losses", "metrics"]
+
+_LAZY = {
+    "Adam": ("ummkd_tf.fast.adam", "Adam"),
+    "UnpairedSegmenter": ("ummkd_tf.model.segmenter", "UnpairedSegmenter"),
+    "losses": ("ummkd_tf.model.losses", None),
+    "metrics": ("ummkd_tf.evaluation.metrics", None),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "UnpairedSegmenter":
-        return importlib.import_module("ummkd_tf.segmenter").UnpairedSegmenter
-    if name in ("losses", "metrics"):
-        return importlib.import_module(f"ummkd_tf.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found

@@ -2,7 +2,7 @@
 
 A setting says which stages of a network keep their convolution kernels, and which their normalization layers,
 separate for each modality, and whether the knowledge-distillation loss is on. Everything else is the same for
-all seven. Stages are named by *regions*; each network (see `networks.py`) says which of its stages a region covers.
+all seven. Stages are named by *regions*; `model/architectures.py` says which stages of a network a region covers.
 
 Plain data: importing this module does not import TensorFlow.
 """
@@ -25,6 +25,10 @@ def are_modality_names(names: Sequence[str]) -> bool:
 
 Region = Literal["nowhere", "before_green_line", "outside_blue_lines", "everywhere"]
 """A part of a network: the lines are those of the paper's Fig. 2 and Fig. 3."""
+
+
+AbsentClass = Literal["uniform", "skip", "memory"]
+"""What the distillation loss does with a class that a batch lacks, see `losses.knowledge_distillation_loss`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Task:
 
     Attributes:
         name: Flag value.
-        network: The network the paper uses for the task (a key of `networks.NETWORKS`).
+        network: The network the paper uses for the task (a key of `model.architectures.NETWORKS`).
         class_names: Class 0 (background) first; the position is the label value.
         table_classes: Foreground classes in the column order of the paper's tables.
         class_colors: The paper's contour colours (captions of Fig. 4 and Fig. 5), by class name.

@@ -21,9 +21,12 @@ from typing import Any
 
 from absl import flags
 
+from experiments.benchmark import evaluation, inputs, preparation, scaling, startup, steps
 from experiments.benchmark.results import Part, as_json, page
-from ummkd_tf.cli import run, start_tensorflow
-from ummkd_tf.errors import InputError
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.runs.environment import commit
 
 PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "SimpleITK", "torch", "MedPy", "surface-distance")
@@ -62,8 +65,6 @@ def versions() -> dict[str, str]:
 
 def facts() -> dict[str, Any]:
     """What a reader needs to know about a run."""
-    from ummkd_tf.runs import commit
-
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -75,7 +76,7 @@ def facts() -> dict[str, Any]:
 
 
 def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> dict[str, Callable[[], Part]]:
-    """What measures each part; each imports what it needs when it runs.
+    """What measures each part.
 
     Args:
         quick: Tiny sizes.
@@ -85,50 +86,36 @@ def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> 
     """
 
     def step() -> Part:
-        from experiments.benchmark import steps
-
         return steps.measure(steps.QUICK if quick else steps.FULL, rounds)
 
-    def inference() -> Part:
+    def infer() -> Part:
+        # Here, because it imports TensorFlow, which start_tensorflow has to do first.
         from experiments.benchmark import inference
 
         return inference.measure(*((32, 16, 4) if quick else (256, 200, 16)), rounds)
 
-    def inputs() -> Part:
-        from experiments.benchmark import inputs
-
+    def feed() -> Part:
         sizes = (16, 1, 10) if quick else (160, 3, 100)
         return inputs.measure(*sizes, rounds, done.get("step"))
 
-    def evaluation() -> Part:
-        from experiments.benchmark import evaluation
-
+    def evaluate() -> Part:
         return evaluation.measure((48, 48, 30) if quick else (256, 256, 160), (1.0, 1.0, 1.0), rounds)
 
-    def preparation() -> Part:
-        from experiments.benchmark import preparation
-
+    def prepare() -> Part:
         return preparation.measure(64 if quick else 512, rounds)
 
-    def startup() -> Part:
-        from experiments.benchmark import startup
-
+    def start_up() -> Part:
         return startup.measure(rounds)
 
-    def scaling() -> Part:
-        from experiments.benchmark import scaling
-
+    def scale() -> Part:
         if quick:
             return scaling.measure(scaling.QUICK, scaling.QUICK_BASES, rounds, out_dir)
         return scaling.measure(scaling.FULL, scaling.BASES, rounds, out_dir)
 
-    return dict(zip(PARTS, (step, inference, inputs, evaluation, preparation, startup, scaling), strict=True))
+    return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale), strict=True))
 
 
 def main(_: list[str]) -> None:
-    from ummkd_tf.runs import write_json
-    from ummkd_tf.volumes import replacing
-
     wanted = list(FLAGS.parts)
     unknown = sorted(set(wanted) - set(PARTS))
     if unknown:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ummkd_tf.sampling import Batch
+from ummkd_tf.data.sampling import Batch
 
 NUM_CLASSES, DEPTH = 5, 8
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
 from experiments.benchmark.timing import interleaved, timed
-from ummkd_tf.metrics import ClassMetrics, case_metrics
+from ummkd_tf.evaluation.metrics import ClassMetrics, case_metrics
 
 ORGANS = ("first", "second", "third", "fourth")
 MEDPY, DEEPMIND = "MedPy", "surface-distance"
@@ -104,7 +104,7 @@ def medpy_metrics(
     prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spacing_mm: Sequence[float]
 ) -> dict[str, dict[str, float]]:
     """As a script with MedPy does it: organ by organ, metric by metric."""
-    from medpy.metric import binary
+    from medpy.metric import binary  # here, because it is optional
 
     result = {}
     for number, organ in enumerate(ORGANS, start=1):
@@ -122,7 +122,7 @@ def deepmind_metrics(
     prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spacing_mm: Sequence[float]
 ) -> dict[str, tuple[float, ...]]:
     """As its README does it: surface distances once for each organ, then every metric from them."""
-    import surface_distance as sd
+    import surface_distance as sd  # here, because it is optional
 
     result = {}
     for number, organ in enumerate(ORGANS, start=1):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ummkd_tf.networks import Block, Network
+from ummkd_tf.model.architectures import Block, Network
 
 
 def convolutions(network: Network, width: int, num_classes: int, space: Sequence[int]) -> list[tuple[str, int]]:

@@ -10,8 +10,10 @@ from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import forward_flops
 from experiments.benchmark.results import OURS, Part, Row
 from experiments.benchmark.timing import interleaved, timed
-from ummkd_tf.cli import start_tensorflow
-from ummkd_tf.networks import NETWORKS
+from ummkd_tf.data.sampling import chunk_starts
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 
 def measure(size: int, depth: int, width: int, rounds: int) -> Part:
@@ -23,11 +25,6 @@ def measure(size: int, depth: int, width: int, rounds: int) -> Part:
         width: Base width w.
         rounds: How often.
     """
-    start_tensorflow()
-    from ummkd_tf.inference import Predictor
-    from ummkd_tf.sampling import chunk_starts
-    from ummkd_tf.segmenter import UnpairedSegmenter
-
     volume = np.random.default_rng(0).standard_normal((size, size, depth), dtype=np.float32)
     cases, gflop = {}, {}
     for name, network in NETWORKS.items():

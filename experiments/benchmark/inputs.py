@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from experiments.benchmark.results import OURS, Part, Row, Target
 from experiments.benchmark.timing import Timing, interleaved, timed
-from ummkd_tf.cases import Dataset, write_case, write_dataset
-from ummkd_tf.preprocessing import Prepared
-from ummkd_tf.sampling import UnpairedSampler, adjacent_slices, chunk, chunk_starts
+from ummkd_tf.data.cases import write_case
+from ummkd_tf.data.dataset import Dataset, write_dataset
+from ummkd_tf.data.sampling import UnpairedSampler, adjacent_slices, chunk, chunk_starts
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Task
-from ummkd_tf.volumes import Grid
 
 BATCHES = {"dilated2d": 8, "unet3d": 2}  # examples per modality, of the paper
 PLAIN = "slices read from HDF5 at each step"

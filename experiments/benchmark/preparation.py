@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import h5py
@@ -10,13 +15,59 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from data_prep import mmwhs, pipeline
-from data_prep.benchmark import HEART
+from data_prep import pipeline
+from data_prep.phantom.layouts import MMWHS_IDS
+from data_prep.phantom.sets import write_cardiac
+from data_prep.sources import mmwhs
 from experiments.benchmark.results import OURS, Part, Row
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.tasks import TASKS, Task
 
 PLAIN = "plain SimpleITK"
+ROOT = Path(__file__).parents[2]
+
+
+def write_heart(folder: Path, cases: int, size: int) -> None:
+    """Equal raw CT of MM-WHS's size: at size 512, 512 × 512 × about 250 voxels. One is drawn and copied."""
+    write_cardiac(folder, num_ct=1, num_mr=0, seed=0, size=size)
+    for other in MMWHS_IDS[1:cases]:
+        for kind in ("image", "label"):
+            shutil.copy(*(folder / f"ct_train/ct_train_{i}_{kind}.nii.gz" for i in (MMWHS_IDS[0], other)))
+
+
+# Verification and preparation as the program does them, without a split (one modality only).
+_PROGRAM = """
+import sys
+from functools import partial
+from pathlib import Path
+from data_prep import pipeline
+from data_prep.sources import mmwhs
+from data_prep.workers import Workers
+from ummkd_tf.tasks import get_task
+
+def main():
+    raw, out, task = Path(sys.argv[1]), Path(sys.argv[2]), get_task(sys.argv[3])
+    workers, count = map(int, sys.argv[4:])
+    cases = mmwhs.find(raw, "ct").cases[:count]
+    with Workers(workers) as pool:
+        assert not pipeline.verify(cases, task, pool, lambda text: None)
+        list(pool.each(partial(pipeline.prepare_case, task=task, out=out), cases, "prepare"))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def prepare_hearts(raw: Path, workers: int, cases: int) -> float:
+    """Seconds to verify and prepare the first `cases` raw cases in a new process, into an empty folder."""
+    with tempfile.TemporaryDirectory() as name:
+        program = Path(name) / "program.py"
+        program.write_text(_PROGRAM, encoding="utf-8")
+        command = [sys.executable, *map(str, (program, raw, Path(name) / "out", "cardiac", workers, cases))]
+        started = time.perf_counter()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
+        return time.perf_counter() - started
 
 
 def measure(size: int, rounds: int) -> Part:
@@ -29,7 +80,7 @@ def measure(size: int, rounds: int) -> Part:
     task = TASKS["cardiac"]
     with tempfile.TemporaryDirectory() as name:
         raw, out = Path(name) / "raw", Path(name) / "out"
-        HEART.write(raw, 1, size)
+        write_heart(raw, 1, size)
         (case,) = mmwhs.find(raw, "ct").cases
         written = out / "cases" / f"{case.case_id}.h5"
 

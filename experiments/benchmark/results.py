@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from experiments.benchmark.timing import Timing
-from ummkd_tf.reporting import markdown
+from ummkd_tf.output.text_tables import markdown
 
 OURS = "ours"
 OURS_BFLOAT16 = "ours, bfloat16"

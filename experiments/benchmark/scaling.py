@@ -15,13 +15,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from data_prep.benchmark import HEART, prepare
 from experiments.benchmark.evaluation import ORGANS, phantom
+from experiments.benchmark.preparation import prepare_hearts, write_heart
 from experiments.benchmark.results import OURS, Part, Row
 from experiments.benchmark.steps import Size, Worker
 from experiments.benchmark.timing import Timing, interleaved, timed
-from ummkd_tf.metrics import case_metrics
-from ummkd_tf.pictures import save_figure
+from ummkd_tf.evaluation.metrics import case_metrics
+from ummkd_tf.output.pictures import save_figure
 
 Curves = dict[str, dict[float, Timing]]
 """Line → amount of work → seconds."""
@@ -77,7 +77,7 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
     plots["evaluation"] = ("evaluation of a case", "voxels", {"four organs": _evaluation(amounts.volume, rounds)})
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder)
-        HEART.write(raw, max(amounts.cases), amounts.scan)
+        write_heart(raw, max(amounts.cases), amounts.scan)
         cores = os.cpu_count() or 1
         plots["preparation_cases"] = (
             "preparation",
@@ -138,7 +138,7 @@ def _evaluation(sizes: Sequence[int], rounds: int) -> dict[float, Timing]:
 def _preparation(raw: Path, cases: Sequence[int], workers: Sequence[int], rounds: int) -> dict[float, Timing]:
     """Against cases, or against workers where there are several."""
     runs: dict[str, Callable[[], float]] = {
-        str(w if len(workers) > 1 else c): partial(prepare, HEART, raw, w, c) for c in cases for w in workers
+        str(w if len(workers) > 1 else c): partial(prepare_hearts, raw, w, c) for c in cases for w in workers
     }
     return {int(amount): timing for amount, timing in interleaved(runs, rounds).items()}
 

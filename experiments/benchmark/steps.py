@@ -17,12 +17,12 @@ from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
 from experiments.benchmark.results import OURS, OURS_BFLOAT16, Part, Row, Target, ratio_target
 from experiments.benchmark.timing import interleaved, matmul_gflops
-from ummkd_tf.cli import start_tensorflow
-from ummkd_tf.errors import InputError
-from ummkd_tf.networks import NETWORKS
+from ummkd_tf.common.cli import start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.model.architectures import NETWORKS
 
 ROOT = Path(__file__).parents[2]
-RIVALS = {"pytorch": ("torch", "rivals_torch"), "plain": ("tensorflow", "rivals_tensorflow")}
+RIVALS = {"pytorch": ("torch", "pytorch"), "plain": ("tensorflow", "tensorflow_transcription")}
 INSTALL = "pip install -e .[benchmark]"
 
 
@@ -123,7 +123,7 @@ def contenders() -> tuple[list[str], list[str]]:
     for name, (package, module) in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")
-        elif importlib.util.find_spec(f"experiments.benchmark.{module}") is None:
+        elif importlib.util.find_spec(f"experiments.benchmark.rivals.{module}") is None:
             missing.append(f"{name} is left out: experiments/benchmark/{module}.py is missing")
         else:
             found.append(name)

@@ -54,7 +54,7 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> d
 
 def matmul_gflops(sizes: Sequence[int] = (1024, 2048), repeats: int = 3) -> float:
     """Best GFLOP/s of TensorFlow's float32 matrix product over some sizes, each run so often."""
-    import tensorflow as tf
+    import tensorflow as tf  # here, because most parts are measured without TensorFlow
 
     best = 0.0
     product = tf.function(lambda a, b: tf.reduce_sum(tf.matmul(a, b)))

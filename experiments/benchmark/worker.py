@@ -24,7 +24,7 @@ from absl import flags  # noqa: E402
 
 from experiments.benchmark.batches import NUM_CLASSES, random_batch  # noqa: E402
 from experiments.benchmark.results import OURS, OURS_BFLOAT16  # noqa: E402
-from ummkd_tf.cli import run, start_tensorflow  # noqa: E402
+from ummkd_tf.common.cli import run, start_tensorflow  # noqa: E402
 
 Step = Callable[[], float]
 
@@ -44,8 +44,8 @@ def _load_ours(precision: str = "float32") -> Callable[..., Step]:
     import keras
     import tensorflow as tf
 
-    from ummkd_tf.optimizer import Adam
-    from ummkd_tf.segmenter import UnpairedSegmenter
+    from ummkd_tf.fast.adam import Adam
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
 
     def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
         keras.utils.set_random_seed(0)
@@ -61,15 +61,15 @@ def _load_ours(precision: str = "float32") -> Callable[..., Step]:
 
 
 def _load_rival(module: str) -> Callable[..., Step]:
-    return importlib.import_module(f"experiments.benchmark.{module}").make_step
+    return importlib.import_module(f"experiments.benchmark.rivals.{module}").make_step
 
 
 # Each loads its libraries and returns what makes the step.
 CONTENDERS: dict[str, Callable[[], Callable[..., Step]]] = {
     OURS: _load_ours,
     OURS_BFLOAT16: partial(_load_ours, "mixed_bfloat16"),
-    "pytorch": partial(_load_rival, "rivals_torch"),
-    "plain": partial(_load_rival, "rivals_tensorflow"),
+    "pytorch": partial(_load_rival, "pytorch"),
+    "plain": partial(_load_rival, "tensorflow_transcription"),
 }
 
 

@@ -1,0 +1,1 @@
+"""The raw data sets: which files make a case, and how their labels are read."""

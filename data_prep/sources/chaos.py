@@ -1,0 +1,86 @@
+"""CHAOS abdominal MR: `Train_Sets/MR/<id>/T2SPIR/{DICOM_anon/*.dcm, Ground/*.png}` and `T1DUAL/…`.
+
+A PNG belongs to the DICOM file of the same place in file-name order; slices are put in order by their position in the
+patient, because file order runs up in some patients and down in others (docs/reproduction.md#chaos).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from data_prep.sources.raw_case import Found, Note, Problem, RawCase, first_folder, numbered
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import files_in_order
+from ummkd_tf.scans.dicom import DicomSeries
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.itk import read_png
+
+MODALITY = "mr"
+# Published grey ranges: liver, right kidney, left kidney, spleen.
+CLASSES = {0: 0} | {
+    grey: label
+    for label, (above, last) in enumerate([(55, 70), (110, 135), (175, 200), (240, 255)], start=1)
+    for grey in range(above + 1, last + 1)
+}
+# Folder of the DICOM files and of the PNG files below a patient's folder, by --sequence.
+SEQUENCES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "t2spir": ("T2SPIR/DICOM_anon", "T2SPIR/Ground"),
+        "t1_in": ("T1DUAL/DICOM_anon/InPhase", "T1DUAL/Ground"),
+        "t1_out": ("T1DUAL/DICOM_anon/OutPhase", "T1DUAL/Ground"),
+    }
+)
+TREE = "Train_Sets/MR/<number>/{T2SPIR,T1DUAL}/{DICOM_anon,Ground}"
+
+
+def find(raw: Path, sequence: str = "t2spir") -> Found:
+    """Cases of a CHAOS folder.
+
+    Raises:
+        InputError: Not a CHAOS folder.
+    """
+    root = first_folder(
+        [top / below for top in (raw, raw / "chaos") for below in (".", "Train_Sets", "Train_Sets/MR", "MR")],
+        lambda folder: any(folder.glob("[0-9]*/T[12]*")),
+        "CHAOS MR cases",
+        TREE,
+    )
+    cases, problems = [], []
+    for number, (patient,) in numbered(root, r"(\d+)").items():
+        image, label = (patient / name for name in SEQUENCES[sequence])
+        missing = [folder for folder in (image, label) if not folder.is_dir()]
+        problems += [Problem(str(folder), "missing folder", f"add it, or remove {patient}") for folder in missing]
+        if not missing:
+            cases.append(RawCase(f"{MODALITY}_{number}", MODALITY, image, label, CLASSES, read_grey_values))
+    return Found(cases, problems)
+
+
+def read_grey_values(case: RawCase, note: Note) -> Volume:
+    """Stacks the PNG files in the order of the DICOM slices in space.
+
+    Raises:
+        InputError: A PNG too many or too few, of another size, or in colour.
+    """
+    scan = DicomSeries.open(case.image)  # its header alone
+    files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
+    if len(files) != len(scan.file_of_slice):
+        raise InputError(
+            f"{case.label}: {len(files)} PNG files for {len(scan.file_of_slice)} DICOM files: "
+            "expected one each; restore the missing or remove the extra one"
+        )
+    grey = np.empty(scan.grid.shape, np.int32)
+    for k, which in enumerate(scan.file_of_slice):
+        values = read_png(files[which])
+        if values.shape != grey.shape[:2]:
+            raise InputError(
+                f"{files[which]}: {values.shape} pixels, the scan's slices have {grey.shape[:2]}: "
+                "expected the same; use the scan's own label"
+            )
+        grey[:, :, k] = values
+    if list(scan.file_of_slice) != sorted(scan.file_of_slice):
+        note(f"{case.case_id}: files do not run from feet to head; slices are ordered by their position")
+    return Volume(grey, scan.grid.affine)

@@ -1,0 +1,141 @@
+"""Own data by a CSV file with the columns `case,modality,image,label,split`, one scan a row.
+
+`image` and `label` are NIfTI, NRRD or MetaImage files or DICOM folders, relative to the CSV's folder. `split` is
+train, validation or test, or empty in every row. A label map is a JSON object from the file's label value to a class
+name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_prep.sources.raw_case import Found, Note, Problem, RawCase
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import PARTS
+from ummkd_tf.scans.geometry import Volume, reorient
+from ummkd_tf.scans.reading import read_label, read_volume
+from ummkd_tf.tasks import Task
+
+COLUMNS = ("case", "modality", "image", "label", "split")
+_MAX_LABEL = 65535  # larger values are no label map, and would need a table of that size
+
+
+def find(csv_file: Path, task: Task, label_map: Path | None = None) -> Found:
+    """Cases of a CSV file.
+
+    Raises:
+        InputError: Not such a CSV or label map.
+    """
+    classes = read_label_map(label_map, task)
+    rows = _rows(csv_file)
+    cases: dict[str, RawCase] = {}
+    problems: list[Problem] = []
+    for line, row in rows:
+        image, label = (csv_file.parent / row[column] for column in ("image", "label"))
+        mistakes = _mistakes(row, image, label)
+        if row["case"] in cases:
+            mistakes.append((f"the same case twice ({row['case']})", "give every scan a name of its own"))
+        problems += [Problem(f"{csv_file} line {line}", problem, fix) for problem, fix in mistakes]
+        if not mistakes:
+            cases[row["case"]] = RawCase(row["case"], row["modality"], image, label, classes, read_aligned)
+    parts = {row["case"]: row["split"] for _, row in rows}
+    unassigned = [case_id for case_id, part in parts.items() if not part]
+    if 0 < len(unassigned) < len(parts):
+        text = f"no split for {', '.join(unassigned)}"
+        problems.append(Problem(str(csv_file), text, "fill the split column in every row, or leave it empty in all"))
+    if len({row["modality"] for _, row in rows}) < 2:
+        problems.append(Problem(str(csv_file), "fewer than two modalities", "add rows of another modality"))
+    return Found(list(cases.values()), problems, None if unassigned else _split(cases, parts))
+
+
+def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
+    """Task class by file value; without a file, the classes' own indices. Background 0 need not be named.
+
+    Raises:
+        InputError: Not a JSON object of that kind.
+    """
+    indices = {name: index for index, name in enumerate(task.class_names)}
+    if path is None:
+        return {index: index for index in indices.values()}
+    try:
+        entries = read_json(path)
+        values = {int(value): indices.get(name, name) for value, name in entries.items()}
+    except MALFORMED as error:
+        raise InputError(
+            f"{path}: not a label map ({error}): expected a JSON object from label value to class, "
+            f'e.g. {{"1": "{task.class_names[1]}"}}'
+        ) from error
+    for value, index in values.items():
+        if type(index) is not int or index not in indices.values() or not 0 <= value <= _MAX_LABEL:
+            raise InputError(
+                f"{path}: {value} → {index!r}: expected a label value from 0 to {_MAX_LABEL} and a class, one of "
+                f"{', '.join(task.class_names)} or its index; correct the entry"
+            )
+    return {0: 0} | values
+
+
+def read_aligned(case: RawCase, note: Note) -> Volume:
+    """Reads a label map and turns its axes as the image's, because programs store them in different orders."""
+    label, axes = read_label(case.label), read_volume(case.image).grid.axes
+    if label.grid.axes != axes:
+        note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {axes}; the label is turned")
+    return reorient(label, axes)
+
+
+def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with open(csv_file, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
+                found = ",".join(reader.fieldnames or ())
+                raise InputError(
+                    f"{csv_file}: columns {found or 'missing'}: expected {','.join(COLUMNS)}; correct the first line"
+                )
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{csv_file} line {reader.line_num}: not {len(COLUMNS)} fields: expected {','.join(COLUMNS)}; "
+                        "correct the line"
+                    )
+                rows.append((reader.line_num, {column: text.strip() for column, text in row.items()}))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{csv_file}: not a readable CSV file ({error}): check the path and that it is UTF-8"
+        ) from error
+    return rows
+
+
+def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[str, str]]:
+    mistakes = [
+        (f"{column} file {path} does not exist", "correct the path; it is relative to the CSV's folder")
+        for column, path in (("image", image), ("label", label))
+        if not row[column] or not _exists(path)
+    ]
+    if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII):
+        mistakes.append((f"case name {row['case']!r}", "use letters, digits, '_', '-' and '.'"))
+    if not re.fullmatch(r"(?!shared$)[a-z]\w*", row["modality"], re.ASCII):
+        mistakes.append((f"modality {row['modality']!r}", "use a name like ct, mr or t1_in"))
+    if row["split"] not in ("", *PARTS):
+        mistakes.append((f"split {row['split']!r}", f"use {', '.join(PARTS)}, or leave it empty in every row"))
+    return mistakes
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # e.g. too long for a name
+        return False
+
+
+def _split(cases: Mapping[str, RawCase], parts: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    return {
+        modality: {
+            part: [c for c, case in cases.items() if case.modality == modality and parts[c] == part] for part in PARTS
+        }
+        for modality in dict.fromkeys(case.modality for case in cases.values())
+    }

@@ -1,0 +1,194 @@
+"""What every source module produces: raw cases to read, and problems to report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.errors import InputError, one_line
+from ummkd_tf.common.files import files_in_order
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.reading import read_label, read_volume
+
+Note = Callable[[str], None]
+
+
+def no_note(text: str) -> None:
+    """Drops a note."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that keeps a data set from being prepared; `str()` is the line 'file: problem: fix'."""
+
+    file: str
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return one_line(f"{self.file}: {self.problem}: {self.fix}")
+
+    @classmethod
+    def parse(cls, error: InputError) -> Problem:
+        """The problem an `InputError` of the form 'file: problem: fix' tells."""
+        file, _, rest = str(error).partition(": ")
+        problem, _, fix = rest.rpartition(": ")
+        return cls(file, problem, fix)
+
+
+def whole_file(case: RawCase, note: Note) -> Volume:
+    """Reads the label map of a case from one file."""
+    return read_label(case.label)
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One scan with its label map, as downloaded.
+
+    Attributes:
+        case_id: Unique in the data set, e.g. "ct_0001".
+        modality: E.g. "ct".
+        image: Image file or DICOM folder.
+        label: Label file or folder.
+        label_values: Task class by the file's label value; any other value is an error.
+        label_reader: Reads the label map in the file's values, and notes what it had to mend. A module-level function,
+            so that a case can be sent to a worker process.
+    """
+
+    case_id: str
+    modality: str
+    image: Path
+    label: Path
+    label_values: Mapping[int, int]
+    label_reader: Callable[[RawCase, Note], Volume] = field(default=whole_file)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every source file of the case."""
+        return tuple(
+            file for path in (self.image, self.label) for file in (files_in_order(path) if path.is_dir() else [path])
+        )
+
+    def read_image(self) -> Volume:
+        """Reads the scan."""
+        return read_volume(self.image)
+
+    def read_label(self, note: Note = no_note) -> Volume:
+        """Reads the label map as task classes (uint8)."""
+        volume = self.label_reader(self, note)
+        return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
+
+    def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
+        """Reads (scan, label map of task classes), each in the files' own axis order.
+
+        Raises:
+            InputError: As `volumes.read_volume`, or a label value outside `label_values`.
+        """
+        return self.read_image(), self.read_label(note)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of looking through a raw folder.
+
+    Attributes:
+        cases: In the order of their ids.
+        problems: What is missing or twice.
+        split: Case ids by modality and part, where the source itself says so.
+    """
+
+    cases: Sequence[RawCase]
+    problems: Sequence[Problem] = ()
+    split: Mapping[str, Mapping[str, Sequence[str]]] | None = None
+
+
+def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> NDArray[np.uint8]:
+    """Replaces a file's label values by task classes.
+
+    By value, never by rank: an organ may be absent from a case.
+
+    Raises:
+        InputError: A value that is not in `classes`.
+    """
+    size = max(classes) + 1
+    unknown = np.iinfo(np.uint8).max
+    table = np.full(size + 2, unknown, np.uint8)  # entries `size` and -1 catch every value beyond the list
+    table[list(classes)] = list(classes.values())
+    result = table[np.clip(values, -1, size)]
+    wrong = result == unknown
+    if wrong.any():
+        found, counts = np.unique(values[wrong], return_counts=True)
+        listed = ", ".join(f"{v} ({n} voxels)" for v, n in list(zip(found, counts, strict=True))[:5])
+        raise InputError(
+            f"{path}: unknown label value {listed}: expected only {_ranges(sorted(classes))}; correct the label map"
+        )
+    return result
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """`0, 56–70` for 0, 56, 57, …, 70."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def numbered(folder: Path, pattern: str) -> dict[str, list[Path]]:
+    """Entries of a folder whose name matches `pattern` entirely, by its first group, in order of that group.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
+    result: dict[str, list[Path]] = {}
+    for entry in entries:
+        match = re.fullmatch(pattern, entry.name)
+        if match:
+            result.setdefault(match[1], []).append(entry)
+    return dict(sorted(result.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def pair(images: Mapping[str, Sequence[Path]], labels: Mapping[str, Sequence[Path]]) -> tuple[list[str], list[Problem]]:
+    """Keys that have exactly one image and one label, and the problems of all others."""
+    problems = []
+    for kind, mine, other in (("image", images, labels), ("label", labels, images)):
+        missing = "label" if kind == "image" else "image"
+        for key, paths in mine.items():
+            if key not in other:
+                problems.append(
+                    Problem(str(paths[0]), f"no {missing} for this {kind}", f"add it, or remove the {kind}")
+                )
+            if len(paths) > 1:
+                names = " and ".join(path.name for path in paths)
+                problems.append(Problem(str(paths[0].parent), f"the same case twice ({names})", "keep one of them"))
+    return [k for k in images if k in labels and len(images[k]) == len(labels[k]) == 1], problems
+
+
+def first_folder(candidates: Sequence[Path], fits: Callable[[Path], bool], what: str, tree: str) -> Path:
+    """The first candidate that fits.
+
+    Raises:
+        InputError: None does.
+    """
+    for folder in candidates:
+        if folder.is_dir() and fits(folder):
+            return folder
+    raise InputError(f"{candidates[0]}: no {what} found: expected {tree}; see data_prep/README.md")
+
+
+def source_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their path below the deepest folder common to all, so that names do not depend on where RAW lies."""
+    common = os.path.commonpath([file.parent for file in files])
+    return {os.path.relpath(file, common): file for file in files}

@@ -1,0 +1,148 @@
+"""The table of raw data sets; the choices of every program's --source come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from data_prep.sources import btcv, chaos, mmwhs
+from data_prep.sources import csv_list as own
+from data_prep.sources.raw_case import Found, Problem
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.tasks import Task, get_task
+
+PHANTOM = "phantom.json"  # data_prep.phantom writes it beside the scans
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said about the raw data.
+
+    Attributes:
+        raw: Raw folder.
+        raw_ct: Raw folder of the CT, where it lies elsewhere.
+        raw_mr: Raw folder of the MR, where it lies elsewhere.
+        sequence: Key of `chaos.SEQUENCES`.
+        csv: CSV file of own data.
+        label_map: JSON file of own data's label values.
+        task: Name of the task own data is prepared for.
+    """
+
+    raw: Path | None = None
+    raw_ct: Path | None = None
+    raw_mr: Path | None = None
+    sequence: str = "t2spir"
+    csv: Path | None = None
+    label_map: Path | None = None
+    task: str | None = None
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether a folder given, or the one it lies in, has the phantom generator's manifest."""
+        given = [path for path in (self.raw, self.raw_ct, self.raw_mr, self.csv) if path]
+        return any((folder / PHANTOM).is_file() for path in given for folder in (path, path.absolute().parent))
+
+    def folder(self, flag: str = "raw") -> Path:
+        """Folder of one flag, or else of --raw.
+
+        Raises:
+            InputError: Neither is given.
+        """
+        folder = getattr(self, flag) or self.raw
+        if folder is None:
+            raise InputError("--raw: no folder given: expected the one the data set lies in")
+        return folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw data set.
+
+    Attributes:
+        name: Flag value.
+        task: Name of the task it is prepared for, or None where the user says.
+        modalities: In the order batches use, or () where the cases say.
+        summary: One line for --help.
+        parts: Functions that look through the folders.
+    """
+
+    name: str
+    task: str | None
+    modalities: tuple[str, ...]
+    summary: str
+    parts: tuple[Callable[[Options], Found], ...]
+
+    def task_for(self, options: Options) -> Task:
+        """The task this source is prepared for.
+
+        Raises:
+            InputError: --task is missing, or is not the source's.
+        """
+        if self.task and options.task and options.task != self.task:
+            raise InputError(f"--task={options.task}: expected {self.task} for {self.name}; leave --task out")
+        name = self.task or options.task
+        if name is None:
+            raise InputError(f"no task: --source={self.name} can be prepared for any; give --task")
+        return get_task(name)
+
+    def find(self, options: Options) -> Found:
+        """Looks through the raw folders; whatever is wrong with one is among the problems."""
+        found = [_attempt(part, options) for part in self.parts]
+        cases = [case for part in found for case in part.cases]
+        problems = [problem for part in found for problem in part.problems]
+        return Found(cases, problems, found[0].split)
+
+
+def _attempt(part: Callable[[Options], Found], options: Options) -> Found:
+    try:
+        return part(options)
+    except InputError as error:
+        return Found((), (Problem.parse(error),))
+
+
+def _btcv(options: Options) -> Found:
+    return btcv.find(options.folder("raw_ct"))
+
+
+def _chaos(options: Options) -> Found:
+    return chaos.find(options.folder("raw_mr"), options.sequence)
+
+
+def _mmwhs_ct(options: Options) -> Found:
+    return mmwhs.find(options.folder("raw_ct"), "ct")
+
+
+def _mmwhs_mr(options: Options) -> Found:
+    return mmwhs.find(options.folder("raw_mr"), "mr")
+
+
+def _own(options: Options) -> Found:
+    if options.csv is None:
+        raise InputError("--csv: no file given: expected a CSV that lists your scans")
+    return own.find(options.csv, get_task(options.task or ""), options.label_map)
+
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        source.name: source
+        for source in (
+            Source("btcv", "abdomen", ("ct",), f"BTCV CT, {btcv.TREE}", (_btcv,)),
+            Source("chaos", "abdomen", ("mr",), f"CHAOS MR, {chaos.TREE}", (_chaos,)),
+            Source(
+                "abdomen", "abdomen", ("ct", "mr"), "BTCV (RAW/btcv) and CHAOS (RAW/chaos) together", (_btcv, _chaos)
+            ),
+            Source("mmwhs", "cardiac", ("ct", "mr"), f"MM-WHS CT and MR, {mmwhs.TREE}", (_mmwhs_ct, _mmwhs_mr)),
+            Source("csv", None, (), f"own data, listed in --csv with columns {','.join(own.COLUMNS)}", (_own,)),
+            # Not raw scans: data_prep.release checks and describes them.
+            Source(
+                "released",
+                "cardiac",
+                ("ct", "mr"),
+                "the authors' records: {ct,mr}_{train,val}_list, the records they name, test volumes *{ct,mr}*.npz",
+                (),
+            ),
+        )
+    }
+)

@@ -1,0 +1,1 @@
+"""The same training step as others would write it, for comparison."""

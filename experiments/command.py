@@ -1,0 +1,45 @@
+"""One command for every program: `ummkd train …` does what `python -m experiments.train …` does."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# An installed wheel names these folders ummkd_experiments and ummkd_data_prep, so that they clash with nobody's own.
+_PREFIX = __name__.removesuffix("experiments.command")
+
+PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        # subcommand: (module, one line of help)
+        "phantom": ("data_prep.phantom", "generate phantom scans in the layouts of the public data sets"),
+        "verify": ("data_prep.verify", "look through raw scans and report every problem; writes nothing"),
+        "prepare": ("data_prep.prepare", "turn raw scans into a data set for training"),
+        "qc": ("data_prep.qc", "pictures and one page to trust a prepared data set by"),
+        "train": ("experiments.train", "train one of the seven settings, or continue a run"),
+        "evaluate": ("experiments.evaluate", "metrics of a run on the test part"),
+        "predict": ("experiments.predict", "segment scans"),
+        "reproduce": ("experiments.reproduce", "run what a table or figure of the paper needs, and print it"),
+        "report": ("experiments.report", "one HTML page with every table, figure, curve, case and run"),
+    }
+)
+
+
+def main() -> int:
+    """Runs the program that the first argument names, with the flags behind it."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        lines = "\n".join(f"  {program:<10} {summary}" for program, (_, summary) in PROGRAMS.items())
+        print(f"usage: ummkd PROGRAM [--flag=value …]\n\n{lines}\n\nummkd PROGRAM --help explains its flags.")
+        return 0
+    if name not in PROGRAMS:
+        close = difflib.get_close_matches(name, PROGRAMS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PROGRAMS)}"
+        print(f"error: unknown program {name!r}: {hint}", file=sys.stderr)
+        return 1
+    sys.argv = [sys.argv[0], *arguments]
+    # As `python -m` does it: the program becomes __main__, which its flags and its worker processes rely on.
+    runpy.run_module(_PREFIX + PROGRAMS[name][0], run_name="__main__", alter_sys=True)
+    return 0

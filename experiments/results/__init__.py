@@ -1,0 +1,1 @@
+"""From recorded runs to the tables and curves of the paper."""

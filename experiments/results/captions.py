@@ -1,0 +1,91 @@
+"""What stands above and below a table: data, split, preset, steps, seeds, n, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments.plans import TARGETS, RunSpec
+from experiments.results.records import Record, Runs
+from experiments.results.table import MODALITIES
+from ummkd_tf.tasks import TASKS
+
+MEANS = (
+    "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
+    "overall mean that of both modalities' means."
+)
+
+
+def title(target: str) -> str:
+    number = target.removeprefix("table")
+    roman = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI"}.get(number)
+    return (f"Table {roman}. " if roman else "") + TARGETS[target].title
+
+
+def is_phantom(record: Record) -> bool:
+    """Whether a run's data were generated."""
+    return record.run.get("source", "").startswith("phantom")
+
+
+def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
+    """Where the numbers come from; what differs between runs is listed, so that it shows.
+
+    Args:
+        records: The runs.
+        kind: Which of their evaluations: "evaluation" (of the test part) or "outlier".
+    """
+    if not records:
+        return "Nothing has been run."
+
+    def each(values: Iterable[Any]) -> str:
+        return " / ".join(sorted({str(value) for value in values}))
+
+    sources = each(r.run.get("source") or "unknown" for r in records)
+    seeds = sorted({r.run["seed"] for r in records})
+    tested: dict[str, str] = {}
+    for record in records:
+        tested |= {case_id: case["modality"] for case_id, case in evaluated_cases(record, kind).items()}
+    numbers = [f"{list(tested.values()).count(m)} {title}" for m, title in MODALITIES.items()]
+    parts = [
+        f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
+        f"split {each(r.run['split_name'] for r in records)}",
+        f"preset {each(r.run['flags']['preset'] for r in records)}",
+        f"{each(r.run['flags']['steps'] for r in records)} steps",
+        f"seeds {', '.join(map(str, seeds))}",
+        f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
+        f"commit {each(r.run['environment']['commit'] for r in records)}",
+    ]
+    return "; ".join(parts) + "."
+
+
+def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:
+    return (getattr(record, kind) or {"cases": {}})["cases"]
+
+
+def counts(used: Mapping[RunSpec, Sequence[Record]], kind: str = "evaluation") -> list[str]:
+    """What was missed or left out, by spec; never silent."""
+    texts = []
+    for statuses, text in (
+        (("missed", "spurious"), "Missed or invented (Dice 0, distance = image diagonal)"),
+        (("absent",), "Absent in prediction and reference, left out"),
+    ):
+        found = []
+        for spec, records in used.items():
+            names = TASKS[spec.task].table_classes
+            cases = [case["classes"] for record in records for case in evaluated_cases(record, kind).values()]
+            of_classes = [classes[name]["status"] for classes in cases for name in names]
+            if number := sum(status in statuses for status in of_classes):
+                found.append(f"{_label(spec)} {number} of {len(of_classes)}")
+        if found:
+            texts.append(f"{text}: {', '.join(found)}.")
+    return texts
+
+
+def incomplete(used: Mapping[RunSpec, Sequence[Record]], runs: Runs) -> list[str]:
+    planned = len(runs.seeds) * len(runs.folds)
+    short = [f"{_label(spec)} {len(found)} of {planned}" for spec, found in used.items() if 0 < len(found) < planned]
+    return [f"Incomplete, runs: {', '.join(short)}."] if short else []
+
+
+def _label(spec: RunSpec) -> str:
+    return spec.name.rpartition("-seed")[0]

@@ -1,0 +1,151 @@
+"""Recorded runs as data: what tables and figures are made from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.plans import DATA, TARGETS, RunSpec
+from ummkd_tf.common import documents
+from ummkd_tf.common.documents import MALFORMED
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.runs.folder import RUN, read_run
+
+EVALUATION, OUTLIER, KNOWLEDGE = "evaluation_test.json", "evaluation_outlier.json", "knowledge.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run's folder.
+
+    Attributes:
+        name: Name of the folder; for a planned run `RunSpec.name`.
+        run_dir: The folder.
+        run: Content of run.json.
+        evaluation: Content of evaluation_test.json, or None where the run has not been evaluated.
+        outlier: Content of evaluation_outlier.json (Table VI), or None.
+        knowledge: Lines of knowledge.jsonl: {"step", "kd_loss", "q": {modality: C×C}}, in order of steps.
+    """
+
+    name: str
+    run_dir: Path
+    run: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+    outlier: dict[str, Any] | None = None
+    knowledge: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end; only then it counts in tables and figures."""
+        return self.run.get("status") == "finished"
+
+
+def load_records(runs_dir: str | Path) -> list[Record]:
+    """Every run in a folder of runs, by name; [] where there is no such folder yet.
+
+    Raises:
+        InputError: A damaged JSON file.
+    """
+    return [_load(path.parent) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
+
+
+def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
+    """The records of planned runs, in the plan's order; those not there are left out."""
+    by_name = {record.name: record for record in records}
+    return [by_name[spec.name] for spec in specs if spec.name in by_name]
+
+
+def of_spec(records: Iterable[Record], spec: RunSpec) -> list[Record]:
+    """The records of a planned run, whatever their seed and fold."""
+    stem = spec.name.rpartition("-seed")[0]
+    return [record for record in records if record.name.rpartition("-seed")[0] == stem]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file; None where there is none.
+
+    Raises:
+        InputError: Not JSON.
+    """
+    try:
+        return documents.read_json(path)
+    except FileNotFoundError:
+        return None
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged ({error}): delete it and run again what writes it") from error
+
+
+def _load(run_dir: Path) -> Record:
+    return Record(
+        name=run_dir.name,
+        run_dir=run_dir,
+        run=read_run(run_dir),
+        evaluation=read_json(run_dir / EVALUATION),
+        outlier=read_json(run_dir / OUTLIER),
+        knowledge=_read_lines(run_dir / KNOWLEDGE),
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines by step: the last of a step counts, and one cut off by a kill is left out."""
+    by_step = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            by_step[line["step"]] = line
+    return [by_step[step] for step in sorted(by_step)]
+
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run on the page.
+
+    Attributes:
+        record: As recorded.
+        curves: Values of history.jsonl by name: (step, value) in order of steps.
+        flaw: Why the run is left out of tables, curves and cases; None where nothing is wrong.
+    """
+
+    record: Record
+    curves: Mapping[str, Points]
+    flaw: str | None = None
+
+    @property
+    def group(self) -> str:
+        """Its data set, of `plans.DATA` where the run was planned."""
+        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
+
+
+class Runs:
+    """The runs a table is made from."""
+
+    def __init__(self, records: Sequence[Record], seeds: Sequence[int], folds: Sequence[int]) -> None:
+        self.records, self.seeds, self.folds = records, seeds, folds
+
+    def planned(self, spec: RunSpec) -> list[RunSpec]:
+        return [replace(spec, seed=seed, fold=fold) for seed in self.seeds for fold in self.folds]
+
+    def of(self, spec: RunSpec, kind: str = "evaluation") -> list[Record]:
+        """What there is of a spec with all its seeds and folds, if evaluated in that way."""
+        return [r for r in select(self.records, self.planned(spec)) if getattr(r, kind)]
+
+
+def seeds_and_folds(
+    records: Iterable[Record], target: str, seeds: Sequence[int] | None, folds: Sequence[int] | None
+) -> tuple[Sequence[int], Sequence[int]]:
+    stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
+    found = [
+        (int(match[2]), int(match[3]))
+        for record in records
+        if (match := re.fullmatch(r"(.+)-seed(\d+)-fold(\d+)", record.name)) and match[1] in stems
+    ]
+    there = [sorted({numbers[i] for numbers in found}) or [0] for i in (0, 1)]
+    return (there[0] if seeds is None else seeds), (there[1] if folds is None else folds)

@@ -1,0 +1,154 @@
+"""What makes the training work: one change at a time, compared on the validation part of one data set.
+
+    python -m experiments.study --data_dir=data/fold0 --runs_dir=runs/study --dry_run
+    python -m experiments.study --data_dir=data/fold0 --runs_dir=runs/study --only=absent,augmentation
+
+Runs are done one after the other in the table's order. Finished ones are kept, interrupted ones continue, so it can be
+stopped or killed at any time. What is there is printed in the end, as a table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments.recipes import PRESETS
+from experiments.reproduce import Stop, execute
+from experiments.tables import whole_numbers
+from ummkd_tf.common.cli import run
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.output.text_tables import markdown
+from ummkd_tf.runs.folder import RUN, read_run
+from ummkd_tf.runs.history import HISTORY, read_history
+
+COMMON = {"setting": "ours", "recipe": "practice", "steps": 1500, "validate_every": 100, "absent": "uniform"}
+
+QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "absent": {
+            **{f"ours-{absent}": {"absent": absent} for absent in ("uniform", "skip", "memory")},
+            "chilopod": {"setting": "chilopod"},
+            "joint": {"setting": "joint"},
+        },
+        "augmentation": {f"augmentation-{name}": {"augmentation": name} for name in ("none", "affine", "strong")},
+        "schedule": {"staircase": {"schedule": "staircase"}},
+        "rate": {f"rate-{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3)},
+        "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
+        "length": {"steps-4000": {"steps": 4000}},
+        "batch": {"batch-4": {"batch_size": 4}},
+        "precision": {"bfloat16": {"precision": "mixed_bfloat16"}},
+    }
+)
+"""Question → run → flags of `experiments.train` that differ from `COMMON`."""
+
+COLUMNS = ("run", "steps", "best at", "Dice", "CT", "MR", "last three", "steps with a class alone, %", "seconds")
+MANY_SEEDS = ("absent",)  # questions of small differences; the others are asked with the first seed only
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run; what `reproduce.execute` needs to know of it."""
+
+    name: str
+    flags: Mapping[str, object]
+    runs_dir: Path
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.runs_dir / self.name
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.runs_dir / "logs" / f"{self.name}.log"
+
+    def command(self, step: str) -> list[str]:
+        """Trains it, or goes on."""
+        given = {**self.flags, "run_dir": self.run_dir}
+        return [sys.executable, "-m", f"experiments.{step}", *(f"--{name}={value}" for name, value in given.items())]
+
+    def missing(self) -> list[str]:
+        """["train"], or nothing where it is finished.
+
+        Raises:
+            InputError: The folder holds a run with other flags.
+        """
+        empty: dict[str, Any] = {"status": "", "flags": {}}
+        record = read_run(self.run_dir) if (self.run_dir / RUN).is_file() else empty
+        changed = [name for name in self.flags.keys() & record["flags"] if record["flags"][name] != self.flags[name]]
+        if changed:
+            raise InputError(
+                f"{self.run_dir}: differs in {', '.join(sorted(changed))}: expected the planned run; give another "
+                "--runs_dir"
+            )
+        return [] if record["status"] == "finished" else ["train"]
+
+    def row(self) -> list[str]:
+        """Cells of `COLUMNS`."""
+        lines = read_history(self.run_dir / HISTORY) if (self.run_dir / HISTORY).is_file() else []
+        scores = [line for line in lines if "validation_dice" in line]
+        if not scores:
+            return [self.name] + ["–"] * (len(COLUMNS) - 1)
+        best = max(scores, key=lambda line: line["validation_dice"])
+        dice = [f"{100 * best[f'validation_{part}dice']:.1f}" for part in ("", "ct_", "mr_")]
+        last = np.mean([100 * line["validation_dice"] for line in scores[-3:]])
+        alone = np.mean([100 * (line["alone"] > 0) for line in lines if "alone" in line])
+        seconds = read_run(self.run_dir)["seconds"]
+        steps = (scores[-1]["step"], best["step"])
+        return [self.name, *map(str, steps), *dice, f"{last:.1f}", f"{alone:.0f}", f"{seconds:.0f}"]
+
+
+def plan(questions: Sequence[str], seeds: Sequence[int], runs_dir: Path, **more: object) -> list[StudyRun]:
+    """Runs of some questions, with `more` flags: all of the first seed first.
+
+    Raises:
+        InputError: No such question.
+    """
+    if unknown := [name for name in questions if name not in QUESTIONS]:
+        raise InputError(f"--only={','.join(unknown)}: not known: expected some of {', '.join(QUESTIONS)}")
+    return [
+        StudyRun(f"{name}-seed{seed}", {**COMMON, **more, **different, "seed": seed}, runs_dir)
+        for seed in seeds
+        for question in questions
+        if seed == seeds[0] or question in MANY_SEEDS
+        for name, different in QUESTIONS[question].items()
+    ]
+
+
+def main(_: list[str]) -> int:
+    values = flags.FLAGS
+    if not values.data_dir:
+        raise InputError("--data_dir is needed: give the folder of a prepared data set")
+    seeds = whole_numbers("seeds", values.seeds) or [0]
+    more = {"preset": values.preset, "data_dir": values.data_dir}
+    runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
+    failed = 0
+    with Stop() as stop:
+        for study_run in () if values.dry_run else tqdm(runs, unit="run"):
+            reason = execute(study_run, stop.run, stop)
+            if stop.number is not None:
+                raise Stopped("stopped; every run is saved, the same command continues", 128 + stop.number)
+            if reason:
+                tqdm.write(f"FAILED {study_run.name}: {reason}", file=sys.stderr)
+                failed += 1
+    print(markdown(COLUMNS, [study_run.row() for study_run in runs]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "Prepared data, one fold.")
+    flags.DEFINE_string("runs_dir", "runs/study", "Folder of the runs, one subfolder each.")
+    flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the runs.")
+    flags.DEFINE_list("only", None, f"Some of {', '.join(QUESTIONS)}; default: all.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], f"Seeds; only {', '.join(MANY_SEEDS)} takes more than the first.")
+    flags.DEFINE_bool("dry_run", False, "Run nothing; print what is there.")
+    run(main)

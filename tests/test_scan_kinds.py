@@ -1,0 +1,618 @@
+"""Kinds of odd scans, each with its outcome: the right volume, or a refusal that says what it is.
+
+The truth of a DICOM series is computed from its tags (`dicom_files.told`), that of a file is the array written.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import dicom_files
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from dicom_files import CR, CT, ENHANCED_CT, NM, SECONDARY_CAPTURE, Dataset, decimals
+from pydicom import uid
+from scipy.spatial.transform import Rotation
+from test_dicom_series import assert_same
+
+from data_prep.workers import Workers
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data import cases
+from ummkd_tf.evaluation import case_results
+from ummkd_tf.scans.dicom import DicomSeries
+from ummkd_tf.scans.geometry import Grid, Volume, straightened, to_sitk
+from ummkd_tf.scans.itk import read_png
+from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.scans.preprocessing import task_grid
+from ummkd_tf.scans.reading import read_label, read_volume
+from ummkd_tf.tasks import TASKS
+
+SHAPE, STEP_MM = (10, 8, 6), 8.0
+STORED = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
+AFFINE = np.array([[-6.0, 0, 0, 27], [0, -7, 0, 24], [0, 0, 8, -12], [0, 0, 0, 1]])
+LABEL = (STORED > 600).astype(np.uint8) * 3 + (STORED < -600).astype(np.uint8)
+OBLIQUE = Rotation.from_euler("xyz", (25, -14, 8), degrees=True).as_matrix()
+
+
+@dataclass
+class Series:
+    """A DICOM folder to be written: `change(dataset, k)` on each slice, then `after(folder)` on the files.
+
+    Attributes:
+        told: What the truth is computed from where the tags say it in another way; by default the changed slices.
+        tolerance_mm: Of positions.
+    """
+
+    change: Callable[[Dataset, int], object] = lambda ds, k: None
+    after: Callable[[Path], object] = lambda folder: None
+    orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
+    step: tuple[float, ...] = (0, 0, STEP_MM)
+    name: Callable[[int], str] = "IM{:04d}.dcm".format
+    sop_class: uid.UID = CT
+    preamble: bool = True
+    told: Callable[[Dataset, int], object] = lambda ds, k: None
+    tolerance_mm: float = 0.05
+    slices: list[Dataset] = field(default_factory=list)
+
+    def write(self, folder: Path) -> list[Dataset]:
+        """Writes the files; returns the slices as they are meant."""
+        meant = []
+        for k in range(SHAPE[2]):
+            position = np.array([-27, 24, -12]) + k * np.asarray(self.step)
+            ds = dicom_files.dataset(STORED[:, :, k], position, self.orientation, sop_class=self.sop_class)
+            self.change(ds, k)
+            if self.name(k):
+                dicom_files.write(folder / self.name(k), ds, preamble=self.preamble)
+            self.told(ds, k)
+            meant.append(ds)
+        self.after(folder)
+        return meant
+
+
+def put(**tags: object) -> Callable[[Dataset, int], None]:
+    """The same tags for all slices."""
+    return lambda ds, k: [setattr(ds, name, value) for name, value in tags.items()] and None
+
+
+def without(*names: str) -> Callable[[Dataset, int], None]:
+    return lambda ds, k: [delattr(ds, name) for name in names if name in ds] and None
+
+
+def raw(name: str, text: str) -> Callable[[Dataset, int], None]:
+    """A decimal string as some programs write it, which pydicom would refuse to make."""
+
+    def change(ds: Dataset, k: int) -> None:
+        tag = dicom_files.pydicom.datadict.tag_for_keyword(name)
+        content = text.encode() + b" " * (len(text) % 2)
+        ds[name] = dicom_files.pydicom.dataelem.RawDataElement(
+            dicom_files.pydicom.tag.Tag(tag), "DS", len(content), content, 0, False, True
+        )
+
+    return change
+
+
+def moved(ds: Dataset, mm: tuple[float, float, float]) -> None:
+    ds.ImagePositionPatient = decimals(np.array([float(v) for v in ds.ImagePositionPatient]) + mm)
+
+
+def each(values: Callable[[int], object], name: str) -> Callable[[Dataset, int], None]:
+    """A tag with a value for each slice."""
+    return lambda ds, k: setattr(ds, name, values(k))
+
+
+def two_decimals(ds: Dataset, k: int) -> None:
+    ds.ImageOrientationPatient = [f"{v:.2f}" for v in OBLIQUE[:, :2].T.ravel()]
+
+
+def exact_orientation(ds: Dataset, k: int) -> None:
+    ds.ImageOrientationPatient = decimals(OBLIQUE[:, :2].T.ravel())
+
+
+def overlay(ds: Dataset, k: int) -> None:
+    """12 bits of values, and an overlay in the 13th."""
+    values = (STORED[:, :, k].T + 1024).clip(0, 4095).astype(np.uint16)
+    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, 0
+    ds.PixelData = (values | np.uint16(0x1000)).tobytes()
+
+
+def monochrome1(ds: Dataset, k: int) -> None:
+    ds.PhotometricInterpretation = "MONOCHROME1"
+    ds.RescaleSlope, ds.RescaleIntercept = "1", "-24"
+
+
+def frames_of(sop_class: uid.UID, groups: bool) -> Callable[[Path], None]:
+    def after(folder: Path) -> None:
+        files = sorted(folder.iterdir())
+        ds = dicom_files.enhanced([dicom_files.pydicom.dcmread(f) for f in files], sop_class)
+        if not groups:
+            ds.PixelSpacing, ds.ImagePositionPatient = ["7", "6"], ["-27", "24", "-12"]
+            ds.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+            del ds.PerFrameFunctionalGroupsSequence, ds.SharedFunctionalGroupsSequence
+        for file in files:
+            file.unlink()
+        dicom_files.write(folder / "frames.dcm", ds)
+
+    return after
+
+
+def broken_link(folder: Path) -> None:
+    (folder / "IM0003.dcm").rename(folder.parent / "moved.dcm")
+    (folder / "IM0003.dcm").symlink_to("nowhere.dcm")
+
+
+def add(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def compressed(folder: Path) -> None:
+    file = folder / "IM0003.dcm"
+    (folder / "IM0003.dcm.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+
+
+def structures(folder: Path) -> None:
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = uid.RTStructureSetStorage, "1.2.3.9", "RTSTRUCT"
+    dicom_files.write(folder / "RS.dcm", ds)
+
+
+def as_nifti(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    nib.save(nib.Nifti1Image(STORED, AFFINE), folder / "scan.nii.gz")
+
+
+def half_a_slice(of: str) -> Callable[[Dataset, int], None]:
+    """Two scans of three slices, one in the gaps of the other."""
+
+    def change(ds: Dataset, k: int) -> None:
+        setattr(ds, of, str(1 + k % 2))
+
+    return change
+
+
+TILT = np.radians(18.0)
+# Kind: (the series, None for the right volume or words of the refusal)
+DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
+    "as it should be": (Series(), None),
+    # 1. geometry that is missing, impossible, or told by rules of a class
+    "no PixelSpacing": (Series(without("PixelSpacing")), "IM0000.dcm: no PixelSpacing: the size of a pixel is unknown"),
+    "empty PixelSpacing": (Series(put(PixelSpacing=None)), "no PixelSpacing: the size of a pixel is unknown"),
+    "only ImagerPixelSpacing": (
+        Series(lambda ds, k: (without("PixelSpacing")(ds, k), put(ImagerPixelSpacing=["7", "6"])(ds, k))),
+        "no PixelSpacing, only ImagerPixelSpacing, which is measured at the detector",
+    ),
+    "PixelSpacing of zero": (Series(put(PixelSpacing=["0", "0"])), r"PixelSpacing is 0\\0 mm: expected positive sizes"),
+    "negative PixelSpacing": (Series(put(PixelSpacing=["-7", "6"])), r"PixelSpacing is -7\\6 mm: expected positive"),
+    "one PixelSpacing": (Series(put(PixelSpacing="7")), "PixelSpacing is '7': expected 2 finite numbers"),
+    "decimal commas": (
+        Series(raw("PixelSpacing", "7,5\\6,5")),
+        r"PixelSpacing is '7,5\\\\6,5': expected 2 finite numbers",
+    ),
+    "PixelSpacing of words": (Series(raw("PixelSpacing", "nan\\6")), r"PixelSpacing is 'nan\\\\6': expected 2 finite"),
+    "class CR": (Series(sop_class=CR), None),
+    "class NM, one frame a file": (Series(sop_class=NM), None),
+    "class Secondary Capture": (Series(sop_class=SECONDARY_CAPTURE), None),
+    "Enhanced CT": (Series(after=frames_of(ENHANCED_CT, groups=True)), None),
+    "multi-frame NM": (
+        Series(after=frames_of(NM, groups=False)),
+        "frames.dcm: 6 frames in a file of class Nuclear Medicine Image Storage, which tells no place for each",
+    ),
+    "multi-frame Secondary Capture": (
+        Series(after=frames_of(uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage, groups=False)),
+        "6 frames in a file of class Multi-frame Grayscale Word Secondary Capture Image Storage",
+    ),
+    "orientation of two decimals": (
+        # Half of the last decimal over 63 and 50 mm; the distances along the slices are exact.
+        Series(two_decimals, step=tuple(OBLIQUE[:, 2] * STEP_MM), told=exact_orientation, tolerance_mm=0.6),
+        None,
+    ),
+    "orientation that is none": (
+        Series(put(ImageOrientationPatient=["1", "0", "0", "0.5", "1", "0"])),
+        r"ImageOrientationPatient is '1\\\\0\\\\0\\\\0.5\\\\1\\\\0': expected two perpendicular directions of length 1",
+    ),
+    "no position": (Series(without("ImagePositionPatient")), "no ImagePositionPatient or ImageOrientationPatient"),
+    "infinite position": (Series(raw("ImagePositionPatient", "1e999\\0\\0")), "expected 3 finite numbers"),
+    "oblique": (Series(exact_orientation, step=tuple(OBLIQUE[:, 2] * STEP_MM)), None),
+    # 2. slices out of line
+    "from the middle on 30 mm aside": (
+        Series(lambda ds, k: moved(ds, (30 * (k > 2), 0, 0))),
+        "IM0003.dcm lies 30.00 mm beside the line of the slices before it",
+    ),
+    "one slice 25 mm aside": (Series(lambda ds, k: moved(ds, (0, 25 * (k == 2), 0))), "lies 25.00 mm beside the line"),
+    "a tilted gantry": (Series(step=(0, STEP_MM * np.sin(TILT), STEP_MM * np.cos(TILT))), None),
+    "positions within the plane": (
+        Series(step=(STEP_MM, 0, 0)),
+        "lie side by side in one plane: their positions and their orientation contradict each other",
+    ),
+    "shifted further than any gantry": (Series(step=(0, 40, STEP_MM)), "shifted by 40.8 mm for 8.0 mm of distance"),
+    "a missing slice": (Series(name=lambda k: "" if k == 3 else f"IM{k}.dcm"), "16.000 mm between IM2.dcm and IM4.dcm"),
+    "the same position twice": (
+        Series(lambda ds, k: moved(ds, (0, 0, -STEP_MM * (k == 3)))),
+        "have the same position",
+    ),
+    # 3. files by their content
+    "the last without .dcm": (Series(name=lambda k: f"IM{k}" + ".dcm" * (k < 5)), None),
+    "every kind of name": (Series(name=["a.dcm", "b", "c.dicom", "d.dcm.1", "e.IMA", "1.2.840.5"].__getitem__), None),
+    "a name of another kind": (Series(name=lambda k: f"IM{k}" + (".bak" if k == 5 else ".dcm")), None),
+    "a broken link": (Series(after=broken_link), "IM0003.dcm: a link to a file that is not there"),
+    "a packed slice": (Series(after=compressed), "IM0003.dcm.gz: not a readable DICOM image"),
+    "a text beside it": (Series(after=add("notes.txt", b"hello")), None),
+    "a report beside it": (Series(after=structures), None),
+    "a file of nothing known": (Series(after=add("IM0007", b"hello" * 99)), "IM0007: not a readable DICOM image"),
+    # 4. two scans in one series
+    "two acquisitions in turns": (
+        Series(half_a_slice("AcquisitionNumber")),
+        r"neighbouring slices alternate between 2 values of AcquisitionNumber \(1, 2\): two scans in one series",
+    ),
+    "two time points in turns": (Series(half_a_slice("TemporalPositionIdentifier")), "TemporalPositionIdentifier"),
+    "two echoes in turns": (Series(half_a_slice("EchoNumbers")), "alternate between 2 values of EchoNumbers"),
+    "two echo times in turns": (Series(half_a_slice("EchoTime")), "alternate between 2 values of EchoTime"),
+    "two acquisitions, one above the other": (Series(each(lambda k: str(1 + k // 3), "AcquisitionNumber")), None),
+    "an acquisition for each slice": (Series(each(lambda k: str(k + 1), "AcquisitionNumber")), None),
+    # 10. values
+    "MONOCHROME1": (Series(monochrome1), None),
+    "slope for each slice": (Series(lambda ds, k: put(RescaleSlope=str(k + 0.5), RescaleIntercept="-3")(ds, k)), None),
+    "an overlay in the high bits": (Series(overlay), None),
+    "slope of zero": (Series(put(RescaleSlope="0", RescaleIntercept="0")), "RescaleSlope is 0"),
+    "colour": (Series(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")), r"a colour image \(RGB\)"),
+    "rows that are too few": (Series(put(Rows=6)), "160 bytes of pixels, and the header tells of 120"),
+    # 14. rounding is one value
+    "noise of 1e-7": (
+        Series(lambda ds, k: put(ImageOrientationPatient=decimals((1, 0, k * 1e-7, 0, 1, -k * 1e-7)))(ds, k)),
+        None,
+    ),
+    "a spacing rounded": (Series(lambda ds, k: put(PixelSpacing=["0.78125", f"0.7812{5 * (k < 3)}"])(ds, k)), None),
+    "positions of one decimal": (
+        Series(
+            lambda ds, k: put(ImagePositionPatient=[f"{float(v):.1f}" for v in ds.ImagePositionPatient])(ds, k),
+            step=(0, 0, 2.46),
+            tolerance_mm=0.11,
+        ),
+        None,
+    ),
+    "two spacings": (Series(each(lambda k: ["7", str(6 + (k > 2))], "PixelSpacing")), "2 pixel spacings in one folder"),
+    "two orientations": (
+        Series(each(lambda k: decimals((1, 0, 0, 0, np.cos(k * 0.01), np.sin(k * 0.01))), "ImageOrientationPatient")),
+        "6 orientations in one folder",
+    ),
+    # 17. what it is
+    "no preamble": (Series(preamble=False), None),
+    "a NIfTI file in the folder": (
+        Series(after=as_nifti),
+        "no DICOM files, but scan.nii.gz; give the path of that file",
+    ),
+    "a Git-LFS pointer": (
+        Series(after=add("IM0003.dcm", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")),
+        "IM0003.dcm: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DICOM_KINDS)
+def test_dicom_kind(kind, tmp_path):
+    series, refusal = DICOM_KINDS[kind]
+    meant = series.write(tmp_path / "scan")
+    if refusal:
+        with pytest.raises(InputError, match=refusal):
+            read_volume(tmp_path / "scan")
+    else:
+        assert_same(read_volume(tmp_path / "scan"), *dicom_files.told(meant), series.tolerance_mm)
+
+
+# What a note must say: (kind of series, words)
+NOTES = {
+    "a text beside it": "left out, not DICOM: notes.txt",
+    "a report beside it": "left out, no image: RS.dcm (RT Structure Set Storage)",
+    "two acquisitions, one above the other": "AcquisitionNumber is not the same in all slices (1, 2)",
+    "orientation of two decimals": "ImageOrientationPatient is rounded; its directions were made orthonormal",
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_what_is_handled_is_told(kind, tmp_path, caplog):
+    DICOM_KINDS[kind][0].write(tmp_path / "scan")
+    with caplog.at_level(logging.WARNING):
+        assert DicomSeries.open(tmp_path / "scan").notes == (NOTES[kind],)
+    assert caplog.messages == [f"{tmp_path / 'scan'}: {NOTES[kind]}"]
+
+
+def test_one_multi_frame_file_is_a_volume(tmp_path):
+    meant = Series(after=frames_of(ENHANCED_CT, groups=True)).write(tmp_path / "scan")
+    assert_same(read_volume(tmp_path / "scan/frames.dcm"), *dicom_files.told(meant))
+    Series().write(tmp_path / "single")
+    with pytest.raises(InputError, match="one DICOM slice: expected a volume of at least two; give the folder"):
+        read_volume(tmp_path / "single/IM0003.dcm")
+
+
+def test_files_by_slice_whatever_their_order(tmp_path):
+    names = ["f", "a", "c", "b", "e", "d"]
+    Series(name=names.__getitem__).write(tmp_path)
+    series = DicomSeries.open(tmp_path)
+    assert [series.files[n].name for n in series.file_of_slice] == names
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def nifti(path: Path, array: np.ndarray = STORED, affine: np.ndarray | None = AFFINE, **header: object) -> Path:
+    image = nib.Nifti1Image(array, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+def itk(path: Path, *without_lines: bytes, array: np.ndarray = STORED) -> Path:
+    """A NRRD or MetaImage file without the lines that begin so."""
+    sitk.WriteImage(to_sitk(array, AFFINE), str(path), useCompression=False)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if not line.startswith(without_lines or (b"\0",))))
+    return path
+
+
+def one_volume(path: Path) -> Path:
+    sitk.WriteImage(sitk.JoinSeries(to_sitk(STORED, AFFINE)), str(path))
+    return path
+
+
+def renamed(path: Path, name: str) -> Path:
+    return path.rename(path.with_name(name))
+
+
+def scaled_label(path: Path) -> Path:
+    image = nib.Nifti1Image(LABEL.astype(np.float64), AFFINE)
+    image.set_data_dtype(np.uint8)
+    image.header.set_slope_inter(None, None)
+    nib.save(image, path)
+    return path
+
+
+def content(path: Path, text: bytes) -> Path:
+    path.write_bytes(text)
+    return path
+
+
+def as_file(text: bytes, name: str = "a.nii.gz") -> Callable[[Path], Path]:
+    return lambda folder: content(folder / name, text)
+
+
+WEB_PAGE = b"\n<!DOCTYPE html><html><body>Please sign in</body></html>" * 20
+NO_PLACE = "the header does not say how large its voxels are and where they lie"
+# Kind: (how to write it, the array it stands for or words of the refusal)
+FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
+    # 9. one rule for all formats
+    "NIfTI without orientation": (
+        lambda f: content(f / "a.nii", nib.Nifti1Image(STORED, None).to_bytes()),
+        "the header gives no orientation",
+    ),
+    "NRRD": (lambda f: itk(f / "a.nrrd"), STORED),
+    "NRRD without directions": (lambda f: itk(f / "a.nrrd", b"space directions"), NO_PLACE),
+    "NRRD without space": (lambda f: itk(f / "a.nrrd", b"space:", b"space directions", b"space origin"), NO_PLACE),
+    "NRRD without origin": (lambda f: itk(f / "a.nrrd", b"space origin"), NO_PLACE),
+    "MetaImage": (lambda f: itk(f / "a.mha"), STORED),
+    "MetaImage without spacing": (lambda f: itk(f / "a.mha", b"ElementSpacing"), NO_PLACE),
+    "MetaImage without orientation": (lambda f: itk(f / "a.mha", b"TransformMatrix"), NO_PLACE),
+    "MetaImage without origin": (lambda f: itk(f / "a.mha", b"Offset"), NO_PLACE),
+    "MetaImage with neither": (
+        lambda f: itk(f / "a.mha", b"Transform", b"Offset", b"Element", b"Center"),
+        "unreadable",
+    ),
+    # 17. what it is
+    "gzip named .nii": (lambda f: renamed(nifti(f / "a.nii.gz"), "b.nii"), STORED),
+    "plain file named .nii.gz": (lambda f: renamed(nifti(f / "a.nii"), "b.nii.gz"), STORED),
+    "4D NIfTI with one volume": (lambda f: nifti(f / "a.nii.gz", STORED[..., np.newaxis]), STORED),
+    "4D NIfTI with two": (lambda f: nifti(f / "a.nii.gz", np.stack([STORED] * 2, -1)), "4D image of shape"),
+    "4D MetaImage with one volume": (lambda f: one_volume(f / "a.mha"), STORED),
+    "a Git-LFS pointer": (
+        as_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        "a.nii.gz: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'",
+    ),
+    "a web page as NIfTI": (as_file(WEB_PAGE), "a web page, expected a scan: download it again, signed in"),
+    "a web page as NRRD": (as_file(WEB_PAGE, "a.nrrd"), "a web page, expected a scan"),
+    "a zip archive": (as_file(b"PK\3\4" + bytes(400)), "a zip archive, expected the file inside: unpack it"),
+    "DICOM named as NIfTI": (
+        as_file(bytes(128) + b"DICM" + bytes(400), "a.nii"),
+        "a DICOM file with the name of another",
+    ),
+    "metres": (lambda f: nifti(f / "a.nii", xyzt_units=1), "distances in meter: expected mm"),
+    "MetaImage in cm": (
+        lambda f: content(f / "a.mha", itk(f / "a.mha").read_bytes().replace(b"NDims", b"DistanceUnits = cm\nNDims")),
+        "the header gives distances in cm: expected mm",
+    ),
+}
+LABEL_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
+    "stored with a slope": (lambda f: scaled_label(f / "a.nii.gz"), LABEL),
+    "0.9999999": (lambda f: nifti(f / "a.nii.gz", (LABEL * (1 - 1e-7)).astype(np.float32)), LABEL),
+    "interpolated": (
+        lambda f: nifti(f / "a.nii.gz", (LABEL * 0.99).astype(np.float32)),
+        r"label voxels are not whole numbers \(first: 2.97\): expected class values; save the label map without",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS)
+def test_file_kind(kind, tmp_path):
+    check(read_volume, *FILE_KINDS[kind], tmp_path)
+
+
+@pytest.mark.parametrize("kind", LABEL_KINDS)
+def test_label_kind(kind, tmp_path):
+    check(read_label, *LABEL_KINDS[kind], tmp_path)
+
+
+def check(
+    read: Callable[[Path], Volume], write: Callable[[Path], Path], expected: np.ndarray | str, folder: Path
+) -> None:
+    path = write(folder)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            read(path)
+    else:
+        volume = read(path)
+        assert np.array_equal(volume.array, expected)
+        np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+
+
+def test_two_forms_that_differ_are_told(tmp_path, caplog):
+    image = nib.Nifti1Image(STORED, AFFINE)
+    moved_affine = AFFINE + np.eye(4)[:, :1] @ np.eye(4)[3:] * 5
+    image.set_qform(moved_affine, 1)
+    nib.save(image, tmp_path / "a.nii")
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, AFFINE)
+    assert caplog.messages[0].endswith(
+        "its qform has position or direction off by 5.00 mm, the sform; the sform is used"
+    )
+
+
+# --- 12. paths that are not UTF-8 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_paths_that_are_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    meant = Series().write(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", folder / "dicom")
+    assert_same(read_volume(folder / "dicom"), *dicom_files.told(meant))
+    for name in ("a.nrrd", "a.mha", "a.nii.gz", "a.mhd"):
+        (nifti if name.endswith("gz") else itk)(tmp_path / name)
+        shutil.copy(tmp_path / name, folder / name)
+    shutil.copy(tmp_path / "a.raw", folder / "a.raw")
+    for name in ("a.nrrd", "a.mha", "a.nii.gz", "a.mhd"):
+        assert np.array_equal(read_volume(folder / name).array, STORED), name
+    sitk.WriteImage(sitk.GetImageFromArray(LABEL[:, :, 0].T), str(tmp_path / "a.png"))
+    shutil.copy(tmp_path / "a.png", folder / "a.png")
+    assert np.array_equal(read_png(folder / "a.png"), LABEL[:, :, 0])
+    write_nifti(folder / "written.nii.gz", Volume(LABEL, AFFINE))
+    with pytest.raises(InputError, match=r"caf\\udce9/none.nii: no such file"):
+        read_volume(folder / "none.nii")
+
+
+def end(item: int) -> None:
+    os._exit(1)
+
+
+def test_why_a_worker_ended_is_not_guessed():
+    with (
+        Workers(2) as pool,
+        pytest.raises(InputError, match=r"by what is not known: .*--workers=1, which shows") as told,
+    ):
+        list(pool.each(end, [1, 2], "verify"))
+    assert "memory" not in str(told.value)
+
+
+# --- 15. what is written can be read ---------------------------------------------------------------------------------
+
+
+def orientations() -> list[np.ndarray]:
+    """The 48 ways of putting axes along the patient's, and 200 oblique ones, with the noise of a header."""
+    rng = np.random.default_rng(0)
+    axes = [np.eye(3)[:, list(order)] for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))]
+    signs = np.array(list(np.ndindex(2, 2, 2))) * 2 - 1
+    turns = Rotation.random(200, random_state=0).as_matrix() * rng.choice([-1, 1], (200, 1, 3))
+    return [a * s for a in axes for s in signs] + [t + rng.normal(size=(3, 3)) * 10.0**-e for t, e in
+                                                    zip(turns, rng.integers(5, 12, 200), strict=True)]  # fmt: skip
+
+
+def test_written_files_are_read_by_itk_and_nibabel(tmp_path):
+    rng = np.random.default_rng(1)
+    for n, directions in enumerate(orientations()):
+        affine = np.eye(4)
+        affine[:3, :3] = directions * rng.uniform(0.4, 8, 3)
+        affine[:3, 3] = rng.uniform(-300, 300, 3)
+        volume, path = Volume(LABEL, affine), tmp_path / "a.nii.gz"
+        write_nifti(path, volume)
+        theirs = sitk.ReadImage(str(path))
+        read = nib.load(path)
+        assert (int(read.header["sform_code"]), int(read.header["qform_code"])) == (1, 1)
+        assert np.array_equal(np.asarray(read.dataobj), LABEL)
+        assert np.array_equal(sitk.GetArrayFromImage(theirs).T, LABEL)
+        for corner in np.ndindex(2, 2, 2):
+            index = np.array(corner) * (np.array(SHAPE) - 1)
+            x, y, z = theirs.TransformIndexToPhysicalPoint(index.tolist())
+            world = volume.grid.world(index)
+            for found in (
+                (-x, -y, z),
+                Grid(read.affine, SHAPE).world(index),
+                Grid(read.get_qform(), SHAPE).world(index),
+            ):
+                assert np.linalg.norm(found - world) < 0.05, n
+
+
+# --- 11. tilted grids ------------------------------------------------------------------------------------------------
+
+
+def tilted() -> Grid:
+    """18° between the slices' normal and the way the table goes, as of a CT's gantry."""
+    affine = np.diag([-2.0, -2.0, 5.0, 1.0])
+    affine[:3, 1] = np.array([0, -np.cos(TILT), np.sin(TILT)]) * 2
+    return Grid(affine, (40, 50, 30))
+
+
+def test_volume_of_a_tilted_voxel():
+    assert tilted().voxel_volume_mm3 == pytest.approx(2 * 2 * 5 * np.cos(TILT))
+    assert Grid(AFFINE, SHAPE).voxel_volume_mm3 == pytest.approx(6 * 7 * 8)
+
+
+def test_a_tilted_grid_is_straightened():
+    grid = tilted()
+    upright = straightened(grid)
+    assert grid.is_tilted and not upright.is_tilted
+    assert upright.spacing_mm == pytest.approx(grid.spacing_mm) and upright.axes == grid.axes
+    np.testing.assert_allclose(upright.affine[:3, :3], np.diag([-2, -2, 5]), atol=1e-9)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * np.array(grid.shape) - 0.5
+    index = upright.index(grid.world(corners))
+    assert (index > -0.5 - 1e-6).all() and (index < np.array(upright.shape) - 0.5 + 1e-6).all()
+    same = Grid(AFFINE, SHAPE)
+    assert straightened(same) is same
+    with pytest.raises(ValueError, match="perpendicular axes"):
+        write_nifti("a.nii", Volume(np.zeros(grid.shape, np.uint8), grid.affine))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_task_grid_of_a_tilted_scan_is_upright(task):
+    grid = tilted()
+    center = (np.array(grid.shape) - 1) / 2
+    prepared = task_grid(grid, center, task)
+    assert not prepared.is_tilted
+    np.testing.assert_allclose(prepared.world((np.array(prepared.shape) - 1) / 2), grid.world(center), atol=1e-6)
+    assert prepared.spacing_mm == pytest.approx(task.spacing_mm)
+
+
+def test_distances_on_a_tilted_scan_are_those_of_the_patient(monkeypatch, caplog):
+    """Two balls 30 mm apart along the tilted rows and slices, against the distance of their true positions."""
+    grid, task = tilted(), TASKS["abdomen"]
+    positions = grid.world(np.argwhere(np.ones(grid.shape, bool)))
+    middle = grid.world((np.array(grid.shape) - 1) / 2)
+
+    def ball(center: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return (np.linalg.norm(places - center, axis=1) < 9).reshape(shape).astype(np.uint8)
+
+    moved = middle + np.array([0, 18, 24])
+    reference = ball(middle, positions, grid.shape)
+    prepared = task_grid(grid, (np.array(grid.shape) - 1) / 2, task)
+    there = prepared.world(np.argwhere(np.ones(prepared.shape, bool)))
+    probabilities = np.eye(task.num_classes, dtype=np.float32)[ball(moved, there, prepared.shape)]
+    case = SimpleNamespace(modality="ct", grid=prepared, original=grid)
+    dataset = SimpleNamespace(task=task, case=lambda case_id: case, path=lambda case_id: case_id)
+    monkeypatch.setattr(cases, "read_original_label", lambda path: reference)
+
+    with caplog.at_level(logging.WARNING):
+        found = case_results.evaluate(lambda case_id: probabilities, dataset, ["a"], original_grid=True)["a"]
+
+    liver = found["classes"]["liver"]
+    assert caplog.messages == ["a: the scan's slices are tilted; it is evaluated on an upright grid over it"]
+    assert liver["hausdorff_mm"] == pytest.approx(30, abs=5)  # a slice, since slices are 8 mm thick
+    assert reference.sum() * grid.voxel_volume_mm3 == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.03)

@@ -1,0 +1,1 @@
+"""Prepared data: cases on disk, data sets, and unpaired batches."""

@@ -1,0 +1,244 @@
+"""Prepared data on disk: one HDF5 file per case and one `dataset.json` with the split.
+
+<data_dir>/dataset.json
+<data_dir>/cases/<case_id>.h5      image  float32 [rows, columns, slices]   chunked by slice
+                                   label  uint8   [rows, columns, slices]
+                                   original_label uint8 [i, j, k]           the scan's own grid and axis order
+                                   attributes: case_id, modality, task, spacing_mm, affine, original_affine,
+                                   source (file names), source_sha256, recipe
+
+Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
+under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
+checksum, and a damaged one can send it into an endless loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.documents import DEFLATE_RATIO, MALFORMED
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.reduction import reduce_image, reduce_label
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.checks import MAX_VOXELS
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.tasks import Task
+
+FORMAT = 1
+_MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
+_DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prepared scan.
+
+    Attributes:
+        case_id: Unique in the data set.
+        modality: Its modality's name.
+        image: float32 [rows, columns, slices].
+        label: uint8 class map of the same shape.
+        grid: Where the voxels lie.
+        original: Where the scan's own voxels lie.
+        factor: In-plane reduction against the file (1 = as prepared).
+    """
+
+    case_id: str
+    modality: str
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    grid: Grid
+    original: Grid
+    factor: int = 1
+
+
+def write_case(
+    path: Path, prepared: Prepared, *, case_id: str, modality: str, task: Task, source: Mapping[str, str]
+) -> None:
+    """Writes a prepared, labelled scan whole or not at all.
+
+    Args:
+        path: `<data_dir>/cases/<case_id>.h5`.
+        prepared: Result of `preprocessing.prepare` with a label.
+        case_id: Unique in the data set.
+        modality: The scan's modality.
+        task: Row of the task table.
+        source: sha256 by source file name.
+    """
+    assert prepared.label is not None and prepared.original_label is not None
+    # In memory first, because HDF5 can bring the process down when the disk is full.
+    buffer = io.BytesIO()
+    with _new_file(buffer) as file:
+        # By slice, because batches read slices; gzip level 1 is the fastest that still halves the size.
+        slice_chunk = (*prepared.image.shape[:2], 1)
+        packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        file.create_dataset("image", data=prepared.image, chunks=slice_chunk, **packed)
+        file.create_dataset("label", data=prepared.label, chunks=slice_chunk, **packed)
+        file.create_dataset("original_label", data=prepared.original_label, chunks=True, **packed)
+        texts = {
+            "case_id": case_id,
+            "modality": modality,
+            "task": task.name,
+            "source": json.dumps(sorted(source)),
+            "source_sha256": source_checksum(source),
+            "recipe": recipe_checksum(task),
+        }
+        file.attrs.update(
+            {name: np.bytes_(text.encode()) for name, text in texts.items()},
+            format=FORMAT,
+            spacing_mm=prepared.grid.spacing_mm,
+            affine=prepared.grid.affine,
+            original_affine=prepared.original.affine,
+        )
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _new_file(buffer: io.BytesIO) -> h5py.File:
+    """Of the newest file format, for its checksums, and without the time of day."""
+    creation, access = h5py.h5p.create(h5py.h5p.FILE_CREATE), h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    creation.set_obj_track_times(False)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
+    return h5py.File(h5py.h5f.create(b"case", h5py.h5f.ACC_TRUNC, creation, access))
+
+
+def source_checksum(source: Mapping[str, str]) -> str:
+    """One checksum over the checksums of a case's source files."""
+    return hashlib.sha256(json.dumps(sorted(source.items())).encode()).hexdigest()
+
+
+def file_checksum(path: str | Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recipe_checksum(task: Task) -> str:
+    """Checksum of everything that decides how a scan is prepared: the task table and the version of the steps."""
+    recipe = {k: v for k, v in asdict(task).items() if k not in ("network", "table_classes", "class_colors")}
+    recipe["steps"] = preprocessing.VERSION
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def read_case(path: Path, factor: int = 1) -> Case:
+    """Reads a prepared case; `factor` > 1 reduces it in the plane for the reduced presets.
+
+    Raises:
+        InputError: Missing, damaged or incomplete file.
+    """
+    with _opened(path) as file:
+        image, label = _voxels(file, "image"), _voxels(file, "label")
+        case_id, modality = (_text(file.attrs[name]) for name in ("case_id", "modality"))
+        affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
+        original_shape = _dataset(file, "original_label").shape
+    if image.shape != label.shape:
+        raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
+    if not np.isfinite(image).all():
+        raise InputError(f"{path}: the image has NaN or infinite voxels: expected finite ones; prepare the case again")
+    if image.shape[0] % factor or image.shape[1] % factor:
+        raise InputError(
+            f"{path}: image {image.shape}: expected rows and columns to reduce by {factor}; prepare it again"
+        )
+    image, label = reduce_image(image, factor), reduce_label(label, factor)
+    if factor > 1:
+        # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
+        to_fine = np.diag([factor, factor, 1.0, 1.0])
+        to_fine[:2, 3] = (factor - 1) / 2
+        affine = affine @ to_fine
+    return Case(
+        case_id=case_id,
+        modality=modality,
+        image=image,
+        label=label,
+        grid=Grid(affine, image.shape),
+        original=Grid(original_affine, original_shape),
+        factor=factor,
+    )
+
+
+def read_original_label(path: Path) -> NDArray[np.uint8]:
+    """Class map on the scan's own grid."""
+    with _opened(path) as file:
+        return _voxels(file, "original_label")
+
+
+def read_source_checksum(path: Path) -> tuple[str, str]:
+    """(source, recipe) checksums a case was prepared with."""
+    with _opened(path) as file:
+        return _text(file.attrs["source_sha256"]), _text(file.attrs["recipe"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A checked case file for reading, whose every failure, also while reading, is one clear line."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing case file: prepare the data again")
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: not a readable HDF5 file: delete it and prepare the case again") from error
+    with file:
+        try:
+            _check_file(path, file)
+            yield file
+        except InputError:
+            raise
+        except (*MALFORMED, RuntimeError) as error:
+            raise InputError(f"{path}: damaged or incomplete case file: prepare the case again") from error
+
+
+def _check_file(path: Path, file: h5py.File) -> None:
+    for name in file:
+        # A link could lead to any file on the machine.
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise InputError(f"{path}: {name!r} is a link: expected data in the file itself; prepare it again")
+    found = file.attrs.get("format", "none")
+    if found != FORMAT:
+        raise InputError(f"{path}: case format {found}, expected {FORMAT}: prepare the data again")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A data set that is what `write_case` writes, and no larger than the file can stand for.
+
+    Raises:
+        ValueError, OSError, …: It is not; `_opened` makes one line of it.
+    """
+    data = file[name]
+    if data.external or data.is_virtual:
+        raise ValueError(f"{name} lies outside the file")
+    if data.ndim != 3 or data.dtype != _DATASETS[name] or not 0 < data.size <= MAX_VOXELS:
+        raise ValueError(f"{name} is {data.dtype} {data.shape}")
+    if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > _MAX_CHUNK:
+        raise ValueError(f"{name} has chunks of {data.chunks}")
+    if data.nbytes > DEFLATE_RATIO * data.id.get_storage_size():
+        raise ValueError(f"{name} has too little content for {data.shape}")
+    return data
+
+
+def _voxels(file: h5py.File, name: str) -> NDArray:
+    return _dataset(file, name)[()]
+
+
+def _affine(value: NDArray) -> NDArray[np.float64]:
+    affine = np.asarray(value, np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError("an affine that is none")
+    return affine

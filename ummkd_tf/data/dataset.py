@@ -1,0 +1,206 @@
+"""A folder of prepared cases and its split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ummkd_tf.common.documents import MALFORMED, plain_name, read_json, strings
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.cases import FORMAT, Case, read_case, recipe_checksum
+from ummkd_tf.data.sampling import Examples, PatchExamples, SliceExamples
+from ummkd_tf.settings import SHARED, are_modality_names
+from ummkd_tf.tasks import Task, get_task
+
+DATASET, RELEASED = "dataset.json", "released.json"
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of prepared cases.
+
+    Attributes:
+        directory: The folder.
+        task: Row of the task table.
+        modalities: Names, in the order batches use.
+        case_modality: Modality of every case.
+        split: Case ids by part ("train", "validation", "test").
+        split_name: Where the split comes from.
+        source: Where the scans come from; "phantom …" for generated ones.
+    """
+
+    directory: Path
+    task: Task
+    modalities: tuple[str, ...]
+    case_modality: Mapping[str, str]
+    split: Mapping[str, tuple[str, ...]]
+    split_name: str
+    source: str
+
+    unit: ClassVar[str] = "cases"  # what the ids of the train part name
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Dataset:
+        """Reads `dataset.json` and checks it against the case files.
+
+        Raises:
+            InputError: No data set, a missing case file, or an inconsistent split.
+        """
+        directory = Path(directory)
+        path = directory / DATASET
+        if not path.is_file():
+            raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
+        try:
+            content = read_json(path)
+            dataset = cls(
+                directory=directory,
+                task=get_task(str(content["task"])),
+                modalities=strings(content["modalities"]),
+                case_modality={c: str(entry["modality"]) for c, entry in content["cases"].items()},
+                split={part: strings(content["split"][part]) for part in PARTS},
+                split_name=content["split_name"],
+                source=content.get("source", ""),
+            )
+        except InputError:
+            raise
+        except MALFORMED as error:
+            raise InputError(f"{path}: not a data set description ({error!r}): prepare the data again") from error
+        check_split(dataset.split, dataset.case_modality, dataset.modalities, path)
+        for case_id in dataset.case_modality:
+            if not dataset.path(case_id).is_file():
+                raise InputError(f"{dataset.path(case_id)}: missing case file: prepare the data again")
+        return dataset
+
+    def path(self, case_id: str) -> Path:
+        """HDF5 file of a case.
+
+        Raises:
+            InputError: The id is not a plain name, so that no id can lead outside the folder.
+        """
+        return self.directory / "cases" / f"{plain_name(case_id)}.h5"
+
+    def case(self, case_id: str, factor: int = 1) -> Case:
+        """Reads one case, reduced in the plane by `factor`.
+
+        Raises:
+            InputError: As `read_case`, or the file holds another case, or what the task does not have.
+        """
+        case = read_case(self.path(case_id), factor)
+        if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
+            raise InputError(
+                f"{self.path(case_id)}: holds case {case.case_id!r} of modality {case.modality!r}: expected "
+                f"{case_id!r} of {self.case_modality[case_id]!r}; prepare the case again"
+            )
+        if case.label.max() >= self.task.num_classes:
+            raise InputError(
+                f"{self.path(case_id)}: label value {case.label.max()}, but task {self.task.name} has values "
+                f"0 to {self.task.num_classes - 1}: prepare the data again"
+            )
+        return case
+
+    def ids(self, part: str, modality: str | None = None) -> list[str]:
+        """Case ids of a part, of one modality or of all in the order of `modalities`."""
+        wanted = self.modalities if modality is None else (modality,)
+        return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
+
+    def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
+        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`."""
+        kind = SliceExamples if rank == 2 else PatchExamples
+        return kind(self.cases("train", modality, factor))
+
+    def cases(self, part: str, modality: str | None, factor: int = 1) -> list[Case]:
+        """Cases of a part, whose slices must all have the task's size, or they cannot be in one batch.
+
+        Raises:
+            InputError: As `case`, or slices of another size.
+        """
+        size = tuple(n // factor for n in self.task.size)
+        cases = [self.case(c, factor) for c in self.ids(part, modality)]
+        for case in cases:
+            if case.image.shape[:2] != size:
+                raise InputError(
+                    f"{self.path(case.case_id)}: slices of {case.image.shape[:2]}, reduced by {factor}: expected "
+                    f"{size} in task {self.task.name}; prepare the data again"
+                )
+        return cases
+
+    @property
+    def split_checksum(self) -> str:
+        """sha256 of the split, so that two runs can be shown to use the same one."""
+        return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+
+
+def write_dataset(
+    directory: Path,
+    *,
+    task: Task,
+    case_modality: Mapping[str, str],
+    split: Mapping[str, Sequence[str]],
+    split_name: str,
+    modalities: Iterable[str] | None = None,
+    source: str = "",
+) -> None:
+    """Writes `dataset.json` for the cases prepared in `directory`.
+
+    Raises:
+        InputError: As `check_split`.
+    """
+    path = directory / DATASET
+    names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(sorted(case_modality.values())))
+    check_split(split, case_modality, names, path)
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "classes": list(task.class_names),
+        "modalities": list(names),
+        "axes": task.axes,
+        "spacing_mm": list(task.spacing_mm),
+        "size": list(task.size),
+        "recipe": recipe_checksum(task),
+        "source": source,
+        "cases": {c: {"modality": case_modality[c], "file": f"cases/{c}.h5"} for c in sorted(case_modality)},
+        "split_name": split_name,
+        "split": {part: list(split.get(part, ())) for part in PARTS},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_split(
+    split: Mapping[str, Sequence[str]], case_modality: Mapping[str, str], modalities: Sequence[str], where: object
+) -> None:
+    """Proper modalities, no case twice, none unknown, and every modality present in every part.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not are_modality_names(modalities):
+        raise InputError(
+            f"{where}: modalities {', '.join(modalities) or 'none'}: expected different plain names like ct and mr, "
+            f"and not {SHARED}; rename them where the data come from, and prepare again"
+        )
+    seen: dict[str, str] = {}
+    for part in PARTS:
+        for case_id in split.get(part, ()):
+            if case_id not in case_modality:
+                raise InputError(f"{where}: the split's {part} part names {case_id!r}, which is not among the cases")
+            if case_modality[case_id] not in modalities:
+                raise InputError(
+                    f"{where}: {case_id!r} in the {part} part is of modality {case_modality[case_id]!r}: expected "
+                    f"{' or '.join(modalities)}; prepare the data again"
+                )
+            if case_id in seen:
+                raise InputError(f"{where}: case {case_id!r} is in {seen[case_id]} and in {part}: keep it in one part")
+            seen[case_id] = part
+        for modality in modalities:
+            if not any(case_modality[c] == modality for c in split.get(part, ())):
+                raise InputError(
+                    f"{where}: the {part} part has no {modality} case: expected at least one; "
+                    "add cases or choose another split"
+                )

@@ -1,0 +1,197 @@
+"""A data set made of the authors' released records and test volumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.documents import MALFORMED, read_json, strings
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.data.cases import Case
+from ummkd_tf.data.dataset import RELEASED, Dataset
+from ummkd_tf.data.reduction import reduce_image, reduce_label
+from ummkd_tf.data.sampling import Example, Examples
+from ummkd_tf.released.records import MODALITIES, TASK, OutsideLabel, read_record, without_outside
+from ummkd_tf.tasks import get_task
+
+if TYPE_CHECKING:
+    pass
+
+
+RECORD_PARTS = ("train", "validation")
+
+
+def read_example(path: Path, factor: int, outside: OutsideLabel) -> Example:
+    """`read_record` for a network: reduced in the plane by `factor`, `OUTSIDE` as chosen."""
+    image, label = read_record(path)
+    if outside == "background":
+        label = without_outside(label)
+    return reduce_image(image, factor), reduce_label(label[..., np.newaxis], factor)[..., 0]
+
+
+class RecordExamples:
+    """Training records of one modality, uniform over all; read from disk whenever they are drawn.
+
+    Args:
+        paths: Record files.
+        factor: In-plane reduction.
+        outside: What label `OUTSIDE` is.
+    """
+
+    def __init__(self, paths: Sequence[Path], factor: int, outside: OutsideLabel) -> None:
+        self._paths, self._factor, self._outside = list(paths), factor, outside
+
+    def _choose(self, rng: np.random.Generator) -> Path:
+        return self._paths[rng.integers(len(self._paths))]
+
+    def draw(self, rng: np.random.Generator) -> Example:
+        return read_example(self._choose(rng), self._factor, self._outside)
+
+    def origin(self, rng: np.random.Generator) -> str:
+        return self._choose(rng).name
+
+    def labels(self) -> Iterable[NDArray[np.uint8]]:
+        return (without_outside(read_record(path)[1]) for path in self._paths)
+
+
+@dataclass(frozen=True)
+class ReleasedDataset(Dataset):
+    """A folder of released records with their test volumes; ids of train and validation are records.
+
+    Attributes:
+        raw: Folder of the records; an id is a record's path below it.
+        outside: What label `OUTSIDE` is in training. In evaluation it is none of the structures.
+        sha256: Checksum over all records and test volumes.
+    """
+
+    raw: Path
+    outside: OutsideLabel
+    sha256: str
+
+    unit: ClassVar[str] = "records"
+
+    @classmethod
+    def load(cls, directory: str | Path) -> ReleasedDataset:
+        """Reads `released.json` and checks that its files are there.
+
+        Raises:
+            InputError: No or another description, or a missing file.
+        """
+        directory = Path(directory)
+        path = directory / RELEASED
+        try:
+            content = read_json(path)
+            records = {
+                m: {part: strings(parts[part]) for part in RECORD_PARTS} for m, parts in content["records"].items()
+            }
+            cases = content["cases"]
+            dataset = cls(
+                directory=directory,
+                task=get_task(str(content["task"])),
+                modalities=strings(content["modalities"]),
+                case_modality={r: m for m, parts in records.items() for part in RECORD_PARTS for r in parts[part]}
+                | {c: str(entry["modality"]) for c, entry in cases.items()},
+                split={part: tuple(r for parts in records.values() for r in parts[part]) for part in RECORD_PARTS}
+                | {"test": tuple(cases)},
+                split_name=str(content["split_name"]),
+                source="released records",
+                raw=Path(content["raw"]),
+                outside=content["label_5"],
+                sha256=str(content["sha256"]),
+            )
+        except InputError:
+            raise
+        except MALFORMED as error:
+            raise InputError(
+                f"{path}: not a description of released data ({error!r}): prepare the data again"
+            ) from error
+        if dataset.outside not in ("ignored", "background"):
+            raise InputError(f"{path}: label_5 is {dataset.outside!r}: expected ignored or background; correct it")
+        for record in (*dataset.split["train"], *dataset.split["validation"]):
+            steps = PurePosixPath(record)
+            if steps.is_absolute() or ".." in steps.parts or max(map(len, steps.parts), default=256) > 255:
+                raise InputError(
+                    f"{path}: record {record!r}: expected a path below {dataset.raw}; prepare the data again"
+                )
+            if not (dataset.raw / record).is_file():
+                raise InputError(f"{dataset.raw / record}: missing record: restore it or prepare the data again")
+        for case_id in dataset.split["test"]:
+            if not dataset.path(case_id).is_file():
+                raise InputError(f"{dataset.path(case_id)}: missing case file: prepare the data again")
+        return dataset
+
+    def records(self, part: str, modality: str) -> list[Path]:
+        """Record files of a part and modality."""
+        return [self.raw / record for record in self.ids(part, modality)]
+
+    def case(self, case_id: str, factor: int = 1) -> Case:
+        """Reads one test volume, reduced in the plane by `factor`.
+
+        Raises:
+            InputError: The id is a record's.
+        """
+        if case_id not in self.split["test"]:
+            raise InputError(f"{case_id}: a single slice: only the test part has volumes; use --part=test")
+        return super().case(case_id, factor)
+
+    def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
+        """Training records of a modality.
+
+        Raises:
+            InputError: For the 3D network.
+        """
+        if rank != 2:
+            raise InputError(
+                f"{self.directory}: released records are slices with their neighbours: expected the 2D network, which "
+                "needs no volumes; give --network=dilated2d"
+            )
+        return RecordExamples(self.records("train", modality), factor, self.outside)
+
+    @property
+    def split_checksum(self) -> str:
+        """sha256 over the split, the files' contents, and what label 5 is."""
+        return hashlib.sha256(json.dumps([self.split, self.sha256, self.outside], sort_keys=True).encode()).hexdigest()
+
+
+def write_description(
+    directory: Path,
+    *,
+    raw: Path,
+    records: Mapping[str, Mapping[str, Sequence[str]]],
+    cases: Mapping[str, Mapping[str, str | None]],
+    split_name: str,
+    outside: OutsideLabel,
+    sha256: str,
+) -> None:
+    """Writes `released.json`.
+
+    Args:
+        directory: Folder of the description and of `cases/`.
+        raw: Folder of the records.
+        records: Paths below `raw` by modality and part.
+        cases: "modality", "source" and "reference" by test case.
+        split_name: Where the parts come from.
+        outside: What label `OUTSIDE` is in training.
+        sha256: Checksum over all files.
+    """
+    content = {
+        "task": TASK,
+        "modalities": list(MODALITIES),
+        "label_5": outside,
+        "raw": str(raw.absolute()),
+        "split_name": split_name,
+        "sha256": sha256,
+        "counts": {m: {part: len(paths) for part, paths in parts.items()} for m, parts in records.items()},
+        "cases": cases,
+        "records": records,
+    }
+    with replacing(directory / RELEASED) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Evaluation of whole cases and its summary (Tables I and II; docs/reproduction.md#evaluation)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.evaluation.metrics import case_metrics
+
+if TYPE_CHECKING:
+    from ummkd_tf.data.cases import Case
+    from ummkd_tf.data.dataset import Dataset
+    from ummkd_tf.evaluation.inference import Predictor
+
+_LOG = logging.getLogger(__name__)
+
+
+def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
+    """Eq. 2–4 over whole cases: how each modality confuses the classes (Fig. 7, Fig. 8).
+
+    Log-probabilities stand for the logits: they differ by the same amount in all classes, which the softmax of Eq. 3
+    does not see.
+
+    Returns:
+        {"kd_loss": Eq. 4, "q": modality → [C, C] list, rows q_c}.
+    """
+    from ummkd_tf.model import losses
+
+    sums: dict[str, NDArray] = {}
+    counts: dict[str, NDArray] = {}
+    num_classes = predictor.model.num_classes
+    for case in cases:
+        logits = np.log(np.maximum(predictor.probabilities(case.image, case.modality), np.finfo(np.float32).tiny))
+        one_hot = np.eye(num_classes)[case.label]
+        shape = (num_classes, num_classes)
+        sums[case.modality] = sums.get(case.modality, np.zeros(shape)) + np.einsum("xyzc,xyzk->ck", one_hot, logits)
+        counts[case.modality] = counts.get(case.modality, 0) + one_hot.sum((0, 1, 2))
+    # One voxel per class, which holds the class's mean logits; none where the class is absent.
+    means = {m: (s / np.maximum(counts[m], 1)[:, np.newaxis]).astype(np.float32) for m, s in sums.items()}
+    present = {m: np.diag(count > 0).astype(np.float32) for m, count in counts.items()}
+    return {
+        "kd_loss": float(losses.knowledge_distillation_loss(means, present, temperature)),
+        "q": {m: losses.class_knowledge(means[m], present[m], temperature).numpy().tolist() for m in means},
+    }
+
+
+def evaluate(
+    predict: Callable[[str], NDArray[np.float32]],
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    *,
+    original_grid: bool = False,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of every case.
+
+    Args:
+        predict: Case id → class probabilities [rows, columns, slices, classes] on the prepared grid.
+        dataset: The data set.
+        case_ids: Cases to evaluate.
+        original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
+            that covers it stands for its own (and a note says so), since surface distances need perpendicular axes.
+        progress: Wraps the loop over cases, e.g. with a progress bar.
+
+    Returns:
+        Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
+    """
+    # Here, so that tables, which need the summary alone, start without the libraries that read scans.
+    from ummkd_tf.data.cases import read_original_label
+    from ummkd_tf.scans.geometry import Volume, resample, straightened
+    from ummkd_tf.scans.preprocessing import restore
+
+    results = {}
+    for case_id in progress(case_ids):
+        case = dataset.case(case_id)
+        probabilities = predict(case_id)
+        if original_grid:
+            reference, grid = read_original_label(dataset.path(case_id)), case.original
+            if grid.is_tilted:
+                _LOG.warning("%s: the scan's slices are tilted; it is evaluated on an upright grid over it", case_id)
+                grid = straightened(case.original)
+                reference = resample(Volume(reference, case.original.affine), grid, "nearest")
+            predicted: NDArray = restore(probabilities, case.grid, grid)
+        else:
+            predicted, reference, grid = probabilities.argmax(-1), case.label, case.grid
+        results[case_id] = {
+            "modality": case.modality,
+            "spacing_mm": grid.spacing_mm,
+            "classes": case_metrics(predicted, reference, grid.spacing_mm, dataset.task.class_names[1:]),
+        }
+    return results

@@ -1,0 +1,52 @@
+"""Metrics of many cases as "mean ± std", and the distance that can be compared with the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ummkd_tf.evaluation.metrics import pooled_surface_distance, summarize
+from ummkd_tf.tasks import Task
+
+METRICS = {
+    # key in the JSON: (title, factor for printing, decimals)
+    "dice": ("Dice (%)", 100.0, 1),
+    "hausdorff_mm": ("Hausdorff distance (mm)", 1.0, 2),
+    "hausdorff95_mm": ("95th percentile Hausdorff distance (mm)", 1.0, 2),
+    "average_mm": ("Average symmetric surface distance (mm)", 1.0, 2),
+    "surface_dice": ("Surface Dice at 1 voxel (%)", 100.0, 1),
+}
+POOLED = "pooled_mm"
+POOLED_TITLE = "Paper-comparable (pooled surface distance, an assumption; mm)"
+
+
+def summarize_cases(
+    results: Mapping[str, Mapping[str, Any]], task: Task, modalities: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Mean ± std over cases for every metric, modality and class, and the means the paper prints.
+
+    "mean" of a modality is the mean of its classes' means; "overall" is the mean of the modalities' means.
+
+    Returns:
+        Metric → {modality → {class → {mean, std, count, excluded, missed}, "mean" → float}, "overall" → float}.
+        "pooled_mm" has the surface distance pooled over all surface voxels of all cases.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for metric in (*METRICS, POOLED):
+        by_modality: dict[str, Any] = {}
+        for modality in modalities:
+            cases = [r["classes"] for r in results.values() if r["modality"] == modality]
+            columns: dict[str, Any] = {}
+            for name in task.table_classes:
+                records = [classes[name] for classes in cases]
+                missed = sum(record["status"] in ("missed", "spurious") for record in records)
+                if metric == POOLED:
+                    mean, std, points = pooled_surface_distance(records)
+                    columns[name] = {"mean": mean, "std": std, "points": points, "missed": missed}
+                else:
+                    columns[name] = {**vars(summarize(record[metric] for record in records)), "missed": missed}
+            by_modality[modality] = {**columns, "mean": float(np.mean([c["mean"] for c in columns.values()]))}
+        summary[metric] = {**by_modality, "overall": float(np.mean([m["mean"] for m in by_modality.values()]))}
+    return summary

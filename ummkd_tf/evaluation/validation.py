@@ -1,0 +1,82 @@
+"""The score that chooses the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ummkd_tf.data.cases import Case
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.released_dataset import ReleasedDataset, read_example
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.evaluation.metrics import dice_coefficient, summarize
+
+
+def validation_score(dataset: Dataset, predictor: Predictor, factor: int = 1) -> Callable[[], dict[str, float]] | None:
+    """What computes the score of a data set's validation part: `mean_dice`, or `pooled_dice` of released records.
+
+    Args:
+        dataset: Prepared cases or released records.
+        predictor: Holds the model.
+        factor: In-plane reduction of the model against the task's grid.
+
+    Returns:
+        The function, or None where there is no validation part.
+    """
+    if isinstance(dataset, ReleasedDataset):
+        records = {m: dataset.records("validation", m) for m in dataset.modalities}
+        return (lambda: pooled_dice(predictor, records, factor)) if all(records.values()) else None
+    cases = dataset.cases("validation", None, factor)
+    return lambda: mean_dice(predictor, cases)
+
+
+def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
+    """Validation score: mean Dice over cases, then classes, then modalities, on the model's own grid.
+
+    Returns:
+        "dice" and "<modality>_dice", 0..1. A class that a case lacks in prediction and reference is left out; NaN where
+        nothing is left.
+    """
+    by_modality: dict[str, list[list[float]]] = {}
+    for case in cases:
+        probabilities = predictor.probabilities(case.image, case.modality)
+        predicted = probabilities.argmax(-1)
+        dice = [dice_coefficient(predicted == c, case.label == c) for c in range(1, probabilities.shape[-1])]
+        by_modality.setdefault(case.modality, []).append(dice)
+    scores = {
+        f"{m}_dice": summarize(summarize(column).mean for column in zip(*dice, strict=True)).mean
+        for m, dice in by_modality.items()
+    }
+    return {"dice": summarize(scores.values()).mean, **scores}
+
+
+def pooled_dice(predictor: Predictor, records: Mapping[str, Sequence[Path]], factor: int = 1) -> dict[str, float]:
+    """Dice of each class over all pixels of all records, mean over classes, then modalities.
+
+    Our choice, because records are loose slices: most lack most classes, so a mean of slice scores would hang on how
+    empty slices count.
+
+    Args:
+        predictor: Holds the 2D model.
+        records: Record files by modality; together they show at least one class.
+        factor: In-plane reduction of the model.
+
+    Returns:
+        "dice" and "<modality>_dice", 0..1. A class that is in no reference and no prediction is left out.
+    """
+    model, size = predictor.model, predictor.batch_size
+    scores = {}
+    for modality, paths in records.items():
+        common = np.zeros(model.num_classes)
+        total = np.zeros(model.num_classes)
+        for first in range(0, len(paths), size):
+            batch = [read_example(path, factor, "background") for path in paths[first : first + size]]
+            logits = model.predict_on_batch({modality: np.stack([image for image, _ in batch])})[modality]
+            predicted, label = np.argmax(logits, axis=-1), np.stack([label for _, label in batch])
+            for c in range(1, model.num_classes):
+                common[c] += np.count_nonzero((predicted == c) & (label == c))
+                total[c] += np.count_nonzero(predicted == c) + np.count_nonzero(label == c)
+        scores[f"{modality}_dice"] = float(np.mean(2 * common[total > 0] / total[total > 0]))
+    return {"dice": float(np.mean(list(scores.values()))), **scores}

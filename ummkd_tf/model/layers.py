@@ -1,0 +1,412 @@
+"""The layers both networks are made of.
+
+What is shared and what is separate is decided in one place, `PerModality`. Every other layer passes the name of the
+modality on and otherwise looks like an ordinary layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ummkd_tf.model.architectures import Block, Conv, Initialization, Normalization, StageRow
+from ummkd_tf.settings import SHARED
+
+Tensors = dict[tuple[str, ...], tf.Tensor]
+"""Tensors by the modalities they hold: one for each modality, or one for all, concatenated along the batch axis."""
+
+
+class PerModality(keras.layers.Layer):
+    """One layer for all modalities, or one for each under its own name scope (Sec. III-A).
+
+    Variable paths end in `…/<name>/shared/gamma`, or in `…/<name>/ct/gamma` and `…/<name>/mr/gamma`.
+
+    Args:
+        make: Makes the layer, given its name.
+        modalities: Names of the modalities.
+        separate: One layer for each modality instead of one for all.
+        name: Scope.
+
+    Call arguments:
+        inputs: Tensor.
+        modality: Which layer to use; any value where one layer is shared.
+        training: Passed on where the layer takes it.
+
+    Example:
+        >>> import keras, tensorflow as tf
+        >>> from ummkd_tf.model.layers import PerModality
+        >>> def make(name):
+        ...     return keras.layers.Dense(1, use_bias=False, name=name)
+        >>> shared = PerModality(make, ["ct", "mr"], separate=False, name="conv")
+        >>> shared.build((None, 3))
+        >>> [v.path for v in shared.variables]
+        ['conv/shared/kernel']
+        >>> separate = PerModality(make, ["ct", "mr"], separate=True, name="norm")
+        >>> separate.build((None, 3))
+        >>> [v.path for v in separate.variables]
+        ['norm/ct/kernel', 'norm/mr/kernel']
+        >>> x = tf.ones((1, 3))
+        >>> bool(shared(x, modality="ct") == shared(x, modality="mr"))  # the same layer
+        True
+        >>> bool(separate(x, modality="ct") == separate(x, modality="mr"))  # two layers
+        False
+    """
+
+    def __init__(
+        self, make: Callable[[str], keras.layers.Layer], modalities: Sequence[str], *, separate: bool, name: str
+    ) -> None:
+        super().__init__(name=name)
+        self.separate = separate
+        self.sublayers = {key: make(key) for key in (modalities if separate else (SHARED,))}
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for layer in self.sublayers.values():
+            layer.build(input_shape)
+
+    def of(self, modality: str) -> keras.layers.Layer:
+        """The layer that a batch of this modality uses."""
+        return self.sublayers[modality if self.separate else SHARED]
+
+    def call(self, inputs: tf.Tensor, *, modality: str, **kwargs: Any) -> tf.Tensor:
+        return self.of(modality)(inputs, **kwargs)
+
+
+class BatchNorm(keras.layers.Layer):
+    """Eq. 1 over the whole batch: decay 0.90, epsilon 1e-3, scale and centre on, as released.
+
+    The running variance follows the released code: unbiased N/(N-1) in 2D (TF 1's fused kernel), biased in 3D. Keras's
+    own layer has the biased one only.
+
+    Args:
+        name: Scope.
+
+    Call arguments:
+        inputs: [batch, *space, channels].
+        training: Normalize with the batch's statistics instead of the running ones, which they move.
+    """
+
+    epsilon = 1e-3
+    decay = 0.90
+    running = ("moving_mean", "moving_variance")
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = (input_shape[-1],)
+        self.unbiased = len(input_shape) == 4
+        names = ("gamma", "beta", *self.running)
+        for name, initializer in zip(names, ("ones", "zeros", "zeros", "ones"), strict=True):
+            trainable = name not in self.running
+            # autocast=False: the fused kernel takes them as float32 in mixed precision too.
+            weight = self.add_weight(
+                name=name, shape=channels, initializer=initializer, trainable=trainable, autocast=False
+            )
+            setattr(self, name, weight)
+
+    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
+        outputs, mean, variance = self.normalize(inputs, training=training)
+        if training:
+            if not self.unbiased:
+                count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+                variance *= (count - 1.0) / count
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.value.assign_sub((moving.value - batch) * (1.0 - self.decay))
+        return outputs
+
+    def normalize(self, inputs: tf.Tensor, *, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Normalized inputs, and the mean and the unbiased variance used; the running statistics stay."""
+        shape = tf.shape(inputs)
+        # The fused kernel takes images: depth becomes part of the width.
+        images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [shape[0], shape[1], -1, inputs.shape[-1]])
+        statistics = {} if training else {"mean": self.moving_mean.value, "variance": self.moving_variance.value}
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            images, self.gamma.value, self.beta.value, epsilon=self.epsilon, is_training=training, **statistics
+        )
+        return outputs if inputs.shape.rank == 4 else tf.reshape(outputs, shape), mean, variance
+
+
+def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Layer:
+    """A normalization layer of Table V, all with epsilon 1e-3 and a scale and shift per channel.
+
+    Args:
+        kind: Which activations share statistics.
+        channels: Channels of the input.
+        name: Scope.
+    """
+    if kind == "batch":
+        return BatchNorm(name=name)
+    groups = {
+        "instance": channels,
+        "layer": 1,
+        # Our choice, because the paper gives no number: eight groups, fewer where eight does not divide.
+        "group": math.gcd(8, channels),
+    }
+    if kind not in groups:
+        raise ValueError(f"unknown normalization {kind!r}: expected one of batch, {', '.join(groups)}")
+    return keras.layers.GroupNormalization(groups=groups[kind], epsilon=1e-3, name=name)
+
+
+def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
+    """How a kernel starts: "released", a truncated normal (up-convolutions: a normal) of deviation 0.01; or "glorot".
+
+    Glorot is our choice for short trainings: from the released kernels the first hundreds of steps bring little (at
+    preset tiny, 250 steps on real scans, validation Dice 0.25 against 0.58).
+    """
+    if kind == "glorot":
+        return keras.initializers.GlorotUniform()
+    if kind != "released":
+        raise ValueError(f"unknown initialization {kind!r}: expected one of released, glorot")
+    return keras.initializers.RandomNormal(stddev=0.01) if up else keras.initializers.TruncatedNormal(stddev=0.01)
+
+
+def leaky_relu(inputs: tf.Tensor) -> tf.Tensor:
+    """The released code's activation, slope 0.2."""
+    return tf.nn.leaky_relu(inputs, 0.2)
+
+
+def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
+    """Rearranges `[batch, h, w, factor² · channels]` into `[batch, h · factor, w · factor, channels]`.
+
+    One TensorFlow operation. The released code orders the input channels differently; `released/weights.py` permutes
+    them on import, which makes the two networks the same.
+    """
+    return tf.nn.depth_to_space(inputs, factor)
+
+
+class Dropout(keras.layers.Layer):
+    """Sets a share of the activations to zero in training, and scales up the rest.
+
+    As `keras.layers.Dropout`, but its random state has the same path in every model, so that checkpoints hold it.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(name="dropout")
+        self.rate = rate
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.seed_generator = keras.random.SeedGenerator(name="seed_generator")
+
+    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
+        return keras.random.dropout(inputs, self.rate, seed=self.seed_generator) if training else inputs
+
+
+class ConvUnit(keras.layers.Layer):
+    """A convolution with the normalization and activation that belong to it.
+
+    Args:
+        conv: Row of the architecture.
+        options: What all units of a stage have in common.
+        name: Scope.
+
+    Call arguments:
+        inputs: [batch, *space, channels].
+        modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
+        training: Whether to normalize with batch statistics and drop out.
+    """
+
+    def __init__(self, conv: Conv, options: StageOptions, *, name: str) -> None:
+        super().__init__(name=name)
+        self.row, self.options = conv, options
+        self.filters = conv.filters.count(options.width, options.num_classes)
+        kind = options.operations.convolutions[len(conv.kernel_size), conv.up]
+
+        def make(name: str) -> keras.layers.Layer:
+            return kind(
+                self.filters,
+                conv.kernel_size,
+                strides=2 if conv.up else 1,
+                padding="valid" if conv.symmetric_pad else "same",
+                dilation_rate=conv.dilation,
+                use_bias=conv.use_bias,
+                kernel_initializer=make_initializer(options.initialization, conv.up),
+                name=name,
+            )
+
+        self.conv = PerModality(make, options.modalities, separate=options.separate_kernels, name="conv")
+        self.dropout = Dropout(options.dropout) if conv.dropout and options.dropout else None
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.conv.build(input_shape)
+        if self.row.order != "conv":
+            channels = input_shape[-1] if self.row.order == "norm-act-conv" else self.filters
+            assert channels is not None
+            self.norm = PerModality(
+                lambda name: make_norm(self.options.normalization, channels, name),
+                self.options.modalities,
+                separate=self.options.separate_norms,
+                name="norm",
+            )
+            self.norm.build((*input_shape[:-1], channels))
+        if self.dropout:
+            self.dropout.build(input_shape)
+
+    def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
+        x = inputs
+        if self.row.order == "norm-act-conv":
+            x = leaky_relu(self.norm(x, modality=modality, training=training))
+        x = self.conv(self.pad(x), modality=modality)
+        if self.row.order == "conv-norm-act":
+            x = leaky_relu(self.norm(x, modality=modality, training=training))
+        return self.dropout(x, training=training) if self.dropout else x
+
+    def pad(self, x: tf.Tensor) -> tf.Tensor:
+        """Mirrors the border, where the row says so; the convolution is then without padding of its own."""
+        if not self.row.symmetric_pad:
+            return x
+        border = [[k // 2, k // 2] for k in self.row.kernel_size]
+        return tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
+
+
+def run_units(
+    units: Sequence[ConvUnit], inputs: tf.Tensor, *, modality: str, training: bool, skip: tf.Tensor | None = None
+) -> tf.Tensor:
+    """One unit after the other; `skip` is concatenated behind the channels that the first unit gives."""
+    x = inputs
+    for number, unit in enumerate(units):
+        if number == 1 and skip is not None:
+            x = tf.concat([x, skip], -1)
+        x = unit(x, modality=modality, training=training)
+    return x
+
+
+def run_modalities(stage: Stage, run: Callable[..., tf.Tensor], inputs: Tensors) -> Tensors:
+    """A stage for each tensor; `run` takes the modalities it holds, and the tensor."""
+    return {modalities: run(modalities, x) for modalities, x in inputs.items()}
+
+
+def add_scaled(gradient: tf.Tensor, variable: keras.Variable, factor: tf.Tensor) -> tf.Tensor:
+    """A gradient and that of an L2 term, `factor · v`."""
+    return gradient + factor * variable.value
+
+
+@dataclass(frozen=True)
+class Operations:
+    """How layers are computed. The defaults are the method; `ummkd_tf.fast` has others with the same results.
+
+    Attributes:
+        convolutions: Class of a convolution by (number of spatial axes, whether it is transposed).
+        run_units: See the function.
+        run_modalities: See the function.
+        add_scaled: See the function.
+        adam: Class of the paper's optimizer.
+    """
+
+    convolutions: Mapping[tuple[int, bool], type[keras.layers.Layer]]
+    run_units: Callable[..., tf.Tensor] = run_units
+    run_modalities: Callable[..., Tensors] = run_modalities
+    add_scaled: Callable[..., tf.Tensor] = add_scaled
+    adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
+
+
+PLAIN = Operations(
+    {
+        (2, False): keras.layers.Conv2D,
+        (3, False): keras.layers.Conv3D,
+        (3, True): keras.layers.Conv3DTranspose,
+    }
+)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What all units of a stage have in common.
+
+    Attributes:
+        width: Base width w.
+        num_classes: C.
+        modalities: Names of the modalities.
+        separate_kernels: One kernel per modality.
+        separate_norms: One normalization layer per modality.
+        normalization: Kind of normalization.
+        initialization: How kernels start.
+        dropout: Share of activations set to zero after a convolution, in training only.
+        operations: How layers are computed.
+    """
+
+    width: int
+    num_classes: int
+    modalities: tuple[str, ...]
+    separate_kernels: bool
+    separate_norms: bool
+    normalization: Normalization
+    initialization: Initialization
+    dropout: float
+    operations: Operations = PLAIN
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Two units plus the identity; where the channels grow, the identity is zero-padded on both sides of their axis.
+
+    Args:
+        unit: Row of both units.
+        options: What all units of a stage have in common.
+        name: Scope.
+    """
+
+    def __init__(self, unit: Conv, options: StageOptions, *, name: str) -> None:
+        super().__init__(name=name)
+        self.units = [ConvUnit(unit, options, name=f"unit_{number}") for number in (1, 2)]
+        self.filters = self.units[-1].filters
+        self._run = options.operations.run_units
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for unit in self.units:
+            unit.build(input_shape)
+            input_shape = (*input_shape[:-1], unit.filters)
+
+    def call(self, inputs: tf.Tensor, *, modality: str, training: bool = False) -> tf.Tensor:
+        outputs = self._run(self.units, inputs, modality=modality, training=training)
+        grown = self.filters - inputs.shape[-1]
+        if grown:
+            none = [[0, 0]] * (inputs.shape.rank - 1)
+            inputs = tf.pad(inputs, [*none, [grown // 2, grown - grown // 2]])
+        return outputs + inputs
+
+
+class Stage(keras.layers.Layer):
+    """One row of a network as layers.
+
+    Args:
+        row: The row.
+        options: What all its units have in common.
+
+    Call arguments:
+        inputs: [batch, *space, channels].
+        skip: Output of the stage `row.skip`, or None.
+        modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
+        training: Whether to normalize with batch statistics and drop out.
+    """
+
+    def __init__(self, row: StageRow, options: StageOptions) -> None:
+        super().__init__(name=row.name)
+        self.row, self.options = row, options
+        self.blocks: list[ResidualBlock] = []
+        self.units: list[ConvUnit] = []
+        for layer in row.layers:
+            if isinstance(layer, Block):
+                self.blocks.append(ResidualBlock(layer.unit, options, name=f"block_{len(self.blocks) + 1}"))
+            else:
+                self.units.append(ConvUnit(layer, options, name=f"unit_{len(self.units) + 1}"))
+        self.parts: list[ConvUnit | ResidualBlock] = [*self.units, *self.blocks]
+        self.filters = self.parts[-1].filters // max(1, row.phase_shift) ** 2
+
+    def build(self, input_shape: Sequence[int | None], skip_channels: int = 0) -> None:
+        for number, part in enumerate(self.parts):
+            part.build(input_shape)
+            joined = skip_channels if number == 0 else 0
+            input_shape = (*input_shape[:-1], part.filters + joined)
+
+    def call(
+        self, inputs: tf.Tensor, *, modality: str, skip: tf.Tensor | None = None, training: bool = False
+    ) -> tf.Tensor:
+        x = inputs
+        if self.row.pool:
+            # SAME: a depth of 1 stays 1.
+            x = tf.nn.max_pool(x, 2, 2, "SAME") if x.shape.rank == 4 else tf.nn.max_pool3d(x, 2, 2, "SAME")
+        x = self.options.operations.run_units(self.units, x, modality=modality, training=training, skip=skip)
+        for block in self.blocks:
+            x = block(x, modality=modality, training=training)
+        return phase_shift(x, self.row.phase_shift) if self.row.phase_shift else x

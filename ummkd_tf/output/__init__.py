@@ -1,0 +1,1 @@
+"""What a person looks at: pictures, pages and tables of text."""

@@ -1,0 +1,1 @@
+"""What the authors published: training records, list files, test volumes and weights."""

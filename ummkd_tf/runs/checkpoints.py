@@ -1,0 +1,158 @@
+"""Checkpoints of a run: everything the next step depends on, in plain NumPy archives.
+
+`step-00000300.npz` holds `model/<variable path>`, `optimizer/<variable path>`, with `absent="memory"` what is
+remembered of the classes as `memory/<modality>`, and `meta` (JSON: step and best validation result). Batches and the
+learning rate follow from the step. A file is written whole or not at all; each of its arrays carries a CRC, so damage
+is noticed, and no pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.documents import MALFORMED, read_npz
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+
+BEST = "best.npz"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: optimizer steps done, and the best validation mean Dice so far with its step."""
+
+    step: int = 0
+    best_dice: float | None = None
+    best_step: int | None = None
+
+
+def _variables(model: UnpairedSegmenter) -> dict[str, Any]:
+    return {
+        **{f"model/{v.path}": v for stage in model.stages for v in stage.variables},
+        # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
+        **{f"memory/{modality}": v for modality, v in model.memory.items()},
+        **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
+    }
+
+
+def write_checkpoint(path: Path, model: UnpairedSegmenter, progress: Progress) -> None:
+    """Writes the state of a compiled model."""
+    arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()}
+    meta = np.frombuffer(json.dumps(vars(progress)).encode(), np.uint8)
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, meta=meta, **arrays)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:
+    """Arrays by name, and the progress.
+
+    Raises:
+        InputError: Missing or damaged file.
+    """
+    try:
+        arrays = read_npz(path)
+        progress = Progress(**json.loads(arrays.pop("meta").tobytes()))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such checkpoint: train the run first, or check --run_dir") from error
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged checkpoint: restore it from a copy, or use the other --selection") from error
+    return arrays, progress
+
+
+def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Progress:
+    """Sets a model's variables, and those of its optimizer, from a checkpoint.
+
+    Raises:
+        InputError: As `read_checkpoint`, or the checkpoint is of another architecture.
+    """
+    arrays, progress = read_checkpoint(path)
+    if with_optimizer:
+        variables = _variables(model)
+    else:
+        variables = {f"model/{v.path}": v for stage in model.stages for v in stage.variables}
+        arrays = {name: array for name, array in arrays.items() if name.startswith("model/")}
+    _check(path, variables, arrays)
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return progress
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
+    return tuple(array.shape), np.asarray(array).dtype
+
+
+def _check(path: Path, variables: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+    wrong = sorted(set(variables) ^ set(arrays))
+    wrong += [name for name in variables if name in arrays and _kind(variables[name].value) != _kind(arrays[name])]
+    if wrong:
+        raise InputError(
+            f"{path}: checkpoint of another architecture ({len(wrong)} variables differ, e.g. {wrong[0]!r}): "
+            "use the flags it was trained with"
+        )
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the newest few and the best.
+
+    Args:
+        folder: `<run_dir>/checkpoints`.
+        keep: How many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.npz"), reverse=True)
+
+    def save(self, model: UnpairedSegmenter, progress: Progress) -> None:
+        """Writes the newest checkpoint and removes those beyond `keep`."""
+        write_checkpoint(self.folder / f"step-{progress.step:08d}.npz", model, progress)
+        for old in self._newest_first()[self.keep :]:
+            old.unlink()
+
+    def save_best(self, model: UnpairedSegmenter, progress: Progress) -> None:
+        """Writes the checkpoint that model selection will use."""
+        write_checkpoint(self.folder / BEST, model, progress)
+
+    def restore_newest(self, model: UnpairedSegmenter) -> Progress:
+        """Continues from the newest readable checkpoint; a fresh start where there is none.
+
+        Raises:
+            InputError: There are checkpoints and none is readable, or one is of another architecture.
+        """
+        damaged: InputError | None = None
+        for path in self._newest_first():
+            try:
+                read_checkpoint(path)
+            except InputError as error:
+                logging.getLogger(__name__).warning("%s; trying the one before", error)
+                damaged = error
+                continue
+            return restore(path, model, with_optimizer=True)
+        if damaged:
+            raise damaged
+        return Progress()
+
+    def selected(self, selection: str) -> Path:
+        """Path of the "best" or the "last" checkpoint.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = [self.folder / BEST] if selection == "best" else self._newest_first()[:1]
+        if not found or not found[0].is_file():
+            raise InputError(
+                f"{self.folder}: no {selection} checkpoint: train the run first, or choose --selection="
+                f"{'last' if selection == 'best' else 'best'}"
+            )
+        return found[0]

@@ -1,0 +1,235 @@
+"""A training run on disk: `run.json`, and the model it describes.
+
+<run_dir>/run.json                 what was run: setting row, every flag, versions, commit, seed, split, seconds
+<run_dir>/history.jsonl            losses and validation scores
+<run_dir>/knowledge.jsonl          q of Eq. 3 and the distillation loss along training, where asked for
+<run_dir>/tensorboard/             the same for TensorBoard
+<run_dir>/checkpoints/             step-*.npz (newest), best.npz
+<run_dir>/lock                     held by the process that trains
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.files import write_json
+from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.environment import environment
+from ummkd_tf.settings import SETTINGS
+from ummkd_tf.tasks import get_task
+
+if TYPE_CHECKING:
+    from ummkd_tf.data.dataset import Dataset
+
+
+RUN = "run.json"
+LOCK = "lock"
+# What every reader of `run.json` relies on.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "flags": dict,
+    "model": dict,
+    "model.modalities": list,
+    "setting": dict,
+    "task": str,
+    "data_dir": str,
+    "split_name": str,
+    "split_sha256": str,
+    "seed": int,
+    "environment": dict,
+    "environment.commit": str,
+    "seconds": (int, float),
+}
+
+
+def read_run(run_dir: str | Path) -> dict[str, Any]:
+    """Content of `run.json`.
+
+    Raises:
+        InputError: Missing or unreadable.
+    """
+    path = Path(run_dir) / RUN
+    if not path.is_file():
+        raise InputError(f"{path}: no run here: expected a folder that experiments.train has written; check --run_dir")
+    try:
+        record = read_json(path)
+        for field, kind in _FIELDS.items():
+            outer, _, inner = field.rpartition(".")
+            if not isinstance((record[outer] if outer else record).get(inner), kind):
+                raise ValueError(f"no {field}")
+        if not isinstance(record.get("changes", []), list):
+            raise ValueError("no changes")
+        config_of(record).factor(get_task(record["task"]))
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
+    return record
+
+
+def config_of(record: Mapping[str, Any]) -> RunConfig:
+    """The settings in a run's record.
+
+    Raises:
+        ValueError: As `RunConfig.from_dict`.
+    """
+    return RunConfig.from_dict(record["flags"])
+
+
+@contextlib.contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Holds a run directory for this process; the operating system lets go of it when the process ends, however.
+
+    What a killed process left half-written is removed.
+
+    Raises:
+        InputError: Another process holds it, or it cannot be written to.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be used ({error.strerror}): check --run_dir and permissions") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(
+                f"{run_dir}: in use by {lock.read().strip() or 'another process'}: expected one process for a run; "
+                "wait for it, stop it, or choose another --run_dir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            raise InputError(
+                f"{run_dir}: cannot be locked ({error.strerror}): expected a file system with locks, so that no other "
+                "process writes to the run; choose another --run_dir"
+            ) from error
+        for left in run_dir.rglob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def start_run(
+    run_dir: Path,
+    *,
+    config: RunConfig,
+    model: Mapping[str, Any],
+    dataset: Dataset,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
+    """Writes the first `run.json` of a run, or checks that the run in this folder is the same one.
+
+    Args:
+        run_dir: The run's folder.
+        config: Every setting that decides the result.
+        model: Arguments of `UnpairedSegmenter`.
+        dataset: The data set.
+        accept_changes: Continue although settings differ, and record that; never with another model or split.
+
+    Returns:
+        The record, to be given to `recorded_session`.
+
+    Raises:
+        InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
+    """
+    decisive = {
+        "flags": config.to_dict(),
+        "model": json.loads(json.dumps(dict(model))),
+        "split_sha256": dataset.split_checksum,
+    }
+    checkpoints = any((run_dir / "checkpoints").glob("step-*.npz"))
+    if checkpoints and not (run_dir / RUN).exists():
+        raise InputError(
+            f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "
+            "choose another --run_dir"
+        )
+    if (run_dir / RUN).exists():
+        record = read_run(run_dir)
+        if not checkpoints and record.get("status") in ("finished", "stopped"):
+            raise InputError(
+                f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
+                "choose another --run_dir to train again"
+            )
+        changed = config_of(record).differences(config)
+        fixed = _differences(record["model"], decisive["model"])
+        fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
+        if fixed or (changed and not accept_changes):
+            raise InputError(
+                f"{run_dir}: holds a run with other settings ({'; '.join(fixed + changed)}): "
+                "use its settings to continue it, or another --run_dir"
+                + ("" if fixed else "; --accept_changes continues all the same, and records that")
+            )
+        if changed:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            changes = [*record.get("changes", []), {"at": now, "changed": changed}]
+            record |= {"flags": decisive["flags"], "changes": changes}
+            write_json(run_dir / RUN, record)
+        return record
+    record = {
+        **decisive,
+        "setting": asdict(SETTINGS[model["setting"]]),
+        "task": dataset.task.name,
+        "data_dir": str(dataset.directory.resolve()),
+        "source": dataset.source,
+        "split_name": dataset.split_name,
+        "cases": {part: dataset.ids(part) for part in dataset.split},
+        "seed": config.seed,
+        "environment": environment(),
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "running",
+        "seconds": 0.0,
+    }
+    write_json(run_dir / RUN, record)
+    return record
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+@contextlib.contextmanager
+def recorded_session(run_dir: Path, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Adds a session's end to `run.json`: status, seconds, and what the block puts into the yielded dict.
+
+    Status "finished", or "stopped" by a signal or the clock, or "failed". A killed process leaves "running".
+    """
+    started = time.monotonic()
+    result: dict[str, Any] = {}
+
+    def write(status: str) -> None:
+        seconds = round(record["seconds"] + time.monotonic() - started, 1)
+        write_json(run_dir / RUN, {**record, "status": status, "seconds": seconds, **result})
+
+    write("running")
+    try:
+        yield result
+    except Stopped:
+        write("stopped")
+        raise
+    except Exception:
+        with contextlib.suppress(InputError):  # a full disk: what it made fail is told, and not this
+            write("failed")
+        raise
+    write("finished")

@@ -1,0 +1,63 @@
+"""What a run writes while it trains, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ummkd_tf.common.documents import MALFORMED
+from ummkd_tf.common.files import replacing
+
+HISTORY = "history.jsonl"
+KNOWLEDGE = "knowledge.jsonl"
+
+_LOG = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """A file of one JSON object a line, with "step" and values.
+
+    Lines after the step that a run continues from are dropped, since those steps will be done again.
+
+    Args:
+        path: The file.
+        step: Steps already done.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        if step and not path.exists():
+            _LOG.warning("%s: missing: what it told of the first %d steps is lost", path, step)
+        kept = [line for line in read_history(path) if line["step"] <= step] if step and path.exists() else []
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed in __exit__
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `JsonLines` file, without damaged ones; the last is no surprise, since a kill can cut it off."""
+    lines = []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            line["step"] = operator.index(line["step"])
+            lines.append(line)
+        except MALFORMED:
+            if number < len(texts):
+                _LOG.warning("%s: line %d is damaged and left out", path, number)
+    return lines

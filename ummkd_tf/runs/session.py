@@ -1,0 +1,150 @@
+"""One training run, from a data set to a finished folder: what `experiments.train` does once its flags are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.augmentation import AUGMENTATIONS
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.sampling import UnpairedSampler, check_classes
+from ummkd_tf.evaluation.case_results import class_knowledge
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.evaluation.validation import validation_score
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs import training
+from ummkd_tf.runs.checkpoints import Progress
+from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What may differ from one session of a run to the next, because its result does not depend on it.
+
+    Attributes:
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between log lines.
+        max_hours: Stop cleanly after this time.
+        threads: Threads that prepare batches.
+        knowledge_on: Part whose confusion matrices q are recorded with each validation.
+        accept_changes: Continue a run although its settings differ, and record that.
+        on_start: Called with the sampler before the first step, e.g. to draw what the network is fed.
+    """
+
+    checkpoint_every: int = 100
+    log_every: int = 10
+    max_hours: float | None = None
+    threads: int = 1
+    knowledge_on: Literal["none", "validation", "test"] = "none"
+    accept_changes: bool = False
+    on_start: Callable[[UnpairedSampler], None] | None = None
+
+
+def run_training(
+    dataset: Dataset, run_dir: Path, config: RunConfig, model_arguments: Mapping[str, Any], options: SessionOptions
+) -> Progress:
+    """Trains, or continues, one run in its folder.
+
+    Args:
+        dataset: Prepared cases or released records.
+        run_dir: The run's folder.
+        config: What decides the result.
+        model_arguments: Of `UnpairedSegmenter`, without the modalities, which are the data set's.
+        options: What does not.
+
+    Raises:
+        InputError: Settings, data or folder that do not fit.
+        Stopped: As `training.train`.
+    """
+    _check(dataset, config)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    model_arguments = {**model_arguments, "modalities": dataset.modalities}
+    model = make_model(config, model_arguments)
+    factor = config.factor(dataset.task)
+    examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
+    check_classes(examples, dataset.task.class_names)
+    sampler = UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
+    predictor = Predictor(model)
+    validate = validation_score(dataset, predictor, factor)
+    if validate is None and config.selection == "best":
+        raise InputError(
+            f"{dataset.directory}: no validation part, so the best checkpoint cannot be chosen: expected one in the "
+            "data set; add the validation lists, or give --selection=last to train without"
+        )
+    watched = (
+        [] if options.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(options.knowledge_on)]
+    )
+    with exclusive(run_dir):
+        record = start_run(
+            run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
+        )
+        counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+        print(
+            f"{model.setting.title} with {model.network.name}, preset {config.preset}, {config.steps} steps; "
+            f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}"
+        )
+        if options.on_start:
+            options.on_start(sampler)
+        with recorded_session(run_dir, record) as session:
+            progress = training.train(
+                model,
+                sampler,
+                run_dir,
+                steps=config.steps,
+                validate=validate,
+                validate_every=config.validate_every,
+                norm_batches=config.norm_batches,
+                checkpoint_every=options.checkpoint_every,
+                log_every=options.log_every,
+                max_hours=options.max_hours,
+                num_threads=options.threads,
+                knowledge=(lambda: class_knowledge(predictor, watched, config.temperature)) if watched else None,
+            )
+            session["progress"] = vars(progress)
+    return progress
+
+
+def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> UnpairedSegmenter:
+    """The compiled model of a run."""
+    # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
+    model = UnpairedSegmenter(**model_arguments, fast=False if config.deterministic else None)
+    schedules = keras.optimizers.schedules
+    if config.schedule == "staircase":
+        rate = schedules.ExponentialDecay(config.learning_rate, config.decay_every, 0.95, staircase=True)
+    else:
+        rate = schedules.PolynomialDecay(config.learning_rate, config.steps, end_learning_rate=0.0, power=0.9)
+    averaging = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+    model.compile(
+        model.operations.adam(rate, epsilon=1e-8, **averaging),
+        kd_weight=config.alpha,
+        temperature=config.temperature,
+        absent=config.absent,
+        l2_on=config.l2_on,
+        l2_weight=config.l2_weight,
+        jit_compile=False,  # measured on a CPU: XLA is four times slower in 2D, more than ten times in 3D
+    )
+    return model
+
+
+def _check(dataset: Dataset, config: RunConfig) -> None:
+    if dataset.task.name != config.task:
+        raise InputError(
+            f"{dataset.directory}: data of task {dataset.task.name!r}, but --task={config.task}; give that task"
+        )
+    if config.ema and config.selection == "last":
+        raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")
+    if config.precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+        raise InputError(
+            "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
+            "mixed_bfloat16 or float32"
+        )

@@ -1,0 +1,191 @@
+"""The training loop: steps, logs, validation, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.files import write_json
+from ummkd_tf.data.sampling import UnpairedSampler
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
+
+NOT_FINITE = "not_finite.json"
+
+
+def train(
+    model: UnpairedSegmenter,
+    sampler: UnpairedSampler,
+    run_dir: Path,
+    *,
+    steps: int,
+    validate: Callable[[], dict[str, float]] | None,
+    validate_every: int,
+    checkpoint_every: int,
+    norm_batches: int = 0,
+    log_every: int = 10,
+    keep_checkpoints: int = 2,
+    max_hours: float | None = None,
+    num_threads: int = 1,
+    knowledge: Callable[[], dict[str, Any]] | None = None,
+) -> Progress:
+    """Trains to `steps` optimizer steps, from the newest checkpoint in `run_dir` or from the start.
+
+    The loop drives `model.optimize`, the same step that `fit` drives. Each logged step is a line of
+    `history.jsonl` and a TensorBoard scalar.
+
+    Args:
+        model: Compiled model.
+        sampler: Batch of a step.
+        run_dir: The run's folder.
+        steps: Total number of optimizer steps.
+        validate: Gives validation scores; "dice" selects the best checkpoint. None: no validation, and no best one.
+        validate_every: Steps between validations; the last step is always validated.
+        checkpoint_every: Steps between checkpoints.
+        norm_batches: How many of the last batches `UnpairedSegmenter.estimate_statistics` takes before each
+            validation, or at its steps where there is none; 0 keeps the running statistics.
+        log_every: Steps between log lines.
+        keep_checkpoints: How many of the newest to keep.
+        max_hours: Stop cleanly after this time.
+        num_threads: Threads that prepare batches ahead.
+        knowledge: Gives what a line of `knowledge.jsonl` holds: before the first step, and with each validation.
+
+    Raises:
+        Stopped: A signal, or the time is up; the state is saved.
+        InputError: A loss is not finite; the state before that step and the batch's examples are saved. Or the run
+            directory cannot be used.
+    """
+    started = time.monotonic()
+    folder = CheckpointFolder(run_dir / "checkpoints", keep_checkpoints)
+    progress = folder.restore_newest(model)
+    if progress.step >= steps:
+        return progress
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        history.write(step, values)
+        for name, value in values.items():
+            tf.summary.scalar(name, value, step=step)
+
+    step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
+    with (
+        JsonLines(run_dir / HISTORY, progress.step) as history,
+        JsonLines(run_dir / KNOWLEDGE, progress.step) if knowledge else contextlib.nullcontext() as confusions,
+        _events(run_dir / "tensorboard", progress.step),
+        _stop_signal() as stop,
+        tqdm(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
+    ):
+        if knowledge and confusions and progress.step == 0:
+            confusions.write(0, knowledge())
+        for images, labels in sampler.batches(progress.step, steps, num_threads):
+            terms = step_function(_tensors(images), _tensors(labels))
+            step = progress.step + 1
+            # Reading every term takes 20 µs of a step; many steps in one TensorFlow call were no faster.
+            broken = {name: str(float(value)) for name, value in terms.items() if not np.isfinite(float(value))}
+            if broken:
+                names = ", ".join(sorted(broken))
+                folder.save(model, progress)
+                origins = sampler.origins(step - 1)
+                write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
+                raise InputError(
+                    f"step {step}: {names} not finite: the state before it is saved and the batch's "
+                    f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
+                )
+            progress = replace(progress, step=step)
+            if step % log_every == 0 or step == steps:
+                values = {name: float(value) for name, value in terms.items()}
+                log(step, values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+            bar.update()
+            validating = step % validate_every == 0 or step == steps
+            with _averaged_weights(model) if validating else contextlib.nullcontext():
+                if validating and norm_batches:
+                    recent = range(max(0, step - norm_batches), step)
+                    model.estimate_statistics(_tensors(sampler.batch(s)[0]) for s in recent)
+                if validate and validating:
+                    scores = validate()
+                    log(step, {f"validation_{name}": value for name, value in scores.items()})
+                    tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
+                    # NaN, where the validation part has no class at all, is never the best.
+                    if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):
+                        progress = replace(progress, best_dice=scores["dice"], best_step=step)
+                        folder.save_best(model, progress)
+                if knowledge and confusions and validating:
+                    confusions.write(step, knowledge())
+            reason = stop() or _time_is_up(started, max_hours)
+            if step % checkpoint_every == 0 or step == steps or reason:
+                folder.save(model, progress)
+            if reason and step < steps:
+                message, code = reason
+                raise Stopped(f"{message} at step {step}; the same command continues from here", code)
+    return progress
+
+
+@contextlib.contextmanager
+def _averaged_weights(model: UnpairedSegmenter) -> Iterator[None]:
+    """With an optimizer that has `use_ema`: its moving averages as weights; behind it all is as before."""
+    optimizer: Any = model.optimizer
+    if not getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+        yield
+        return
+    variables = model.variables_of(model.modalities)
+    before = [(v, v.numpy()) for v in variables]
+    optimizer.finalize_variable_values([v for v in variables if v.trainable])
+    try:
+        yield
+    finally:
+        for v, value in before:
+            v.assign(value)
+
+
+def _tensors(arrays: dict) -> dict[str, tf.Tensor]:
+    return {modality: tf.constant(array) for modality, array in arrays.items()}
+
+
+def _time_is_up(started: float, max_hours: float | None) -> tuple[str, int] | None:
+    if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
+        return f"stopped after --max_hours={max_hours:g}", 0
+    return None
+
+
+@contextlib.contextmanager
+def _events(folder: Path, step: int) -> Iterator[None]:
+    # Events of steps that will be done again stay in older files; TensorBoard shows the newest value of a step.
+    writer = tf.summary.create_file_writer(str(folder), filename_suffix=f".from-step-{step}")
+    with writer.as_default():
+        yield
+    writer.close()
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], tuple[str, int] | None]]:
+    """Turns SIGTERM and Ctrl-C into a question that the loop asks after each step and its validation."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        # Not print: the handler may interrupt one.
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this step and its validation\n".encode())
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = {number: signal.signal(number, remember) for number in numbers}
+    except ValueError:  # not the main thread: leave signals to whoever started us
+        before = {}
+    try:
+        yield lambda: (f"stopped by {signal.Signals(received[0]).name}", 128 + received[0]) if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

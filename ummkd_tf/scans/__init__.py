@@ -1,0 +1,1 @@
+"""Scans as they come: reading, geometry, and the way to the network's grid and back."""

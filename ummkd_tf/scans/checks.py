@@ -1,0 +1,88 @@
+"""Checks that every image format shares."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.geometry import Affine, Volume
+
+MAX_VOXELS = 2**29
+"""Of one image (512 × 512 × 2048), our choice: 2 GiB as float32. More is refused before memory is taken for it."""
+
+
+# What downloads and copies leave in the place of a scan: how it begins, and what to say.
+_FOREIGN = (
+    (rb"version https://git-lfs", "a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
+        "a web page, expected a scan: download it again, signed in if the site asks for it",
+    ),
+    (rb"PK\x03\x04", "a zip archive, expected the file inside: unpack it"),
+)
+
+
+def check_content(path: Path) -> None:
+    """Refuses a file that cannot be read, is empty, or plainly is something else."""
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: not readable: check the file's permissions")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
+    with open(path, "rb") as stream:
+        head = stream.read(256)
+    for pattern, told in _FOREIGN:
+        if re.match(pattern, head):
+            raise InputError(f"{path}: {told}")
+
+
+def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
+    """Refuses what a header claims and the file cannot hold, before memory is taken for it."""
+    voxels = math.prod(shape)
+    if min(shape, default=0) < 1:
+        raise InputError(f"{path}: an image of shape {tuple(shape)}: expected at least one voxel; copy it again")
+    if voxels > MAX_VOXELS:
+        raise InputError(
+            f"{path}: an image of shape {tuple(shape)}, {voxels:.1e} voxels: expected at most {MAX_VOXELS:.1e}, "
+            "as 512 × 512 × 2048; crop or reduce it"
+        )
+    if voxels * value_bytes > stored_bytes:
+        raise InputError(
+            f"{path}: damaged or truncated: the header tells of shape {tuple(shape)}, and the file is too short for "
+            "it: copy it again"
+        )
+
+
+def one_volume(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
+    """The shape of a 3D image, without further axes of length 1."""
+    if len(shape) < 3 or max(shape[3:], default=1) > 1:
+        raise InputError(
+            f"{path}: {len(shape)}D image of shape {tuple(shape)}: expected 3D; give one volume (a 4D file must be "
+            "split)"
+        )
+    i, j, k = shape[:3]
+    return i, j, k
+
+
+def check_type(dtype: np.dtype, path: Path) -> None:
+    if dtype.kind not in "iufb":
+        raise InputError(f"{path}: voxel type {dtype}: expected integers or real numbers")
+
+
+def checked(array: NDArray, affine: Affine, path: Path) -> Volume:
+    check_type(array.dtype, path)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise InputError(f"{path}: {bad} NaN or infinite voxels: expected finite values; repair the image")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: the affine is singular or not finite: repair the header's geometry")
+    return Volume(array, affine)

@@ -1,0 +1,620 @@
+"""DICOM series. The tags, as they stand in the files, decide where voxels lie and what their values mean.
+
+pydicom takes the files apart. GDCM, which SimpleITK brings, unpacks JPEG pixels and is asked for nothing else:
+its geometry follows rules of its own for some classes, and it guesses what a header lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
+from pydicom.uid import UID, RLELossless
+
+from ummkd_tf.common.documents import DEFLATE_RATIO
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import files_in_order, last_line
+from ummkd_tf.scans.checks import check_content, check_size, checked
+from ummkd_tf.scans.geometry import Grid, Volume, nearest_orthonormal, ras_affine
+from ummkd_tf.scans.geometry import pixels as sitk_pixels
+from ummkd_tf.scans.itk import read_sitk
+
+_LOG = logging.getLogger(__name__)
+
+_PIXEL_SPACING, _POSITION, _ORIENTATION = "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_TEXT = ("DS", "IS", "LO", "UI", "CS", "SH")  # kinds of values that are stored as text
+_SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
+# Where a multi-frame object says what a single-slice file says at its top (PS3.3, C.7.6.16).
+_FUNCTIONAL_GROUPS = (
+    "PixelMeasuresSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelValueTransformationSequence",
+    "FrameContentSequence",
+    "MREchoSequence",
+    "MRDiffusionSequence",
+)
+# Tags that tell apart the parts of a series taken more than once.
+_PARTS = (
+    "AcquisitionNumber",
+    "FrameAcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "EchoNumbers",
+    "EchoTime",
+    "EffectiveEchoTime",
+    "DiffusionBValue",
+    "ImageType",
+    "FrameOfReferenceUID",
+)
+_SAME_PLACE_MM = 0.05  # headers of one series differ by rounding; what moves a slice's far corner less is one value
+_ROUNDING_MM = 0.1 + 1e-6  # between positions that are given to a tenth of a millimetre
+_UNIT_ERROR = 0.02  # of a direction's length and right angle; two decimals make 0.0173 at most
+_ROUNDED = 1e-4  # from here on, making directions orthonormal is worth a note
+_PIXEL_MM = (1e-3, 1e3)  # an electron microscope and a house
+_STEEPEST = math.cos(math.radians(60))  # no gantry tilts further
+# What a file is called that is meant to be a slice, whatever its content is.
+_SLICE_NAME = re.compile(r"[^.]+|.*\.(dcm|dicom|ima|acr|\d+)(\.\w+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """How a file's pixels are stored: their shape, and bits of each."""
+
+    frames: int
+    rows: int
+    columns: int
+    allocated: int
+    stored: int
+    high: int
+    signed: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.rows, self.columns
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One frame, with what its tags say.
+
+    Attributes:
+        path: Its file.
+        frame: Its place in the file.
+        pixels: How the file's pixels are stored.
+        spacing: mm between columns and between rows.
+        axes: [3, 2] unit directions (LPS) in which the column and the row index grow.
+        rounding: The last decimal of the directions where they are visibly rounded, else 0.
+        origin: Centre of the first pixel, LPS mm.
+        slope: Of the stored values.
+        intercept: Of the stored values.
+        series: SeriesInstanceUID.
+        parts: Values of the tags `_PARTS`.
+    """
+
+    path: Path
+    frame: int
+    pixels: _Pixels
+    spacing: tuple[float, float]
+    axes: NDArray[np.float64]
+    rounding: float
+    origin: NDArray[np.float64]
+    slope: float
+    intercept: float
+    series: str
+    parts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name}, frame {self.frame + 1}" if self.frame else self.path.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self.pixels.columns, self.pixels.rows
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        return np.cross(self.axes[:, 0], self.axes[:, 1])
+
+    def far_edges(self, spacing: bool) -> NDArray[np.float64]:
+        """What lies between the first and the last column and row, in mm; directions alone with the same spacing."""
+        return self.axes * (np.asarray(self.size) - 1) * (self.spacing if spacing else 1.0)
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The one image series of a folder, in the order of its slices in the patient; each file is read once.
+
+    Attributes:
+        place: The folder, or one multi-frame file.
+        files: Its image files in file-name order.
+        grid: Where the voxels lie, from the tags alone.
+        file_of_slice: For each slice k the position of its file in `files`.
+        notes: What is odd but handled.
+    """
+
+    place: Path
+    files: tuple[Path, ...]
+    grid: Grid
+    file_of_slice: tuple[int, ...]
+    notes: tuple[str, ...]
+    _slices: tuple[_Slice, ...] = field(repr=False)
+    _datasets: dict[Path, Dataset] = field(repr=False)
+
+    @classmethod
+    def open(cls, place: str | Path) -> DicomSeries:
+        """Reads the headers of a folder's series, or of one multi-frame file, and finds its grid.
+
+        The distance of slices is taken from their positions: SliceThickness and SpacingBetweenSlices are known to be
+        wrong in CHAOS (docs/reproduction.md). A constant shear, as of a tilted gantry, is kept in the grid.
+
+        Raises:
+            InputError: A file that cannot be read or is no part of the series; geometry that is missing, impossible or
+                contradictory; slices that are missing, twice or out of line; parts that alternate.
+        """
+        place = Path(place)
+        datasets, notes = _image_datasets(place)
+        files = tuple(datasets)
+        slices = []
+        for path, dataset in datasets.items():
+            with _refused_if_damaged(path):
+                slices += _slices(dataset, path, notes)
+        _check_alike(slices, place)
+        slices, axes = _in_line(slices, place, notes)
+        first = slices[0]
+        grid = Grid(ras_affine(axes, first.origin), (*first.size, len(slices)))
+        for note in notes:
+            _LOG.warning("%s: %s", place, note)
+        order = tuple(files.index(part.path) for part in slices)
+        return cls(place, files, grid, order, tuple(notes), tuple(slices), datasets)
+
+    def read(self) -> Volume:
+        """Values in the series' own unit (HU for CT): stored value × RescaleSlope + RescaleIntercept, float32.
+
+        MONOCHROME1 says how to show values, and changes none.
+
+        Raises:
+            InputError: Pixels that are damaged, in colour, or packed in an unknown way.
+        """
+        check_size(self.place, self.grid.shape, 0, 0)
+        array = np.empty(self.grid.shape, np.float32)
+        in_file: dict[Path, list[int]] = {}
+        for k, part in enumerate(self._slices):
+            in_file.setdefault(part.path, []).append(k)
+        for path, slices in in_file.items():
+            with _refused_if_damaged(path):
+                frames = _frames(self._datasets[path], self._slices[slices[0]].pixels, path)
+            for k in slices:
+                part = self._slices[k]
+                array[:, :, k] = _numbers(frames[part.frame], part.pixels).T * part.slope + part.intercept
+        return checked(array, self.grid.affine, self.place)
+
+
+def read_dicom_series(folder: str | Path) -> tuple[Volume, list[int]]:
+    """The volume of a folder's one series, and for each slice k the position of its file in file-name order.
+
+    Raises:
+        InputError: As `DicomSeries`.
+    """
+    series = DicomSeries.open(folder)
+    return series.read(), list(series.file_of_slice)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
+    """Every image object of a folder by its file, found by content; and notes on what was left out."""
+    found: dict[Path, Dataset] = {}
+    other, objects = [], []
+    for path in files_in_order(place) if place.is_dir() else [place]:
+        meant = _SLICE_NAME.fullmatch(path.name) or not os.access(path, os.R_OK)
+        if meant:
+            check_content(path)
+        dataset = _dataset(path)
+        if dataset is None:
+            if meant:
+                raise InputError(f"{path}: not a readable DICOM image: remove it or copy it again")
+            other.append(path.name)
+        elif "DirectoryRecordSequence" in dataset:  # a DICOMDIR
+            continue
+        elif "Rows" not in dataset and "PixelData" not in dataset and _is_no_image(dataset):
+            objects.append(f"{path.name} ({_class_name(dataset)})")
+        else:
+            found[path] = dataset
+    if not found:
+        raise InputError(f"{place}: no DICOM files{_instead(place)}: expected one series of DICOM images")
+    folders = [p.name for p in sorted(place.glob("[!.]*/"))] if place.is_dir() else []
+    left_out = {"not DICOM": other, "no image": objects, "a folder": folders}
+    return found, [f"left out, {what}: {', '.join(names)}" for what, names in left_out.items() if names]
+
+
+def _instead(folder: Path) -> str:
+    images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
+    return f", but {', '.join(images[:3])}; give the path of that file instead of its folder" if images else ""
+
+
+@contextlib.contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
+    """pydicom takes values apart when they are asked for, and raises many kinds for damaged ones."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: damaged DICOM file ({last_line(error)}): copy it again") from error
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM."""
+    with open(path, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _dataset(path: Path) -> Dataset | None:
+    """What a file holds, with the 128 bytes before "DICM" or without; None where it is no DICOM object.
+
+    Read by Python, because the libraries below take no path that is not UTF-8, and whole, because what a damaged
+    header claims is then bounded by what is there.
+    """
+    with open(path, "rb") as stream:
+        content = stream.read(132)
+        group = (int.from_bytes(content[:2], "little"), int.from_bytes(content[:2], "big"))
+        if content[128:] != b"DICM" and not {2, 8} & set(group):
+            return None
+        content += stream.read()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's remarks on values; those that matter are checked here
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+            known = "SOPClassUID" in dataset or "Rows" in dataset or "DirectoryRecordSequence" in dataset
+        except Exception:  # pydicom raises many kinds for damaged files
+            return None
+    return dataset if known else None
+
+
+def _is_no_image(dataset: Dataset) -> bool:
+    name = _class_name(dataset)
+    return bool(name) and not re.search(r"Image Storage|^[\d.]+$", name)
+
+
+def _class_name(dataset: Dataset) -> str:
+    return UID(str(dataset.get("SOPClassUID", ""))).name
+
+
+# --- tags ------------------------------------------------------------------------------------------------------------
+
+
+def _texts(dataset: Dataset, name: str) -> list[str]:
+    """A tag's values as they stand in the file; empty where it is absent or empty."""
+    element: Any = dataset.get_item(Tag(name)) if name in dataset else None
+    if element is None or element.value is None:
+        return []
+    value = element.value
+    if isinstance(value, bytes) and dictionary_VR(name) in _TEXT and element.VR in (*_TEXT, "UN", None):
+        text = value.decode("latin-1")
+    else:
+        value = dataset[name].value  # numbers in binary
+        text = value if isinstance(value, str) else "\\".join(map(str, value if _is_list(value) else [value]))
+    text = text.strip("\0 ")
+    return [part.strip("\0 ") for part in text.split("\\")] if text else []
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+class _Tags:
+    """The tags of one frame: its own functional groups, then those of all frames, then the top of the file."""
+
+    def __init__(self, places: Sequence[Dataset], path: Path) -> None:
+        self._places, self._path = places, path
+
+    def texts(self, name: str) -> list[str]:
+        for place in self._places:
+            found = _texts(place, name)
+            if found:
+                return found
+        return []
+
+    def numbers(self, name: str, count: int, default: Sequence[float] | None = None) -> list[float]:
+        """Finite numbers.
+
+        Raises:
+            InputError: Another count, no numbers, or absent without a default.
+        """
+        texts = self.texts(name)
+        if not texts and default is not None:
+            return list(default)
+        values = [float(text) for text in texts if _NUMBER.fullmatch(text)]
+        if len(texts) != count or len(values) != count or not np.isfinite(values).all():
+            told = "\\".join(texts) or "nothing"
+            raise InputError(
+                f"{self._path}: {name} is {told[:80]!r}: expected {count} finite number{'s' * (count > 1)} with "
+                "decimal points; export the series again with its geometry"
+            )
+        return values
+
+    def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        (value,) = self.numbers(name, 1, None if default is None else [default])
+        if value != int(value) or not low <= value <= high:
+            raise InputError(f"{self._path}: {name} is {value:g}: expected {low} to {high}; copy it again")
+        return int(value)
+
+
+def _slices(dataset: Dataset, path: Path, notes: list[str]) -> list[_Slice]:
+    """Every frame of an image object."""
+    top = _Tags([dataset], path)
+    if "PixelData" not in dataset:
+        kind = "floating-point" if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset else "no"
+        raise InputError(f"{path}: {kind} pixels ({_class_name(dataset)}): expected whole numbers; copy or convert it")
+    photometric = top.texts("PhotometricInterpretation") or ["MONOCHROME2"]
+    if top.whole("SamplesPerPixel", 1, 4, 1) != 1 or photometric[0] not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"{path}: a colour image ({photometric[0]}): expected one value per pixel")
+    if "ModalityLUTSequence" in dataset:
+        raise InputError(f"{path}: its values go through a table (Modality LUT): expected RescaleSlope; convert it")
+    bits = top.whole("BitsAllocated", 1, 64)
+    if bits not in (8, 16, 32):
+        raise InputError(f"{path}: {bits} bits a pixel ({_class_name(dataset)}): expected 8, 16 or 32; convert it")
+    stored = top.whole("BitsStored", 1, bits)
+    count = top.whole("NumberOfFrames", 1, 2**20, 1)
+    pixels = _Pixels(
+        count,
+        top.whole("Rows", 1, 2**16),
+        top.whole("Columns", 1, 2**16),
+        bits,
+        stored,
+        top.whole("HighBit", stored - 1, bits - 1, stored - 1),
+        top.whole("PixelRepresentation", 0, 1),
+    )
+    groups: Any = dataset.get("PerFrameFunctionalGroupsSequence")
+    if count > 1 and not groups:
+        raise InputError(
+            f"{path}: {count} frames in a file of class {_class_name(dataset)}, which tells no place for each: "
+            "expected single slices, or Enhanced CT or MR; convert it"
+        )
+    if not groups:
+        places = [[dataset]]
+    elif len(groups) == count:
+        shared: Any = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+        places = [[*_macros(group), *_macros(shared[0]), dataset] for group in groups]
+    else:
+        raise InputError(f"{path}: {count} frames and geometry for {len(groups)}: damaged; copy it again")
+    return [_slice(_Tags(place, path), path, frame, pixels, notes) for frame, place in enumerate(places)]
+
+
+def _macros(group: Dataset) -> list[Dataset]:
+    return [group[name].value[0] for name in _FUNCTIONAL_GROUPS if name in group and group[name].value]
+
+
+def _slice(tags: _Tags, path: Path, frame: int, pixels: _Pixels, notes: list[str]) -> _Slice:
+    if not tags.texts(_POSITION) or not tags.texts(_ORIENTATION):
+        raise InputError(
+            f"{path}: no ImagePositionPatient or ImageOrientationPatient: slices cannot be put in order; "
+            "export the series again with its geometry"
+        )
+    if not tags.texts(_PIXEL_SPACING):
+        detector = ", only ImagerPixelSpacing, which is measured at the detector" * bool(
+            tags.texts("ImagerPixelSpacing")
+        )
+        raise InputError(
+            f"{path}: no PixelSpacing{detector}: the size of a pixel is unknown; "
+            "export the series again with its geometry"
+        )
+    between_rows, between_columns = tags.numbers(_PIXEL_SPACING, 2)
+    if not all(_PIXEL_MM[0] <= s <= _PIXEL_MM[1] for s in (between_rows, between_columns)):
+        raise InputError(
+            f"{path}: PixelSpacing is {between_rows:g}\\{between_columns:g} mm: expected positive sizes of pixels; "
+            "export the series again with its geometry"
+        )
+    axes, rounding = _directions(tags, path, notes)
+    slope = tags.numbers("RescaleSlope", 1, [1.0])[0]
+    if slope == 0:
+        raise InputError(f"{path}: RescaleSlope is 0: every pixel would have one value; export the series again")
+    return _Slice(
+        path,
+        frame,
+        pixels,
+        (between_columns, between_rows),
+        axes,
+        rounding,
+        np.array(tags.numbers(_POSITION, 3)),
+        slope,
+        tags.numbers("RescaleIntercept", 1, [0.0])[0],
+        "".join(tags.texts("SeriesInstanceUID")),
+        {name: "\\".join(tags.texts(name)) for name in _PARTS},
+    )
+
+
+def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.float64], float]:
+    """Orthonormal directions of ImageOrientationPatient, and the last decimal it is rounded to (0: it is exact)."""
+    told = np.reshape(tags.numbers(_ORIENTATION, 6), (2, 3)).T
+    off = float(np.abs(told.T @ told - np.eye(2)).max())
+    if off > 2 * _UNIT_ERROR:
+        text = "\\".join(tags.texts(_ORIENTATION))
+        raise InputError(
+            f"{path}: ImageOrientationPatient is {text!r}: expected two perpendicular "
+            "directions of length 1; export the series again with its geometry"
+        )
+    if off < 1e-9:
+        return told, 0.0
+    decimals = max(len(re.sub(r"[eE].*|^[^.]*\.?", "", text)) for text in tags.texts(_ORIENTATION))
+    exponents = [int(e) for text in tags.texts(_ORIENTATION) for e in re.findall(r"[eE]([+-]?\d+)", text)]
+    note = "ImageOrientationPatient is rounded; its directions were made orthonormal"
+    if off > _ROUNDED and note not in notes:
+        notes.append(note)
+    return nearest_orthonormal(told), 10.0 ** -(decimals - min([0, *exponents]))
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
+    """Refuses slices that are not of one series, one size, one spacing and one orientation, but for rounding."""
+    first = slices[0]
+
+    def edges_apart(part: _Slice, spacing: bool) -> bool:
+        apart = part.far_edges(spacing) - first.far_edges(spacing)
+        return float(np.linalg.norm(apart, axis=0).sum()) > _SAME_PLACE_MM
+
+    for what, value, differs in (
+        ("series", lambda s: s.series, lambda s: s.series != first.series),
+        ("image sizes", lambda s: s.size, lambda s: s.size != first.size),
+        ("orientations", lambda s: tuple(s.axes.T.ravel().round(6).tolist()), lambda s: edges_apart(s, False)),
+        ("pixel spacings", lambda s: s.spacing, lambda s: edges_apart(s, True)),
+    ):
+        others = {value(s) for s in slices if differs(s)} - {value(first)}
+        if others:
+            found = ", ".join(str(v) for v in sorted({value(first), *others}, key=str)[:3])
+            raise InputError(f"{place}: {len(others) + 1} {what} in one folder ({found}): expected one; separate them")
+
+
+def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[list[_Slice], NDArray[np.float64]]:
+    """The slices from first to last along their normal, and the vectors (LPS mm) from voxel to voxel along i, j, k."""
+    if len(slices) < 2:
+        raise InputError(f"{place}: one DICOM slice: expected a volume of at least two; give the folder of the series")
+    first = slices[0]
+    slices = sorted(slices, key=lambda s: float(s.origin @ first.normal))
+    positions = np.array([s.origin for s in slices])
+    steps = np.diff(positions, axis=0)
+    gaps = steps @ first.normal
+    usual = float(np.median(gaps))
+    tolerance = min(_ROUNDING_MM, 0.25 * usual)
+
+    for name in _PARTS:
+        values = [s.parts[name] for s in slices if s.parts[name]]
+        changes = sum(a != b for a, b in itertools.pairwise(values))
+        told = ", ".join(dict.fromkeys(values))[:80]
+        if not changes:
+            continue
+        if changes >= len(set(values)):
+            raise InputError(
+                f"{place}: neighbouring slices alternate between {len(set(values))} values of {name} ({told}): two "
+                "scans in one series; separate them"
+            )
+        notes.append(f"{name} is not the same in all slices ({told})")
+
+    at = int(gaps.argmin())
+    pair = f"{slices[at].name} and {slices[at + 1].name}"
+    if gaps[at] < 1e-3:
+        if np.linalg.norm(steps[at]) > max(1e-3, _STEEPEST * 1e-3):
+            raise InputError(
+                f"{place}: {pair} lie side by side in one plane: their positions and their orientation contradict each "
+                "other; export the series again with its geometry"
+            )
+        raise InputError(f"{place}: {pair} have the same position: expected one file a slice; remove one")
+    uneven = np.flatnonzero(np.abs(gaps - usual) > tolerance)
+    if uneven.size:
+        at = int(uneven[0])
+        raise InputError(
+            f"{place}: {gaps[at]:.3f} mm between {slices[at].name} and {slices[at + 1].name}, {usual:.3f} mm "
+            "elsewhere: expected evenly spaced slices; restore the missing slice"
+        )
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    away = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
+    if away.max() > tolerance:
+        usual_step = np.median(steps, axis=0)
+        at = int(np.linalg.norm(steps - usual_step, axis=1).argmax()) + 1
+        shift = np.linalg.norm(steps[at - 1] - usual_step)
+        raise InputError(
+            f"{place}: {slices[at].name} lies {shift:.2f} mm beside the line of the slices before it: expected slices "
+            "in one line; export the series again, or reconstruct it on one grid"
+        )
+    length = float(np.linalg.norm(step))
+    if gaps.mean() < _STEEPEST * length:
+        raise InputError(
+            f"{place}: the slices are shifted by {length:.1f} mm for {gaps.mean():.1f} mm of distance: their positions "
+            "and their orientation contradict each other; export the series again with its geometry"
+        )
+    axes = first.axes
+    along = step / length
+    # Two decimals put the normal up to 0.7° off. The positions, far apart, tell the direction better.
+    if np.linalg.norm(along @ axes) <= 1.5 * first.rounding:
+        axes = nearest_orthonormal(axes - np.outer(along, along @ axes))
+    return slices, np.column_stack([axes * first.spacing, step])
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _frames(dataset: Dataset, pixels: _Pixels, path: Path) -> NDArray:
+    """Pixels [frames, rows, columns] as they are stored."""
+    element = dataset["PixelData"]
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    check_size(path, pixels.shape, 1, path.stat().st_size * DEFLATE_RATIO)
+    packed = bool(element.is_undefined_length)
+    if packed != (syntax.is_transfer_syntax and syntax.is_encapsulated):
+        raise InputError(f"{path}: its transfer syntax and its pixels contradict each other: copy it again")
+    return _unpacked(element, pixels, syntax, path) if packed else _plain(dataset, pixels, path)
+
+
+def _plain(dataset: Dataset, pixels: _Pixels, path: Path) -> NDArray:
+    content, size = dataset.PixelData, pixels.allocated // 8
+    wanted = math.prod(pixels.shape) * size
+    if not wanted <= len(content) <= wanted + wanted % 2:  # an even length, always (PS3.5, 7.1.1)
+        raise InputError(
+            f"{path}: damaged or truncated: {len(content)} bytes of pixels, and the header tells of {wanted}: "
+            "copy it again"
+        )
+    order = "<" if dataset.original_encoding[1] else ">"
+    if size == 1 and order == ">" and dataset["PixelData"].VR == "OW":  # pairs of pixels in words
+        content = np.frombuffer(content, ">u2").astype("<u2").tobytes()
+    return np.frombuffer(content, f"{order}u{size}", math.prod(pixels.shape)).reshape(pixels.shape)
+
+
+def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) -> NDArray:
+    """Lets GDCM unpack the pixels of a clean file, which has no header to misread and a plain path."""
+    clean = Dataset()
+    clean.SOPClassUID, clean.SOPInstanceUID = _SECONDARY_CAPTURE, "1.2.3"
+    clean.SamplesPerPixel, clean.PhotometricInterpretation = 1, "MONOCHROME2"
+    clean.Rows, clean.Columns, clean.NumberOfFrames = pixels.rows, pixels.columns, pixels.frames
+    clean.BitsAllocated, clean.BitsStored, clean.HighBit = pixels.allocated, pixels.stored, pixels.high
+    clean.PixelRepresentation = pixels.signed
+    clean.add(element)
+    clean.file_meta = FileMetaDataset()
+    clean.file_meta.TransferSyntaxUID = syntax
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "pixels.dcm")
+        try:
+            if syntax == RLELossless:  # GDCM reads no run lengths of an odd number of pixels; pydicom needs no plugin
+                values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
+            else:
+                clean.save_as(copy, enforce_file_format=True)
+                values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
+        except Exception as error:  # as above, and GDCM's
+            raise InputError(f"{path}: damaged or unreadable pixels ({syntax.name}): copy or convert it") from error
+    if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: its header tells of {pixels.shape[::-1]} pixels, and {values.shape[::-1]} are there: copy it "
+            "again"
+        )
+    return values.reshape(pixels.shape)
+
+
+def _numbers(frame: NDArray, pixels: _Pixels) -> NDArray[np.float64]:
+    """What the stored bits stand for; overlays may lie in the others."""
+    values = (frame.astype(np.int64) >> (pixels.high + 1 - pixels.stored)) & (2**pixels.stored - 1)
+    if pixels.signed:
+        values -= (values >> (pixels.stored - 1)) << pixels.stored
+    return values.astype(np.float64)

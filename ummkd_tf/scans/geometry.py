@@ -1,0 +1,233 @@
+"""Where voxels lie in the patient: grids, reorientation and resampling.
+
+Convention: an array is indexed `[i, j, k]` and its affine maps that index to world millimetres in RAS
+(+x right, +y anterior, +z superior), as NIfTI does. SimpleITK's LPS and `[z, y, x]` stay inside this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
+    """The part of the index ranges [start, stop) that lies in the grid."""
+    limits = np.clip([start, stop], 0, grid.shape).astype(int).T
+    return tuple(slice(*limit) for limit in limits.tolist())
+
+
+def shifted(affine: Affine, window: tuple[slice, ...]) -> Affine:
+    """Affine of an array cut by `window`."""
+    result = affine.copy()
+    result[:3, 3] = Grid(affine, (1, 1, 1)).world([s.start for s in window])
+    return result
+
+
+def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """The part of a volume inside a box of indices, in the same place."""
+    part = volume.array[box]
+    return Volume(part, shifted(volume.affine, tuple(slice(s.start or 0, None) for s in box)))
+
+
+Affine = NDArray[np.float64]
+Interpolation = Literal["nearest", "linear", "bspline"]
+
+_ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
+_EXACT = 1e-6  # of directions' products; a tenth of what ITK allows
+_CORNERS = np.array(list(np.ndindex(2, 2, 2)))
+_INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: `affine` [4, 4] maps index `[i, j, k]` to RAS millimetres; `shape` counts voxels."""
+
+    affine: Affine
+    shape: tuple[int, int, int]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along i, j, k."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """|det|: what the spacings multiply to, but on a tilted grid."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def is_tilted(self) -> bool:
+        """Whether the axes are not perpendicular, by more than rounding."""
+        return orthonormalized(self) is None
+
+    @property
+    def axes(self) -> str:
+        """Patient direction in which each index increases, e.g. "LPS"."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def world(self, index: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """World position (RAS mm) of voxel indices `[..., 3]`."""
+        return np.asarray(index, np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index(self, world: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fractional voxel indices `[..., 3]` of world positions (RAS mm)."""
+        return (np.asarray(world, np.float64) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+
+def nearest_orthonormal(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Perpendicular unit vectors nearest to those in the columns of `vectors` [3, 2 or 3] (polar decomposition)."""
+    left, _, right = np.linalg.svd(vectors, full_matrices=False)
+    return left @ right
+
+
+def orthonormalized(grid: Grid) -> Grid | None:
+    """The grid with exactly perpendicular axes, where that moves no voxel by more than rounding does, else None.
+
+    Headers give directions in single precision or in a few decimals, and ITK refuses a NIfTI file whose directions are
+    not orthonormal to 1e-5. The first voxel stays. None means a tilted grid, as a CT's with a tilted gantry.
+    """
+    spacing = np.asarray(grid.spacing_mm)
+    directions = grid.affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() < _EXACT:
+        return grid
+    affine = grid.affine.copy()
+    affine[:3, :3] = nearest_orthonormal(directions) * spacing
+    upright = Grid(affine, grid.shape)
+    return upright if _corners_apart_mm(grid, upright) <= _ROUNDING_MM else None
+
+
+def straightened(grid: Grid) -> Grid:
+    """The grid itself; for a tilted one, the smallest grid of perpendicular axes and the same spacing that covers it.
+
+    Distances and label maps need perpendicular axes. The axis nearest to one of the patient's stays as it is (that of
+    the table, where the gantry was tilted), and the next is made perpendicular to it.
+    """
+    upright = orthonormalized(grid)
+    if upright:
+        return upright
+    spacing = np.asarray(grid.spacing_mm)
+    directions = grid.affine[:3, :3] / spacing
+    order = np.argsort(-np.abs(directions).max(axis=0).round(6), kind="stable")
+    triangular, signs = np.linalg.qr(directions[:, order])
+    axes = np.empty((3, 3))
+    axes[:, order] = triangular * np.sign(np.diag(signs))
+    edges = (grid.world(_CORNERS * np.asarray(grid.shape) - 0.5)) @ axes  # the outer corners, along the new axes
+    first, last = edges.min(axis=0), edges.max(axis=0)
+    shape = np.ceil((last - first) / spacing - 1e-6).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    affine[:3, 3] = axes @ ((first + last - (shape - 1) * spacing) / 2)
+    return Grid(affine, tuple(shape.tolist()))
+
+
+def ras_affine(lps_axes: NDArray, lps_origin: NDArray) -> Affine:
+    """Affine of vectors from voxel to voxel [3, 3] and a first voxel given in LPS, as DICOM and ITK do."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = lps_axes, lps_origin
+    affine[:2] *= -1
+    return affine
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D array and its affine."""
+
+    array: NDArray
+    affine: Affine
+
+    @property
+    def grid(self) -> Grid:
+        """The voxels' places."""
+        return Grid(self.affine, self.array.shape)
+
+
+def pixels(image: sitk.Image) -> NDArray:
+    """Values as `[i, j, …]`."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(image).T
+
+
+def _corners_apart_mm(a: Grid, b: Grid) -> float:
+    corners = _CORNERS * (np.asarray(a.shape) - 1)
+    return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
+
+
+def same_geometry(a: Grid, b: Grid, tolerance_mm: float = _ROUNDING_MM) -> str | None:
+    """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
+
+    Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.
+    """
+    if a.shape != b.shape:
+        return f"shape {b.shape}, expected {a.shape}"
+    if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
+        return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
+    if a.axes != b.axes:
+        return f"orientation {b.axes}, expected {a.axes}"
+    apart = _corners_apart_mm(a, b)
+    if apart > tolerance_mm:
+        return f"position or direction off by {apart:.2f} mm"
+    return None
+
+
+def _mm(values: Sequence[float]) -> str:
+    return " × ".join(f"{v:.3f}" for v in values) + " mm"
+
+
+def reorient(volume: Volume, axes: str) -> Volume:
+    """Permutes and flips array axes so that the indices increase towards `axes` (e.g. "PLS"); no resampling."""
+    start = nib.orientations.io_orientation(volume.affine)
+    transform = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(tuple(axes)))
+    array = nib.orientations.apply_orientation(volume.array, transform)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(transform, volume.array.shape)
+    return Volume(array, affine)
+
+
+def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
+    """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
+    """Values of a volume at the voxels of another grid.
+
+    Args:
+        volume: Any orientation.
+        grid: Where values are wanted.
+        interpolation: "linear" or "bspline" for images, "nearest"; label maps: `preprocessing.resample_label`.
+        outside: Value beyond the volume (NaN marks such voxels).
+
+    Returns:
+        Array of `grid.shape`; float32, or the volume's own type for "nearest".
+    """
+    import SimpleITK as sitk
+
+    array = volume.array
+    if interpolation in ("linear", "bspline"):
+        array = array.astype(np.float32, copy=False)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
+    resampler.SetDefaultPixelValue(outside)
+    resampler.SetSize([int(n) for n in grid.shape])
+    resampler.SetOutputSpacing(list(grid.spacing_mm))
+    resampler.SetOutputOrigin(lps[:3, 3].tolist())
+    resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
+    return pixels(resampler.Execute(to_sitk(array, volume.affine)))

@@ -1,0 +1,145 @@
+"""NIfTI files."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+
+from ummkd_tf.common.documents import DEFLATE_RATIO
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import last_line, replacing
+from ummkd_tf.scans.checks import check_content, check_size, check_type, checked, one_volume
+from ummkd_tf.scans.geometry import Grid, Volume, orthonormalized, same_geometry
+
+_LOG = logging.getLogger(__name__)
+_QUIET = logging.getLogger(f"{__name__}.nibabel")  # nibabel tells what it mends in a header; we check what matters
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
+_GZIP = b"\x1f\x8b"
+_FINE_STEP = 0.1  # of stored labels: too fine for a fraction to hide between whole numbers
+_MAX_PADDING = 512  # bytes after a NIfTI image; more means that its header and its data do not belong together
+
+
+def read_nifti(path: Path, labels: bool = False) -> Volume:
+    """Reads the voxels by hand, because nibabel stops before the gzip checksum and believes any size.
+
+    Args:
+        path: The file, packed or not, whatever its name says.
+        labels: Whole numbers are meant: those that were stored in fine steps (with a slope) become whole again.
+    """
+    check_content(path)
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == _GZIP  # whatever the name says
+            file.seek(0)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+            header = _nifti_header(stream)
+            shape, dtype = header.get_data_shape(), header.get_data_dtype()
+            volume_shape = one_volume(shape, path)
+            if (int(header["sform_code"]), int(header["qform_code"])) == (0, 0):
+                raise InputError(
+                    f"{path}: the header gives no orientation (sform_code and qform_code are 0), so left and right are"
+                    " unknown: write the file again with its affine"
+                )
+            unit = header.get_xyzt_units()[0]
+            if unit not in ("mm", "unknown"):
+                raise InputError(
+                    f"{path}: the header gives distances in {unit}: expected mm; write the file again in mm"
+                )
+            check_type(dtype, path)
+            check_size(path, shape, dtype.itemsize, path.stat().st_size * (DEFLATE_RATIO if packed else 1))
+            smallest = header.template_dtype.itemsize + 4  # header and extension flags; where 0 is given, it is meant
+            _skip(stream, (header.get_data_offset() or smallest) - header.template_dtype.itemsize)
+            voxels = _exactly(stream, math.prod(shape) * dtype.itemsize)
+            # Reading on to the end compares the checksum; a bomb is left after a few bytes.
+            if len(stream.read(_MAX_PADDING + 1)) > _MAX_PADDING:
+                raise ValueError("more data than the header tells of")
+        array = np.frombuffer(voxels, dtype).reshape(volume_shape, order="F")
+        with np.errstate(all="ignore"):  # what becomes infinite is an error below
+            slope, intercept = header.get_slope_inter()
+            if slope is not None:
+                array = nib.volumeutils.apply_read_scaling(array, np.float64(slope), np.float64(intercept))
+                if labels and abs(slope) <= _FINE_STEP:
+                    whole = np.round(array)
+                    array = whole if np.abs(array - whole).max() <= 0.501 * abs(slope) else array
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        _compare_forms(header, volume_shape, path)
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: no memory for its voxels: free some, or crop the image") from error
+    except Exception as error:  # nibabel and zlib raise many kinds for damaged files
+        raise InputError(f"{path}: damaged or truncated NIfTI file ({last_line(error)}): copy it again") from error
+    return checked(array, affine, path)
+
+
+def _compare_forms(header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path) -> None:
+    """Says so where a header gives two places; the sform counts, as in nibabel, while ITK can prefer the qform."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    difference = None if sform is None or qform is None else same_geometry(Grid(sform, shape), Grid(qform, shape))
+    if difference:
+        _LOG.warning("%s: its qform has %s, the sform; the sform is used", path, difference)
+
+
+def _nifti_header(stream: BinaryIO) -> nib.Nifti1Header:
+    """Header of either version, without its extensions: their sizes are not to be trusted, and nothing is in them."""
+    block = _exactly(stream, nib.Nifti1Header.template_dtype.itemsize)
+    size = nib.Nifti2Header.template_dtype.itemsize
+    second = size in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    if second:
+        block += _exactly(stream, size - len(block))
+    header = (nib.Nifti2Header if second else nib.Nifti1Header)(bytes(block), check=False)
+    if not int(header["sform_code"]) > 0 and not (header["pixdim"][1:4] > 0).all():  # nibabel would make them 1 mm
+        raise ValueError(f"voxels of {' × '.join(f'{v:g}' for v in header['pixdim'][1:4])} mm")
+    header.check_fix(logger=_QUIET)
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise ValueError("not a single-file NIfTI")
+    return header
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytearray:
+    content = bytearray(size)
+    view, filled = memoryview(content), 0
+    while filled < size:
+        read = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not read:
+            raise EOFError(f"{size - filled} bytes are missing")
+        filled += read
+    return content
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    """Leaves the header's extensions out."""
+    if size < 0:
+        raise ValueError("the voxels begin inside the header")
+    while size:
+        read = len(stream.read(min(size, 2**20)))
+        if not read:
+            raise EOFError("the voxels begin after the end of the file")
+        size -= read
+
+
+def write_nifti(path: str | Path, volume: Volume) -> None:
+    """Writes a NIfTI file whole or not at all, with its place in the sform as in the qform.
+
+    Its directions are orthonormal, since ITK and what is built on it refuse others.
+
+    Raises:
+        ValueError: A tilted grid, which a qform cannot say; `geometry.straightened` gives one that it can.
+    """
+    grid = orthonormalized(volume.grid)
+    if grid is None:
+        raise ValueError("a NIfTI file for all readers needs perpendicular axes")
+    image = nib.Nifti1Image(volume.array, grid.affine)
+    image.set_sform(grid.affine, "scanner")
+    image.set_qform(grid.affine, "scanner")
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        nib.save(image, temporary)

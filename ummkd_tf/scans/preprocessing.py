@@ -1,0 +1,240 @@
+"""From a scan to the network's grid and back (Sec. IV-A; docs/reproduction.md#preparation).
+
+Forward: reorient to the task's axes → crop to the body, or find the heart → resample image and label *once* onto the
+task's grid around it → clip intensities → z-score over the volume. Backward: class probabilities on the task's grid →
+label map on the scan's own grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, straightened, window
+from ummkd_tf.tasks import Clip, Task
+
+VERSION = 4  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+
+_LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
+_CORNERS = np.array(list(np.ndindex(2, 2, 2)))
+# Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
+_TIE_SIGMA, _TIE_WEIGHT = 3.0, 0.1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on the task's grid.
+
+    Attributes:
+        image: float32 [rows, columns, slices], zero mean and unit variance over the scanned voxels.
+        label: uint8 class map of the same shape, or None.
+        grid: Where the prepared voxels lie.
+        original: Where the scan's own voxels lie, in its own axis order.
+        original_label: uint8 class map on `original`, or None.
+    """
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8] | None
+    grid: Grid
+    original: Grid
+    original_label: NDArray[np.uint8] | None
+
+
+def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> Prepared:
+    """Brings a scan (and its class map) onto the task's grid.
+
+    Args:
+        image: The scan in any orientation.
+        label: Class map (0..C-1) on the same grid, or None for a scan to be predicted.
+        task: Row of the task table.
+        modality: Chooses the intensity range.
+
+    Raises:
+        InputError: Image and label differ in shape or geometry; a constant image; an unlabelled heart.
+    """
+    if label is not None:
+        difference = same_geometry(image.grid, label.grid)
+        if difference:
+            raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
+    oriented = reorient(image, task.axes)
+    if task.roi == "body":
+        oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
+    if task.roi == "label_centroid" and label is not None:
+        center = label_centroid(reorient(label, task.axes).array)
+    else:
+        center = (np.asarray(oriented.array.shape) - 1) / 2
+    grid = task_grid(oriented.grid, center, task)
+    values = resample(oriented, grid, "linear", outside=np.nan)
+    scanned = ~np.isnan(values)
+    if not scanned.any():
+        raise InputError("the image has no voxel inside the task's window: check its geometry")
+    classes = None if label is None else label.array.astype(np.uint8)
+    return Prepared(
+        image=normalize(values, scanned, task.clip_for(modality)),
+        label=None if label is None else resample_label(label, grid, task.num_classes),
+        grid=grid,
+        original=image.grid,
+        original_label=classes,
+    )
+
+
+def clip_intensity(values: NDArray, clip: Clip) -> NDArray[np.float32]:
+    """Limits values to a range given in the image's unit or in percentiles of `values`."""
+    low, high = (clip.low, clip.high) if clip.unit == "value" else np.percentile(values, (clip.low, clip.high))
+    return np.clip(values, low, high, dtype=np.float32)
+
+
+def normalize(values: NDArray, scanned: NDArray[np.bool_], clip: Clip) -> NDArray[np.float32]:
+    """Clips, then subtracts the mean and divides by the standard deviation of the scanned voxels.
+
+    Voxels outside the scan take the darkest value, as black margins do.
+
+    Raises:
+        InputError: All scanned voxels have one value.
+    """
+    inside = clip_intensity(values[scanned], clip)
+    mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+    if deviation == 0:
+        raise InputError(f"every voxel has the value {mean:g} after clipping: expected an image with contrast")
+    result = np.full(values.shape, inside.min(), np.float32)
+    result[scanned] = inside
+    return ((result - mean) / deviation).astype(np.float32)
+
+
+def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.uint8]:
+    """Class map at the voxels of another grid; never invents a label and keeps every class's volume.
+
+    Our choice, because neither source says how: each class's indicator is interpolated linearly, and the class with the
+    largest score wins. The score is the interpolated value plus a bias per class, chosen so that a class wins as many
+    voxels as its interpolated values sum to. Without the bias the nearest slice wins, and where slices of 7.7 mm meet
+    slices of 8 mm an organ loses or gains up to a whole slice (9 % of a spleen).
+
+    Args:
+        label: Class map (0..C-1).
+        grid: Where classes are wanted.
+        num_classes: C.
+    """
+    classes = np.zeros(grid.shape, np.uint8)
+    boxes = ndimage.find_objects((label.array > 0).astype(np.uint8))
+    if not boxes:
+        return classes
+    # One voxel around all labels, where the indicators have faded to zero.
+    first, last = (np.array([getattr(side, end) for side in boxes[0]]) for end in ("start", "stop"))
+    source = window(label.grid, first - 1, last + 1)
+    corners = grid.index(label.grid.world(np.where(_CORNERS, last, first - 1)))
+    target = window(grid, np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1)
+    part = Volume(label.array[source], shifted(label.affine, source))
+    part_grid = Grid(shifted(grid.affine, target), classes[target].shape)
+    if 0 not in part_grid.shape:
+        indicators = [Volume((part.array == c).astype(np.float32), part.affine) for c in range(1, num_classes)]
+        classes[target] = classes_of_same_volume(np.stack([resample(i, part_grid, "linear") for i in indicators]))
+    return classes
+
+
+def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class map in which each class has as many voxels as its occupancies sum to.
+
+    Args:
+        occupancy: Share of each voxel that belongs to class 1, 2, …: [classes, rows, columns, slices]; what they leave
+            is background. A class is never given where its occupancy is 0.
+    """
+    score = np.concatenate([1 - occupancy.sum(axis=0, keepdims=True), occupancy])
+    # Between two slices, whole rings have one occupancy; the part near the inside goes first.
+    score += _TIE_WEIGHT * ndimage.gaussian_filter(score, (0, _TIE_SIGMA, _TIE_SIGMA, 0))
+    covered = occupancy.any(axis=0)
+    occupancy, score = occupancy[:, covered], score[:, covered]
+    score[1:][occupancy == 0] = -np.inf
+    bias = np.zeros((len(score), 1), np.float32)
+    for c in 2 * list(range(1, len(score))):  # twice, because touching classes take voxels from one another
+        rivals = np.delete(score + bias, c, axis=0).max(axis=0)
+        lead = (score[c] - rivals)[occupancy[c - 1] > 0]
+        wanted = round(float(occupancy[c - 1].sum(dtype=np.float64)))
+        if 0 < wanted < lead.size:
+            bias[c] = -np.partition(lead, (-wanted - 1, -wanted))[[-wanted - 1, -wanted]].mean()
+    classes = np.zeros(covered.shape, np.uint8)
+    classes[covered] = np.argmax(score + bias, axis=0)
+    return classes
+
+
+def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
+    """In-plane box of the body, without black margins, over the whole slice range.
+
+    Our choice, because the paper says only "excluding the black margins": voxels above a tenth of the intensity
+    range, their largest connected part (which leaves out the table and cables), its bounding box. What lies outside
+    does not enter the z-score: the amount of air around a patient would shift all intensities.
+
+    Args:
+        values: Clipped image [rows, columns, slices].
+    """
+    low, high = float(values.min()), float(values.max())
+    parts, count = ndimage.label(values > low + 0.1 * (high - low))
+    if not count:
+        return (slice(None),) * 3
+    body = int(np.bincount(parts.ravel())[1:].argmax())
+    return (*ndimage.find_objects(parts)[body][:2], slice(None))
+
+
+def label_centroid(classes: NDArray) -> NDArray[np.float64]:
+    """Centre of mass index `[row, column, slice]` of all foreground voxels.
+
+    Raises:
+        InputError: No foreground voxel.
+    """
+    foreground = np.nonzero(classes)
+    if not foreground[0].size:
+        raise InputError("the label map has no foreground voxel: the heart cannot be located; check the label file")
+    return np.array([axis.mean() for axis in foreground])
+
+
+def task_grid(scan: Grid, center: NDArray[np.float64], task: Task) -> Grid:
+    """The task's grid over a scan that already has the task's axes.
+
+    In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed). Across:
+    as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left out. Over a
+    tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm, need it.
+
+    Raises:
+        InputError: The scan is longer than any patient.
+    """
+    if scan.is_tilted:
+        upright = straightened(scan)
+        scan, center = upright, upright.index(scan.world(center))
+    through_mm = scan.shape[2] * scan.spacing_mm[2]
+    if through_mm > _LONGEST_MM:
+        raise InputError(
+            f"the scan is {through_mm:.0f} mm long: expected at most {_LONGEST_MM}; check its header's spacing"
+        )
+    shape = (*task.size, max(1, round(through_mm / task.spacing_mm[2])))
+    middle = np.array([center[0], center[1], (scan.shape[2] - 1) / 2])
+    axes = scan.affine[:3, :3] / scan.spacing_mm * task.spacing_mm
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = scan.world(middle) - axes @ ((np.asarray(shape) - 1) / 2)
+    return Grid(affine, shape)
+
+
+def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.uint8]:
+    """Class map on the scan's own grid from class probabilities on the task's grid.
+
+    Each class's probability is interpolated linearly and the largest wins; beyond the task's window is background.
+
+    Args:
+        probabilities: [rows, columns, slices, classes], background first.
+        grid: The task's grid.
+        original: The scan's own grid.
+
+    Returns:
+        uint8 array of `original.shape`, in the scan's own axis order.
+    """
+    labels = np.zeros(original.shape, np.uint8)
+    best = resample(Volume(probabilities[..., 0], grid.affine), original, "linear", outside=1.0)
+    for c in range(1, probabilities.shape[-1]):
+        candidate = resample(Volume(probabilities[..., c], grid.affine), original, "linear", outside=0.0)
+        wins = candidate > best
+        labels[wins] = c
+        best = np.maximum(best, candidate)
+    return labels

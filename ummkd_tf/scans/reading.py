@@ -1,0 +1,85 @@
+"""Volumes with their place in the patient: reading, writing, reorientation and resampling.
+
+Convention: an array is indexed `[i, j, k]` and its affine maps that index to world millimetres in RAS
+(+x right, +y anterior, +z superior), as NIfTI does. SimpleITK's LPS and `[z, y, x]` stay inside this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.scans.checks import check_content
+from ummkd_tf.scans.dicom import is_dicom, read_dicom_series
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.itk import read_itk
+from ummkd_tf.scans.nifti import read_nifti
+
+_WHOLE = 1e-3  # a label nearer to a whole number is that number, stored with a slope or as float32
+_NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Reads a NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or one multi-frame DICOM file.
+
+    Returns:
+        Volume in the file's own axis order. Floating-point images are float32.
+
+    Raises:
+        InputError: Not readable, not 3D, no orientation, or NaN/Inf voxels.
+    """
+    return _read(Path(path))
+
+
+def _read(path: Path, labels: bool = False) -> Volume:
+    named = path.name.lower()
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder: check the path")
+    if path.is_dir():
+        return read_dicom_series(path)[0]
+    check_content(path)
+    if named.endswith(_DICOM_SUFFIXES) or (is_dicom(path) and not named.endswith(_NIFTI_SUFFIXES + _ITK_SUFFIXES)):
+        return read_dicom_series(path)[0]
+    if is_dicom(path):
+        raise InputError(f"{path}: a DICOM file with the name of another format: rename it, or give its folder")
+    if named.endswith(_NIFTI_SUFFIXES):
+        return read_nifti(path, labels)
+    if path.name.endswith(_ITK_SUFFIXES):
+        return read_itk(path)
+    raise InputError(
+        f"{path}: unknown image format: expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder"
+    )
+
+
+def read_label(path: str | Path) -> Volume:
+    """Reads a label map with `read_volume` and checks that every value is a whole number.
+
+    Returns:
+        Volume of int32.
+
+    Raises:
+        InputError: As `read_volume`, or a fractional or out-of-range label.
+    """
+    volume = _read(Path(path), labels=True)
+    return Volume(as_labels(volume.array, path), volume.affine)
+
+
+def as_labels(array: NDArray, path: str | Path) -> NDArray[np.int32]:
+    """Whole-number array as int32; a fraction is an error, since rounding it could invent a label."""
+    if array.dtype.kind == "f":
+        whole = np.round(array)
+        fractional = array[np.abs(array - whole) > _WHOLE]
+        if fractional.size:
+            raise InputError(
+                f"{path}: {fractional.size} label voxels are not whole numbers (first: {fractional.flat[0]:.7g}): "
+                "expected class values; save the label map without interpolation, and without a slope"
+            )
+        array = whole
+    if array.size and (array.min() < np.iinfo(np.int32).min or array.max() > np.iinfo(np.int32).max):
+        raise InputError(f"{path}: label values up to {array.max():g}: expected class values")
+    return array.astype(np.int32)
