@@ -9,8 +9,6 @@ same bytes. A run whose files can be read but do not hold what they should is na
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,10 +31,10 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.evaluation.summary import METRICS
 from ummkd_tf.output.pages import document, escaped, facts
+from ummkd_tf.runs.history import HISTORY, read_history
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
-HISTORY = "history.jsonl"
 CASE_METRICS = MappingProxyType({"dice": "Dice (%)", "hausdorff95_mm": "HD95 (mm)", "average_mm": "ASSD (mm)"})
 PHANTOM = '<strong class="phantom">PHANTOM</strong>'
 
@@ -65,15 +63,13 @@ def _entry(record: Record) -> Entry:
 
 
 def read_curves(path: Path) -> dict[str, Points]:
-    """Finite values of a history by name; {} where there is none. A last line cut off by a kill is left out."""
+    """Finite values of a history by name; {} where there is none."""
     by_name: dict[str, dict[float, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            values = json.loads(line)
-            step = values.pop("step")
-            for name, value in values.items():
-                if value is not None and math.isfinite(value):
-                    by_name.setdefault(name, {})[step] = value
+    for values in read_history(path):
+        step = values.pop("step")
+        for name, value in values.items():
+            if value is not None and math.isfinite(value):
+                by_name.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in by_name.items()}
 
 

@@ -34,7 +34,7 @@ from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.dataset import DATASET, RELEASED
-from ummkd_tf.runs.folder import LOCK, RUN
+from ummkd_tf.runs.folder import LOCK, RUN, newest_step
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
@@ -325,8 +325,7 @@ def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float
 
 def steps_done(run_dir: Path) -> int:
     """Training steps up to the newest checkpoint."""
-    steps = [int(path.stem.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*.npz")]
-    return max(steps, default=0)
+    return newest_step(run_dir) or 0
 
 
 def steps_left(work: Work) -> int:

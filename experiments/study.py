@@ -94,7 +94,7 @@ class StudyRun:
 
     def row(self) -> list[str]:
         """Cells of `COLUMNS`."""
-        lines = read_history(self.run_dir / HISTORY) if (self.run_dir / HISTORY).is_file() else []
+        lines = read_history(self.run_dir / HISTORY)
         scores = [line for line in lines if "validation_dice" in line]
         if not scores:
             return [self.name] + ["–"] * (len(COLUMNS) - 1)

@@ -273,7 +273,7 @@ def test_signals_save_and_leave(tmp_path, number, code, capfd):
         run(model, tmp_path, 9, validate=validate, validate_every=2, checkpoint_every=100)
     assert stopped.value.exit_code == code
     assert f"{number.name}: saving after this step and its validation" in capfd.readouterr().err
-    assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
+    assert CheckpointFolder(tmp_path).restore_newest(compiled_model()).step == 2
 
 
 def test_max_hours_stops_cleanly(tmp_path):
@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
     report = json.loads((run_dir / training.NOT_FINITE).read_text(encoding="utf-8"))
     assert report["step"] == 5 and report["batch"]["ct"] == ["cube 4 7", "cube 2 6"]
     assert report["not_finite"]["ct_dice_loss"] == "nan" and "mr_dice_loss" not in report["not_finite"]
-    assert CheckpointFolder(run_dir / "checkpoints").restore_newest(spoilt).step == 4
+    assert CheckpointFolder(run_dir).restore_newest(spoilt).step == 4
     for path, value in weights(good).items():
         np.testing.assert_array_equal(value, weights(spoilt)[path], err_msg=path)
 
@@ -317,7 +317,7 @@ def test_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path, caplog):
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     newest.write_bytes(content)
-    assert CheckpointFolder(tmp_path / "checkpoints").restore_newest(compiled_model()).step == 2
+    assert CheckpointFolder(tmp_path).restore_newest(compiled_model()).step == 2
     assert "step-00000004.npz: damaged checkpoint" in caplog.text
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +12,11 @@ from experiments.plans import DATA, TARGETS, RunSpec
 from ummkd_tf.common import documents
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.runs.folder import RUN, read_run, task_of
+from ummkd_tf.runs.folder import RUN, evaluation_name, read_run, task_of
+from ummkd_tf.runs.history import KNOWLEDGE, read_history
 from ummkd_tf.tasks import TASKS, Task, check_same_task
 
-EVALUATION, OUTLIER, KNOWLEDGE = "evaluation_test.json", "evaluation_outlier.json", "knowledge.jsonl"
+EVALUATION, OUTLIER = (evaluation_name(part) for part in ("test", "outlier"))
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,13 @@ def _load(run_dir: Path) -> Record:
         run=read_run(run_dir),
         evaluation=read_json(run_dir / EVALUATION),
         outlier=read_json(run_dir / OUTLIER),
-        knowledge=_read_lines(run_dir / KNOWLEDGE),
+        knowledge=_by_step(run_dir / KNOWLEDGE),
     )
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines by step: the last of a step counts, and one cut off by a kill is left out."""
-    by_step = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            by_step[line["step"]] = line
+def _by_step(path: Path) -> list[dict[str, Any]]:
+    """Lines in order of steps; the last of a step counts."""
+    by_step = {line["step"]: line for line in read_history(path)}
     return [by_step[step] for step in sorted(by_step)]
 
 

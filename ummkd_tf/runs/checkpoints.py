@@ -22,6 +22,7 @@ from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs.folder import CHECKPOINTS, checkpoint_files
 
 BEST = "best.npz"
 
@@ -104,20 +105,17 @@ class CheckpointFolder:
     """The checkpoints of one run: the newest few and the best.
 
     Args:
-        folder: `<run_dir>/checkpoints`.
+        run_dir: The run's folder.
         keep: How many of the newest to keep.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
-
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.npz"), reverse=True)
+    def __init__(self, run_dir: Path, keep: int = 2) -> None:
+        self.run_dir, self.folder, self.keep = run_dir, run_dir / CHECKPOINTS, keep
 
     def save(self, model: UnpairedSegmenter, progress: Progress) -> None:
         """Writes the newest checkpoint and removes those beyond `keep`."""
         write_checkpoint(self.folder / f"step-{progress.step:08d}.npz", model, progress)
-        for old in self._newest_first()[self.keep :]:
+        for old in checkpoint_files(self.run_dir)[self.keep :]:
             old.unlink()
 
     def save_best(self, model: UnpairedSegmenter, progress: Progress) -> None:
@@ -131,7 +129,7 @@ class CheckpointFolder:
             InputError: There are checkpoints and none is readable, or one is of another architecture.
         """
         damaged: InputError | None = None
-        for path in self._newest_first():
+        for path in checkpoint_files(self.run_dir):
             try:
                 read_checkpoint(path)
             except InputError as error:
@@ -149,7 +147,7 @@ class CheckpointFolder:
         Raises:
             InputError: There is none.
         """
-        found = [self.folder / BEST] if selection == "best" else self._newest_first()[:1]
+        found = [self.folder / BEST] if selection == "best" else checkpoint_files(self.run_dir)[:1]
         if not found or not found[0].is_file():
             raise InputError(
                 f"{self.folder}: no {selection} checkpoint: train the run first, or choose --selection="

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 LOCK = "lock"
+CHECKPOINTS = "checkpoints"
 # What every reader of `run.json` relies on.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "flags": dict,
@@ -53,6 +54,11 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "environment.commit": str,
     "seconds": (int, float),
 }
+
+
+def evaluation_name(part: str, *, original_grid: bool = False) -> str:
+    """File name of the evaluation of a part ("test", "validation" or "outlier"), on the prepared or the scans' grid."""
+    return f"evaluation_{part}{'_original' if original_grid else ''}.json"
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
@@ -94,6 +100,17 @@ def task_of(record: Mapping[str, Any]) -> Task:
         InputError: None is stored.
     """
     return stored_task(record["task"], RUN)
+
+
+def checkpoint_files(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run by step, the newest first; without the best one."""
+    return sorted((run_dir / CHECKPOINTS).glob("step-*.npz"), reverse=True)
+
+
+def newest_step(run_dir: Path) -> int | None:
+    """Step of the newest checkpoint of a run; None where there is none."""
+    files = checkpoint_files(run_dir)
+    return int(files[0].stem.removeprefix("step-")) if files else None
 
 
 @contextlib.contextmanager
@@ -163,7 +180,7 @@ def start_run(
         "model": json.loads(json.dumps(dict(model))),
         "split_sha256": dataset.split_checksum,
     }
-    checkpoints = any((run_dir / "checkpoints").glob("step-*.npz"))
+    checkpoints = newest_step(run_dir) is not None
     if checkpoints and not (run_dir / RUN).exists():
         raise InputError(
             f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "

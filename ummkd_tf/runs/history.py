@@ -31,7 +31,7 @@ class JsonLines:
     def __init__(self, path: Path, step: int) -> None:
         if step and not path.exists():
             _LOG.warning("%s: missing: what it told of the first %d steps is lost", path, step)
-        kept = [line for line in read_history(path) if line["step"] <= step] if step and path.exists() else []
+        kept = [line for line in read_history(path) if step and line["step"] <= step]
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed in __exit__
@@ -49,9 +49,13 @@ class JsonLines:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `JsonLines` file, without damaged ones; the last is no surprise, since a kill can cut it off."""
+    """Lines of a `JsonLines` file, without damaged ones; the last is no surprise, since a kill can cut it off.
+
+    Returns:
+        Objects with "step"; [] where there is no file.
+    """
     lines = []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)

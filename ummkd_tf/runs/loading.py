@@ -26,7 +26,7 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
     from ummkd_tf.runs.checkpoints import CheckpointFolder, restore
 
     record = read_run(run_dir)
-    path = CheckpointFolder(Path(run_dir) / "checkpoints").selected(selection or record["flags"]["selection"])
+    path = CheckpointFolder(Path(run_dir)).selected(selection or record["flags"]["selection"])
     try:
         model = UnpairedSegmenter(**record["model"])
     except (TypeError, ValueError, KeyError) as error:

@@ -69,7 +69,7 @@ def train(
             directory cannot be used.
     """
     started = time.monotonic()
-    folder = CheckpointFolder(run_dir / "checkpoints", keep_checkpoints)
+    folder = CheckpointFolder(run_dir, keep_checkpoints)
     progress = folder.restore_newest(model)
     if progress.step >= steps:
         return progress
