@@ -28,9 +28,7 @@ from ummkd_tf.tasks import TASKS
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("task", "abdomen", list(TASKS), "What is segmented. Decides the network and the data's grid.")
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
-flags.DEFINE_string(
-    "data_dir", None, "Folder with prepared data (dataset.json or released.json), see docs/data.md."
-)
+flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json or released.json), see docs/data.md.")
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
 flags.DEFINE_enum(
     "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."
