@@ -11,7 +11,7 @@ setup(
         include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
     ),
     package_data={
-        "ummkd_tf": ["py.typed"],
+        "ummkd_tf": ["py.typed", "task_files/*.json", "output/assets/*"],
         "data_prep": ["splits/*.json"],
         "experiments.results": ["paper_numbers.json"],
     },

@@ -267,14 +267,6 @@ def histogram_figure(summaries: Sequence[Summary], modalities: Sequence[str]) ->
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
-_STYLE = """
-td ul { margin: 0; padding-left: 1.1rem; min-width: 24rem; white-space: normal; }
-td.flagged, .scroll tr > td.flagged:first-child { background: var(--flag); }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-figcaption ul { margin: 0.2rem 0 0; padding-left: 1.1rem; }
-.histogram { max-width: 55rem; }
-"""
-
 _RULES = (
     "A class is absent from a case.",
     f"An organ's volume is more than {ROBUST_Z:g} robust z-scores (1.4826 × the median absolute deviation) from the "
@@ -303,7 +295,7 @@ def render(dataset: Dataset, summaries: Sequence[Summary]) -> str:
         '<figure class="histogram"><img src="histograms.png" alt="Intensity histogram of each modality"></figure>\n'
         f"<h2>Pictures</h2>\n{_gallery(summaries)}"
     )
-    return document(title, body, style=_STYLE)
+    return document(title, body, kind="qc")
 
 
 def _numbers(values: Iterable[float], digits: int = 0) -> str:

@@ -29,7 +29,12 @@ _LABEL_MAP = flags.DEFINE_string(
     'JSON file of --source=csv from label value to class name or index, e.g. {"7": "liver"}; '
     "default: the values are the task's class indices.",
 )
-_TASK = flags.DEFINE_enum("task", None, list(TASKS), "Task of --source=csv; the other sources have their own.")
+_TASK = flags.DEFINE_string(
+    "task",
+    None,
+    f"Task of --source=csv: {', '.join(TASKS)}, or a task file (data_prep.new_task writes a first one); the other "
+    "sources have their own.",
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", default_workers(), "Cases worked on at once, each by one process of at most 3 GiB.", lower_bound=1
 )

@@ -45,7 +45,9 @@ def main(_: list[str]) -> None:
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.output import text_tables as reporting
     from ummkd_tf.runs.environment import environment
+    from ummkd_tf.runs.folder import task_of
     from ummkd_tf.runs.loading import load_model
+    from ummkd_tf.tasks import check_same_task
 
     run_dir = Path(FLAGS.run_dir)
     model, record, step = load_model(run_dir, FLAGS.selection)
@@ -55,6 +57,9 @@ def main(_: list[str]) -> None:
             f"{dataset.directory}: another split ({dataset.split_name}) than the run was trained with "
             f"({record['split_name']}): test cases may have been trained on; evaluate on the run's own data"
         )
+    check_same_task(
+        dataset.task, task_of(record), dataset.directory, "evaluate on the run's own data, or prepare them for its task"
+    )
     part = "outlier" if FLAGS.outlier else FLAGS.part
     case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
     if not case_ids:

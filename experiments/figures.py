@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.captions import counts, provenance
 from experiments.results.records import Record, load_records, of_spec
-from experiments.results.table import MODALITIES, SHORT
+from experiments.results.table import MODALITIES, class_title
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.output import pictures
@@ -308,7 +308,7 @@ def _kd_loss(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
 def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
     """Fig. 8: q of CT, of MRI, and 5 × their absolute difference, from the start of training to its end."""
     task = TASKS[specs[0].task]
-    names = ["bg", *(SHORT[name] for name in task.class_names[1:])]
+    names = ["bg", *(class_title(name) for name in task.class_names[1:])]
     figure = Figure(figsize=(PAGE, 3.6 * len(specs)), layout="compressed")
     panels = figure.subplots(3 * len(specs), Q_STEPS)
     shown = None
@@ -383,7 +383,9 @@ def _bare(panels: NDArray) -> None:
 
 def _organ_legend(figure: Figure, task: Task, lines: Mapping[str, Any] = MappingProxyType({})) -> None:
     numbers = {name: c for c, name in enumerate(task.class_names)}  # for readers who do not tell the colours apart
-    handles = [Line2D([], [], color=task.class_colors[n], label=f"{numbers[n]} {SHORT[n]}") for n in task.table_classes]
+    handles = [
+        Line2D([], [], color=task.class_colors[n], label=f"{numbers[n]} {class_title(n)}") for n in task.table_classes
+    ]
     handles += [Line2D([], [], color="black", linestyle=style, label=name) for name, style in lines.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 

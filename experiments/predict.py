@@ -33,13 +33,12 @@ def main(_: list[str]) -> None:
     import numpy as np
 
     from ummkd_tf.data.reduction import reduce_image
-    from ummkd_tf.runs.folder import read_run
+    from ummkd_tf.runs.folder import read_run, task_of
     from ummkd_tf.runs.loading import load_model
     from ummkd_tf.scans.geometry import Volume, straightened
     from ummkd_tf.scans.nifti import write_nifti
     from ummkd_tf.scans.preprocessing import prepare, restore
     from ummkd_tf.scans.reading import read_volume
-    from ummkd_tf.tasks import get_task
 
     output = Path(FLAGS.output)
     if not output.name.endswith((".nii", ".nii.gz")):
@@ -52,7 +51,7 @@ def main(_: list[str]) -> None:
     if FLAGS.modality not in record["model"]["modalities"]:
         known = ", ".join(record["model"]["modalities"])
         raise InputError(f"--modality={FLAGS.modality}: the run knows {known}; give the scan's modality")
-    task = get_task(record["task"])
+    task = task_of(record)
     scan = read_volume(FLAGS.input)
     try:
         prepared = prepare(scan, None, task, FLAGS.modality)

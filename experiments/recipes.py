@@ -6,14 +6,15 @@ Where both disagree: docs/reproduction.md#disagreements.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from ummkd_tf.model.architectures import Initialization
 from ummkd_tf.runs.config import L2On, Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained.
 
@@ -39,31 +40,38 @@ class Recipe:
     augmentation: str
 
 
+_PAPER_2D = Recipe(
+    learning_rate=1e-4,
+    schedule="staircase",
+    decay_every=1000,
+    batch_size=8,
+    steps=150_000,
+    l2_on="all",
+    l2_weight=1e-4,
+    augmentation="affine",
+)
+_PAPER_3D = replace(_PAPER_2D, decay_every=500, batch_size=2, steps=50_000, augmentation="none")
+_PRACTICE: Mapping[str, Any] = {"learning_rate": 1e-3, "schedule": "polynomial", "augmentation": "practice"}
+
 RECIPES: Mapping[str, Mapping[str, Recipe]] = MappingProxyType(
     {
-        "paper": {
-            "dilated2d": Recipe(1e-4, "staircase", 1000, 8, 150_000, "all", 1e-4, "affine"),
-            "unet3d": Recipe(1e-4, "staircase", 500, 2, 50_000, "all", 1e-4, "none"),
-        },
+        "paper": {"dilated2d": _PAPER_2D, "unet3d": _PAPER_3D},
         "released": {
-            "dilated2d": Recipe(1e-3, "staircase", 1000, 8, 150_000, "kernels", 0.5e-4, "none"),
-            "unet3d": Recipe(1e-4, "staircase", 500, 2, 50_000, "all", 1e-4, "none"),
+            "dilated2d": replace(_PAPER_2D, learning_rate=1e-3, l2_on="kernels", l2_weight=0.5e-4, augmentation="none"),
+            "unet3d": _PAPER_3D,
         },
         # For the best model rather than the paper's: our choice.
-        "practice": {
-            "dilated2d": Recipe(1e-3, "polynomial", 1000, 8, 150_000, "all", 1e-4, "practice"),
-            "unet3d": Recipe(1e-3, "polynomial", 500, 2, 50_000, "all", 1e-4, "practice"),
-        },
+        "practice": {"dilated2d": replace(_PAPER_2D, **_PRACTICE), "unet3d": replace(_PAPER_3D, **_PRACTICE)},
     }
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """How large a run is. The reduced ones are our choice, for machines without a GPU.
 
     Attributes:
-        size: Rows and columns the network sees; the prepared volumes are reduced by 256 / size.
+        factor: The network sees so many times fewer rows and columns than the prepared volumes have.
         width: Base width w.
         steps: Length of training; None for the recipe's.
         learning_rate: None for the recipe's; a short training needs a larger one.
@@ -75,11 +83,11 @@ class Preset:
         validate_every: Steps between validations (and checkpoints).
     """
 
-    size: int
+    factor: int
     width: int
-    steps: int | None
-    learning_rate: float | None
-    batch_size: int | None
+    steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
     initialization: Initialization
     norm_batches: int
     validate_every: int
@@ -87,8 +95,26 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "paper": Preset(256, 16, None, None, None, "released", 0, 1000),
-        "small": Preset(128, 8, 600, 2e-3, 2, "glorot", 16, 100),
-        "tiny": Preset(64, 4, 300, 2e-3, 2, "glorot", 16, 50),
+        "paper": Preset(factor=1, width=16, initialization="released", norm_batches=0, validate_every=1000),
+        "small": Preset(
+            factor=2,
+            width=8,
+            steps=600,
+            learning_rate=2e-3,
+            batch_size=2,
+            initialization="glorot",
+            norm_batches=16,
+            validate_every=100,
+        ),
+        "tiny": Preset(
+            factor=4,
+            width=4,
+            steps=300,
+            learning_rate=2e-3,
+            batch_size=2,
+            initialization="glorot",
+            norm_batches=16,
+            validate_every=50,
+        ),
     }
 )

@@ -23,10 +23,10 @@ from absl import flags
 from experiments.plans import TARGETS
 from experiments.results import builders, captions
 from experiments.results.builders import TABLES
-from experiments.results.curves import LINES, MOST_POINTS, PANELS, Frame, frame, panel
+from experiments.results.curves import MOST_POINTS, PANELS, Frame, frame, lines_of, panel
 from experiments.results.paper import paper_numbers
-from experiments.results.records import Entry, Points, Record, load_records, read_json
-from experiments.results.table import MODALITIES, PARAMETERS, UNDEFINED, Table
+from experiments.results.records import Entry, Points, Record, load_records, modalities_of, read_json
+from experiments.results.table import MODALITIES, UNDEFINED, Table, modality_title, parameter_text
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
@@ -77,58 +77,6 @@ def read_curves(path: Path) -> dict[str, Points]:
     return {name: sorted(points.items()) for name, points in by_name.items()}
 
 
-_STYLE = """
-html { scroll-padding-top: 3.5rem; }
-:root { --ct: #0b62b8; --mr: #b34700; --phantom: #8a1c5c; }
-@media (prefers-color-scheme: dark) { :root { --ct: #6cb2ff; --mr: #ffa057; --phantom: #ff9ed2; } }
-h3 { font-size: 1rem; margin: 1.4rem 0 0.4rem; }
-nav { position: sticky; top: 0; z-index: 3; display: flex; gap: 0.9rem; overflow-x: auto; white-space: nowrap;
-  padding: 0.6rem 0; font-size: 0.85rem; background: var(--page); border-bottom: 1px solid var(--line); }
-.quiet, figcaption small { color: var(--quiet); font-size: 0.85rem; }
-.phantom { color: var(--phantom); letter-spacing: 0.04em; }
-.notice { border-left: 4px solid var(--phantom); padding: 0.3rem 0.8rem; }
-summary { cursor: pointer; margin: 0.5rem 0; overflow-wrap: anywhere; }
-.results, .sortable { min-width: 100%; }
-.results th, .results td { padding-inline: 0.35rem; }
-.results thead tr:first-child > * { text-align: center; border-bottom: 0; }
-.results tbody th { font-weight: 400; background: var(--page); white-space: normal; min-width: 8rem; }
-.scroll .block > th { text-align: left; font-weight: 600; max-width: none; overflow: visible; padding-top: 0.9rem; }
-.block span { position: sticky; left: 0.35rem; }
-.beside > * { color: var(--quiet); }
-.tall { max-height: 75vh; overflow: auto; }
-.tall thead th { position: sticky; top: 0; z-index: 1; }
-.tall thead th:first-child { z-index: 2; }
-label { display: block; margin: 0.5rem 0; }
-label[hidden] { display: none; }
-select { max-width: 100%; font: inherit; }
-figure { margin: 0.8rem 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 0 0.8rem; }
-figure img { width: auto; max-width: min(60rem, 100%); margin: 0 auto; background: #fff; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.3rem 0.8rem; }
-svg { width: 100%; height: auto; overflow: visible; }
-svg text { font: 9px system-ui, sans-serif; fill: var(--quiet); }
-svg .title { fill: var(--ink); }
-svg path { fill: none; stroke: var(--line); }
-.key { width: 2rem; height: 0.6rem; }
-.ct, .mr, .both { fill: none; stroke-width: 1.5; }
-.ct { stroke: var(--ct); } .mr { stroke: var(--mr); stroke-dasharray: 4 2; } .both { stroke: var(--ink); }
-pre { overflow-x: auto; padding: 0.6rem; border: 1px solid var(--line); border-radius: 4px; font-size: 0.8rem; }
-@media (max-width: 40rem) {
-  dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4rem; }
-  .scroll .results tr:not(.block) > :first-child { max-width: 8rem; }
-}
-"""
-
-_SCRIPT = """
-const choice = document.getElementById("run");
-choice.parentElement.hidden = false;
-choice.addEventListener("change", () => {
-  for (const row of document.querySelector("#cases tbody").rows)
-    row.hidden = choice.value !== "" && row.lastElementChild.textContent !== choice.value;
-});
-"""
-
-
 def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> str:
     """The page as HTML; whatever comes from data is escaped.
 
@@ -143,19 +91,21 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
     sound = [entry for entry in entries if not entry.flaw]
     sections = [
         ("overview", "Overview", _overview(entries)),
-        *((name, _short(name), _table_section(name, sound)) for name in TABLES),
+        *((name, _short(name), _table_section(name, sound)) for name in TABLES if _of(name, sound)),
+        *((table.name, table.title, _shown(table, sound)) for table in builders.own_tables(e.record for e in sound)),
         ("figures", "Figures", _figures(sound, figures_dir)),
         ("curves", "Curves", _curves(sound)),
         ("parameters", "Parameters", _parameters(sound)),
         ("cases", "Cases", _cases(sound)),
         ("runs", "Runs", _runs(entries)),
         ("cost", "Cost", _cost(benchmark_dir)),
+        ("not-run", "Not run", _not_run(sound)),
     ]
     links = "\n".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections)
     body = "\n".join(f'<section id="{name}">\n{content}\n</section>' for name, _, content in sections)
     title = "Unpaired multi-modal segmentation via knowledge distillation: results"
     header = f'<header><h1>{title}</h1></header>\n<nav aria-label="Sections">\n{links}\n</nav>'
-    return document(title, f"{header}\n<main>\n{body}\n</main>", style=_STYLE, script=_SCRIPT)
+    return document(title, f"{header}\n<main>\n{body}\n</main>", kind="report")
 
 
 def _short(target: str) -> str:
@@ -213,6 +163,16 @@ def _overview(entries: Sequence[Entry]) -> str:
     )
 
 
+def _not_run(entries: Sequence[Entry]) -> str:
+    """The tables without a run, folded: what they will look like."""
+    parts = [
+        f'<details id="{name}">\n<summary>{_short(name)}</summary>\n{_table_section(name, entries)}\n</details>'
+        for name in TABLES
+        if not _of(name, entries)
+    ]
+    return "\n".join([_heading("Tables that have not been run", ()), *(parts or ["<p>None.</p>"])])
+
+
 def _table_section(target: str, entries: Sequence[Entry]) -> str:
     records = [entry.record for entry in entries]
     try:
@@ -224,9 +184,13 @@ def _table_section(target: str, entries: Sequence[Entry]) -> str:
         if compared != table
         else ""
     )
+    return f"{_shown(table, _of(target, entries))}\n{beside}"
+
+
+def _shown(table: Table, entries: Sequence[Entry]) -> str:
     return (
-        f"{_heading(table.title, _of(target, entries))}\n<p>{escaped(table.provenance)}</p>\n"
-        f'{_result_table(table)}\n<p class="quiet">{escaped(" ".join(table.notes))}</p>\n{beside}'
+        f"{_heading(table.title, entries)}\n<p>{escaped(table.provenance)}</p>\n"
+        f'{_result_table(table)}\n<p class="quiet">{escaped(" ".join(table.notes))}</p>'
     )
 
 
@@ -291,9 +255,11 @@ def _cost(folder: Path) -> str:
 
 
 def _curves(entries: Sequence[Entry]) -> str:
+    modalities = modalities_of(entry.record for entry in entries) or tuple(MODALITIES)
+    shown = dict.fromkeys((line.kind, line.title) for title in PANELS for line in lines_of(title, modalities))
     key = " ".join(
-        f'<svg class="key" viewBox="0 0 32 8" aria-hidden="true"><path class="{kind}" d="M0,4H32"/></svg> {text}'
-        for kind, text in LINES.items()
+        f'<svg class="key" viewBox="0 0 32 8" aria-hidden="true"><path class="{kind}" d="M0,4H32"/></svg> {title}'
+        for kind, title in ((kind, escaped(text)) for kind, text in shown)
     )
     parts = [
         _heading("Learning curves", entries),
@@ -302,7 +268,8 @@ def _curves(entries: Sequence[Entry]) -> str:
     ]
     for group in sorted({entry.group for entry in entries}):
         of = [entry for entry in entries if entry.group == group]
-        frames = {title: frame(of, names.values()) for title, names in PANELS.items()}
+        present = modalities_of(entry.record for entry in of)
+        frames = {title: frame(of, (line.name for line in lines_of(title, present))) for title in PANELS}
         parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(of) else ''}</h3>")
         parts += [_curves_of(entry, frames) for entry in of]
     return "\n".join(parts)
@@ -310,7 +277,9 @@ def _curves(entries: Sequence[Entry]) -> str:
 
 def _curves_of(entry: Entry, frames: Mapping[str, Frame]) -> str:
     name, status = escaped(entry.record.name), escaped(entry.record.run.get("status", "unknown"))
-    panels = "\n".join(panel(title, names, entry.curves, frames[title]) for title, names in PANELS.items())
+    panels = "\n".join(
+        panel(title, lines_of(title, entry.record.modalities), entry.curves, frames[title]) for title in PANELS
+    )
     content = f'<div class="panels">\n{panels}\n</div>' if entry.curves else f"<p>No {HISTORY} yet.</p>"
     return f"<figure><figcaption>{name} <small>{status}</small></figcaption>{content}</figure>"
 
@@ -335,13 +304,15 @@ def _parameters(entries: Sequence[Entry]) -> str:
     for entry in entries:
         model, evaluation = entry.record.run["model"], entry.record.evaluation
         if evaluation and (model["normalization"], model.get("decoder", "paper")) == ("batch", "paper"):
-            by_width = counted.setdefault((entry.record.run["task"], model["setting"]), {})
+            by_width = counted.setdefault((entry.record.task.name, model["setting"]), {})
             by_width[model.get("width", "unknown")] = evaluation["parameters"]
     rows = []
     for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
         for name, setting in SETTINGS.items():
             paper = paper_numbers()[table]["blocks"]["dice"][name][0]
-            ours = [(str(w), f"{n:,}", PARAMETERS[task.name](n)) for w, n in counted.get((task.name, name), {}).items()]
+            ours = [
+                (str(w), f"{n:,}", parameter_text(task.name, n)) for w, n in counted.get((task.name, name), {}).items()
+            ]
             for cells in sorted(ours) or [("", "", "")]:
                 numbers = "".join(f"<td>{escaped(text)}</td>" for text in (*cells, paper))
                 rows.append(f"<tr>{_texts(setting.title, task.network)}{numbers}</tr>")
@@ -376,7 +347,7 @@ def _case_rows(record: Record) -> Iterable[str]:
         for case_id, case in (evaluation or {"cases": {}})["cases"].items():
             for name, metrics in case["classes"].items():
                 numbers = "".join(_number_cell(metrics[metric], metric) for metric in CASE_METRICS)
-                before = _texts(case_id, MODALITIES.get(case["modality"], case["modality"]), name.replace("_", " "))
+                before = _texts(case_id, modality_title(case["modality"]), name.replace("_", " "))
                 after = _texts(metrics["status"], part, record.run.get("source", "unknown"), record.name)
                 yield f"<tr>{before}{numbers}{after}</tr>"
 

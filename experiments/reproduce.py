@@ -316,7 +316,7 @@ def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float
 
     A killed run is none of them: its last seconds are not recorded.
     """
-    runs = [r for r in records if r.run["task"] == task and r.run["flags"]["preset"] == preset]
+    runs = [r for r in records if r.task.name == task and r.run["flags"]["preset"] == preset]
     steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
     steps |= {r.name: steps_done(r.run_dir) for r in runs if r.run["status"] == "stopped"}
     seconds = sum(r.run["seconds"] for r in runs if r.name in steps)

@@ -9,7 +9,7 @@ Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers c
   cross-validation join, so that each case counts once. With several seeds the mean is the mean of the seeds' means and
   ± the root mean square of the seeds' deviations: it stays the spread between cases. The standard deviation of the
   seeds' means stands in blocks of its own.
-- A modality's mean is the mean of its classes' means, and the overall mean that of both modalities' means. The paper's
+- A modality's mean is the mean of its classes' means, and the overall mean that of the modalities' means. The paper's
   own cells obey both to rounding, one misprint apart (a test holds them to it).
 - The paper's "Hausdorff distance" cannot be a maximum per case averaged over cases; its cells fit a distance pooled
   over all surface voxels. That assumption is the block the paper's distances are compared with; HD, HD95 and ASSD

@@ -23,10 +23,15 @@ from ummkd_tf.model.architectures import DECODERS, NETWORKS, Initialization, Nor
 from ummkd_tf.output.pictures import batch_figure, save_figure
 from ummkd_tf.runs.config import Precision, RunConfig, Schedule, Selection
 from ummkd_tf.settings import SETTINGS, AbsentClass
-from ummkd_tf.tasks import TASKS
+from ummkd_tf.tasks import TASKS, Task, check_same_task, get_task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("task", "abdomen", list(TASKS), "What is segmented. Decides the network and the data's grid.")
+flags.DEFINE_string(
+    "task",
+    None,
+    f"What is segmented: {', '.join(TASKS)}, or a task file. By default what the data were prepared for; given, it is "
+    "only a check, or what --describe describes.",
+)
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
 flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json or released.json), see docs/data.md.")
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
@@ -37,7 +42,9 @@ flags.DEFINE_enum(
     "preset",
     "paper",
     list(PRESETS),
-    "Size of the run: " + "; ".join(f"{name} = {p.size}², width {p.width}" for name, p in PRESETS.items()) + ".",
+    "Size of the run: "
+    + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items())
+    + ".",
 )
 flags.DEFINE_enum("network", None, list(NETWORKS), "Network; by default the task's.")
 flags.DEFINE_enum("decoder", "paper", list(DECODERS), "Decoder of unet3d: Table II's counts, or the upload's.")
@@ -110,7 +117,7 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
 
-def resolve(network: str) -> RunConfig:
+def resolve(network: str, task: Task) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
     recipe = RECIPES[FLAGS.recipe][network]
@@ -120,11 +127,11 @@ def resolve(network: str) -> RunConfig:
         return next(value for value in candidates if value is not None)
 
     return RunConfig(
-        task=FLAGS.task,
+        task=task.name,
         setting=FLAGS.setting,
         recipe=FLAGS.recipe,
         preset=FLAGS.preset,
-        size=preset.size,
+        size=task.size[0] // preset.factor,
         steps=chosen("steps"),
         learning_rate=chosen("learning_rate"),
         schedule=chosen("schedule"),
@@ -147,21 +154,25 @@ def resolve(network: str) -> RunConfig:
 
 
 def main(_: list[str]) -> int:
-    network = FLAGS.network or TASKS[FLAGS.task].network
+    if not FLAGS.describe and not (FLAGS.data_dir and FLAGS.run_dir):
+        raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
+    asked = get_task(FLAGS.task) if FLAGS.task else None
+    dataset = None if FLAGS.describe else open_dataset(FLAGS.data_dir)
+    task = dataset.task if dataset else asked or TASKS["abdomen"]
+    if asked:
+        check_same_task(task, asked, FLAGS.data_dir, f"leave --task={FLAGS.task} out, or prepare the data for it")
+    network = FLAGS.network or task.network
     if network != "unet3d" and FLAGS.decoder != "paper":
         raise InputError(f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network}; leave it out")
     model_arguments = {
         "network": network,
         "setting": FLAGS.setting,
-        "num_classes": TASKS[FLAGS.task].num_classes,
+        "num_classes": task.num_classes,
         "width": PRESETS[FLAGS.preset].width,
         "normalization": FLAGS.normalization,
         "decoder": FLAGS.decoder,
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
     }
-    if not FLAGS.describe and not (FLAGS.data_dir and FLAGS.run_dir):
-        raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
-    dataset = None if FLAGS.describe else open_dataset(FLAGS.data_dir)
     start_tensorflow()
     # Here, because these import TensorFlow, without which --help and the checks above start at once.
     from experiments.describe import describe
@@ -174,7 +185,7 @@ def main(_: list[str]) -> int:
 
     def draw_batches(sampler: UnpairedSampler) -> None:
         for step in range(FLAGS.preview_batches):
-            save_figure(batch_figure(*sampler.batch(step), dataset.task), run_dir / "preview" / f"step-{step + 1}.png")
+            save_figure(batch_figure(*sampler.batch(step), task), run_dir / "preview" / f"step-{step + 1}.png")
 
     options = SessionOptions(
         checkpoint_every=FLAGS.checkpoint_every,
@@ -185,7 +196,7 @@ def main(_: list[str]) -> int:
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,
     )
-    progress = run_training(dataset, run_dir, resolve(network), model_arguments, options)
+    progress = run_training(dataset, run_dir, resolve(network, task), model_arguments, options)
     best = "none" if progress.best_dice is None else f"{100 * progress.best_dice:.1f} % at step {progress.best_step}"
     print(f"finished {progress.step} steps; best validation Dice {best}")
     print(f"next: python -m experiments.evaluate --run_dir={run_dir}")

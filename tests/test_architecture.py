@@ -22,7 +22,8 @@ WINGS = (
     ("data",),
     ("released",),
     ("scans",),
-    ("tasks", "model"),
+    ("tasks",),
+    ("model",),
     ("fast", "settings", "common"),
 )
 

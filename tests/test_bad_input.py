@@ -273,8 +273,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         edit_run(lambda run: run.update(task="brain")),
         "",
-        "{run}/run.json: damaged (unknown task 'brain': expected one of cardiac, abdomen): restore it from a copy "
-        "or train again",
+        "{run}/run.json: damaged (run.json: unknown task 'brain': expected abdomen or cardiac, or a whole task): "
+        "restore it from a copy or train again",
     ),
     "run.json of a giant": (
         PREDICT,

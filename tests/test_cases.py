@@ -175,7 +175,7 @@ def test_damaged_case_is_one_clear_line(name, tmp_path):
 
 def test_dataset_comes_back_as_it_was(dataset):
     found = Dataset.load(dataset)
-    assert found.task is TASK
+    assert found.task == TASK
     assert found.modalities == ("ct", "mr")
     assert {part: list(ids) for part, ids in found.split.items()} == IDS
     assert found.split_name == "by hand"

@@ -423,7 +423,6 @@ CSV_DAMAGES = {
     "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label,split"),
     "empty CSV": ([], LABEL_MAP, "own.csv", "columns missing"),
     "too few fields": ([HEADER, *ROWS, "a,b"], LABEL_MAP, "own.csv line 8", "not 5 fields"),
-    "one modality": ([HEADER, *ROWS[:3]], LABEL_MAP, "own.csv", "fewer than two modalities"),
     "unknown part": (
         [HEADER, *(row + "test" for row in ROWS[1:]), ROWS[0] + "testing"],
         LABEL_MAP,

@@ -148,7 +148,7 @@ def test_modalities_can_lie_apart(raw, tmp_path):
 
 def test_prepared_data_set(prepared):
     dataset = Dataset.load(prepared[0])
-    assert dataset.task is TASK
+    assert dataset.task == TASK
     assert dataset.modalities == ("ct", "mr")
     assert sorted(dataset.case_modality) == ["ct_0001", "ct_0002", "ct_0003", "mr_1", "mr_2", "mr_3"]
     assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 2, "validation": 2, "test": 2}

@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
 
 def history(rng, steps=40, every=10, validate_every=20):
-    names = [name for names in drawing.PANELS.values() for name in names.values()]
+    names = [line.name for title in drawing.PANELS for line in drawing.lines_of(title, ("ct", "mr"))]
     lines = []
     for step in range(every, steps + 1, every):
         lines.append({"step": step} | {n: float(rng.normal()) for n in names if not n.startswith("validation")})
@@ -251,14 +251,14 @@ def test_curves_are_those_of_the_history(folder, page, sound):
     assert [step for step, _ in curves["validation_ct_dice"]] == [20, 40]
     assert "validation_mr_dice" not in curves  # null each time
     first, last = (f"{curves['loss'][i][1]:.3g}" for i in (0, -1))
-    assert f"Total loss: both together from {first} to {last}" in [a.get("aria-label") for a in page.all("svg")]
+    assert f"Total loss: all together from {first} to {last}" in [a.get("aria-label") for a in page.all("svg")]
     with_history = sum((r.run_dir / "history.jsonl").is_file() for r in sound)
     assert len([a for a in page.all("svg") if a.get("role") == "img"]) == with_history * len(drawing.PANELS)
 
 
 def test_a_panel_is_drawn_to_scale():
     curves = {"a": [(50.0, 1.0), (100.0, 3.0)]}
-    panel = drawing.panel("A", {"both": "a"}, curves, (100.0, 1.0, 3.0))
+    panel = drawing.panel("A", [drawing.Line("all", "all together", "a")], curves, (100.0, 1.0, 3.0))
     left, top, width, height = drawing._LEFT, drawing._TOP, drawing._WIDTH, drawing._HEIGHT
     expected = f"{left + width / 2:.1f},{top + height:.1f} {left + width:.1f},{top:.1f}"
     assert f'points="{expected}"' in panel

@@ -25,12 +25,20 @@ _MAX_LABEL = 65535  # larger values are no label map, and would need a table of 
 
 
 def find(csv_file: Path, task: Task, label_map: Path | None = None) -> Found:
-    """Cases of a CSV file.
+    """Cases of a CSV file, for a task.
 
     Raises:
         InputError: Not such a CSV or label map.
     """
-    classes = read_label_map(label_map, task)
+    return list_cases(csv_file, read_label_map(label_map, task))
+
+
+def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
+    """Cases of a CSV file whose label values are those of `classes`.
+
+    Raises:
+        InputError: Not such a CSV.
+    """
     rows = _rows(csv_file)
     cases: dict[str, RawCase] = {}
     problems: list[Problem] = []
@@ -47,8 +55,6 @@ def find(csv_file: Path, task: Task, label_map: Path | None = None) -> Found:
     if 0 < len(unassigned) < len(parts):
         text = f"no split for {', '.join(unassigned)}"
         problems.append(Problem(str(csv_file), text, "fill the split column in every row, or leave it empty in all"))
-    if len({row["modality"] for _, row in rows}) < 2:
-        problems.append(Problem(str(csv_file), "fewer than two modalities", "add rows of another modality"))
     return Found(list(cases.values()), problems, None if unassigned else _split(cases, parts))
 
 
@@ -118,7 +124,7 @@ def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[st
     ]
     if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII):
         mistakes.append((f"case name {row['case']!r}", "use letters, digits, '_', '-' and '.'"))
-    if not re.fullmatch(r"(?!shared$)[a-z]\w*", row["modality"], re.ASCII):
+    if not re.fullmatch(r"(?!(shared|overall|default)$)[a-z]\w*", row["modality"], re.ASCII):
         mistakes.append((f"modality {row['modality']!r}", "use a name like ct, mr or t1_in"))
     if row["split"] not in ("", *PARTS):
         mistakes.append((f"split {row['split']!r}", f"use {', '.join(PARTS)}, or leave it empty in every row"))

@@ -27,7 +27,7 @@ class Options:
         sequence: Key of `chaos.SEQUENCES`.
         csv: CSV file of own data.
         label_map: JSON file of own data's label values.
-        task: Name of the task own data is prepared for.
+        task: Name or file of the task own data is prepared for.
     """
 
     raw: Path | None = None

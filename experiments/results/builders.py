@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,25 +12,26 @@ from typing import Any
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
 from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, title
 from experiments.results.paper import compared
-from experiments.results.records import Record, Runs, seeds_and_folds
+from experiments.results.records import Record, Runs, modalities_of, seeds_and_folds, unplanned
 from experiments.results.significance import compare, holm, unit_values
 from experiments.results.table import (
     MEASURES,
     MODALITIES,
-    PARAMETERS,
-    SHORT,
-    TASK_TITLES,
     Block,
     Cell,
     Row,
     Table,
+    class_title,
+    modality_title,
     number_cell,
     p_text,
+    parameter_text,
+    task_title,
 )
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation.summary import POOLED, summarize_cases
 from ummkd_tf.settings import SETTINGS
-from ummkd_tf.tasks import TASKS, Task
+from ummkd_tf.tasks import TASKS, Task, differences
 
 # Blocks of Tables I and II, and the paper's block that each is compared with.
 BLOCKS = MappingProxyType(
@@ -113,48 +115,95 @@ def _claim(target: str, runs: Runs) -> Table:
     return _case_table(target, runs, plan)
 
 
-_PlannedRow = tuple[str, str, RunSpec | None]
+def own_tables(records: Iterable[Record]) -> list[Table]:
+    """Runs that are not the paper's, a row each; a table for each task and modalities.
+
+    Args:
+        records: Runs; those planned for the paper's tables, not finished or not evaluated are ignored.
+    """
+    groups: list[list[Record]] = []
+    for record in unplanned(r for r in records if r.finished and r.evaluation):
+        fitting = (
+            g for g in groups if g[0].modalities == record.modalities and not differences(g[0].task, record.task)
+        )
+        group = next(fitting, None)
+        if group is None:
+            groups.append([record])
+        else:
+            group.append(record)
+    return [_own_table(f"own{number}", group) for number, group in enumerate(groups, start=1)]
+
+
+def _own_table(name: str, records: Sequence[Record]) -> Table:
+    rows = [(f"{r.name} ({SETTINGS[r.run['setting']['name']].title})", r.name, r.name) for r in records]
+    plan = [(MEASURES[metric][0], metric, None, rows) for metric in BLOCKS]
+    used = {record.name: [record] for record in records}
+    return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
+
+
+_Key = RunSpec | str  # of a planned run, or the name of another
+_PlannedRow = tuple[str, str, _Key | None]
 _PlannedBlock = tuple[str, str, str | None, Sequence[_PlannedRow]]  # title, metric, paper's block, rows
 
 
 def _case_table(target: str, runs: Runs, plan: Sequence[_PlannedBlock], *, parameters: bool = False) -> Table:
     """Rows of settings; columns of CT's and MR's classes and means."""
+    specs = dict.fromkeys(key for _, _, _, rows in plan for _, _, key in rows if isinstance(key, RunSpec))
+    used: dict[_Key, list[Record]] = {spec: runs.of(spec) for spec in specs}
     task = TASKS[TARGETS[target].specs[0].task]
-    columns = [column for _ in MODALITIES for column in (*(SHORT[c] for c in task.table_classes), "Mean")]
-    groups = [(f"{TASK_TITLES[task.name]} {title}", len(task.table_classes) + 1) for title in MODALITIES.values()]
-    used = {s: runs.of(s) for _, _, _, rows in plan for _, _, s in rows if s}
-    summaries = {spec: _summaries(found, task) for spec, found in used.items()}
+    table = _layout(target, title(target), task, used, plan, parameters=parameters)
+    if len(runs.seeds) > 1:
+        table = replace(table, blocks=(*table.blocks, *(_over_seeds(b, len(runs.seeds)) for b in table.blocks)))
+    return replace(table, notes=(*table.notes, *incomplete(used, runs)))
 
-    def cells(spec: RunSpec | None, metric: str) -> tuple[Cell, ...]:
-        numbers = _cells(summaries[spec] if spec else [], task, metric)
-        return (_parameter_cell(used[spec] if spec else [], task), *numbers) if parameters else numbers
+
+def _layout(
+    name: str,
+    title: str,
+    task: Task,
+    used: Mapping[Any, Sequence[Record]],
+    plan: Sequence[_PlannedBlock],
+    *,
+    parameters: bool,
+) -> Table:
+    """Columns of every modality's classes and means; without any run, the paper's modalities."""
+    modalities = modalities_of(record for found in used.values() for record in found) or tuple(MODALITIES)
+    columns = [column for _ in modalities for column in (*map(class_title, task.table_classes), "Mean")]
+    groups = [(f"{task_title(task.name)} {modality_title(m)}", len(task.table_classes) + 1) for m in modalities]
+    summaries = {key: _summaries(found, task, modalities) for key, found in used.items()}
+
+    def cells(key: _Key | None, metric: str) -> tuple[Cell, ...]:
+        numbers = _cells(summaries[key] if key else [], task, modalities, metric)
+        return (_parameter_cell(used[key] if key else [], task), *numbers) if parameters else numbers
 
     blocks = [
-        Block(title, tuple(Row(name, key, cells(spec, metric), MEASURES[metric][2]) for name, key, spec in rows), paper)
-        for title, metric, paper, rows in plan
+        Block(
+            text, tuple(Row(row, paper, cells(key, metric), MEASURES[metric][2]) for row, paper, key in rows), of_paper
+        )
+        for text, metric, of_paper, rows in plan
     ]
-    if len(runs.seeds) > 1:
-        blocks += [_over_seeds(block, len(runs.seeds)) for block in blocks]
     return Table(
-        name=target,
-        title=title(target),
+        name=name,
+        title=title,
         groups=((("Param", 1),) if parameters else ()) + (*groups, ("Overall", 1)),
         columns=(("Scale",) if parameters else ()) + (*columns, "Mean"),
         blocks=tuple(blocks),
         provenance=provenance([record for found in used.values() for record in found]),
-        notes=(MEANS, *counts(used), *incomplete(used, runs)),
+        notes=(MEANS, *counts(used)),
     )
 
 
-def _summaries(records: Iterable[Record], task: Task) -> list[dict[str, dict[str, Any]]]:
+def _summaries(records: Iterable[Record], task: Task, modalities: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
     """`evaluation.summarize_cases` of every seed, over the cases of all its folds."""
     by_seed: dict[int, dict[str, Any]] = {}
     for record in records:
         by_seed.setdefault(record.run["seed"], {}).update(evaluated_cases(record))
-    return [summarize_cases(cases, task, tuple(MODALITIES)) for cases in by_seed.values()]
+    return [summarize_cases(cases, task, modalities) for cases in by_seed.values()]
 
 
-def _cells(summaries: Sequence[Mapping[str, Any]], task: Task, metric: str) -> tuple[Cell, ...]:
+def _cells(
+    summaries: Sequence[Mapping[str, Any]], task: Task, modalities: Sequence[str], metric: str
+) -> tuple[Cell, ...]:
     def cell(entry: Callable[[Mapping[str, Any]], Any]) -> Cell:
         entries = [entry(summary[metric]) for summary in summaries]
         if entries and isinstance(entries[0], Mapping):
@@ -162,13 +211,13 @@ def _cells(summaries: Sequence[Mapping[str, Any]], task: Task, metric: str) -> t
         return number_cell(entries, metric)
 
     names = (*task.table_classes, "mean")
-    by_modality = [cell(lambda s, m=m, n=n: s[m][n]) for m in MODALITIES for n in names]  # type: ignore[misc]
+    by_modality = [cell(lambda s, m=m, n=n: s[m][n]) for m in modalities for n in names]  # type: ignore[misc]
     return (*by_modality, cell(lambda s: s["overall"]))
 
 
 def _parameter_cell(records: Sequence[Record], task: Task) -> Cell:
     count = next((r.evaluation["parameters"] for r in records if r.evaluation), None)
-    return Cell() if count is None else Cell(PARAMETERS[task.name](count), count)
+    return Cell() if count is None else Cell(parameter_text(task.name, count), count)
 
 
 def _over_seeds(block: Block, number: int) -> Block:
@@ -257,9 +306,8 @@ def _outlier_cell(records: Sequence[Record], metric: str) -> Cell:
     means = []
     for record in records:
         assert record.outlier is not None
-        task = TASKS[record.run["task"]]
         (case,) = record.outlier["cases"].values()
-        values = [case["classes"][name][metric] for name in task.table_classes]
+        values = [case["classes"][name][metric] for name in record.task.table_classes]
         kept = [v for v in values if v is not None]
         means.append(math.fsum(kept) / len(kept) if kept else math.nan)
     return number_cell(means, metric)
@@ -320,8 +368,11 @@ def _kd_loss(line: Mapping[str, Any]) -> float:
 
 
 def _difference(line: Mapping[str, Any]) -> float:
-    ct, mr = ([value for row in line["q"][m] for value in row] for m in MODALITIES)
-    return math.fsum(abs(a - b) for a, b in zip(ct, mr, strict=True)) / len(ct)
+    """Mean over the pairs of modalities."""
+    matrices = [[value for row in q for value in row] for q in line["q"].values()]
+    pairs = list(itertools.combinations(matrices, 2))
+    total = math.fsum(abs(a - b) for pair in pairs for a, b in zip(*pair, strict=True))
+    return total / (len(pairs) * len(matrices[0])) if pairs else math.nan
 
 
 _BUILDERS: Mapping[str, Callable[[str, Runs], Table]] = MappingProxyType(

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.plans import TARGETS, RunSpec
-from experiments.results.records import Record, Runs
-from experiments.results.table import MODALITIES
-from ummkd_tf.tasks import TASKS
+from experiments.results.records import Record, Runs, modalities_of
+from experiments.results.table import modality_title
 
 MEANS = (
     "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
-    "overall mean that of both modalities' means."
+    "overall mean that of the modalities' means."
 )
 
 
@@ -45,7 +44,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
     tested: dict[str, str] = {}
     for record in records:
         tested |= {case_id: case["modality"] for case_id, case in evaluated_cases(record, kind).items()}
-    numbers = [f"{list(tested.values()).count(m)} {title}" for m, title in MODALITIES.items()]
+    numbers = [f"{list(tested.values()).count(m)} {modality_title(m)}" for m in modalities_of(records)]
     parts = [
         f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
         f"split {each(r.run['split_name'] for r in records)}",
@@ -62,8 +61,8 @@ def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, An
     return (getattr(record, kind) or {"cases": {}})["cases"]
 
 
-def counts(used: Mapping[RunSpec, Sequence[Record]], kind: str = "evaluation") -> list[str]:
-    """What was missed or left out, by spec; never silent."""
+def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:
+    """What was missed or left out, by `RunSpec` or name of a run; never silent."""
     texts = []
     for statuses, text in (
         (("missed", "spurious"), "Missed or invented (Dice 0, distance = image diagonal)"),
@@ -71,9 +70,12 @@ def counts(used: Mapping[RunSpec, Sequence[Record]], kind: str = "evaluation") -
     ):
         found = []
         for spec, records in used.items():
-            names = TASKS[spec.task].table_classes
-            cases = [case["classes"] for record in records for case in evaluated_cases(record, kind).values()]
-            of_classes = [classes[name]["status"] for classes in cases for name in names]
+            of_classes = [
+                case["classes"][name]["status"]
+                for record in records
+                for case in evaluated_cases(record, kind).values()
+                for name in record.task.table_classes
+            ]
             if number := sum(status in statuses for status in of_classes):
                 found.append(f"{_label(spec)} {number} of {len(of_classes)}")
         if found:
@@ -81,11 +83,11 @@ def counts(used: Mapping[RunSpec, Sequence[Record]], kind: str = "evaluation") -
     return texts
 
 
-def incomplete(used: Mapping[RunSpec, Sequence[Record]], runs: Runs) -> list[str]:
+def incomplete(used: Mapping[Any, Sequence[Record]], runs: Runs) -> list[str]:
     planned = len(runs.seeds) * len(runs.folds)
     short = [f"{_label(spec)} {len(found)} of {planned}" for spec, found in used.items() if 0 < len(found) < planned]
     return [f"Incomplete, runs: {', '.join(short)}."] if short else []
 
 
-def _label(spec: RunSpec) -> str:
-    return spec.name.rpartition("-seed")[0]
+def _label(spec: RunSpec | str) -> str:
+    return spec if isinstance(spec, str) else spec.name.rpartition("-seed")[0]

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from experiments.results.records import Entry, Points
-from experiments.results.table import MODALITIES
+from experiments.results.table import modality_title
 from ummkd_tf.output.pages import escaped
 
 MOST_POINTS = 100  # of a curve; more cannot be told apart at its size
-# Title of a panel, and its curves: kind of line → value in the history.
-PANELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+# Title of a panel, and the value in the history it shows: of all modalities together, or of each.
+PANELS: Mapping[str, str] = MappingProxyType(
     {
-        "Total loss": {"both": "loss"},
-        "Dice loss": {"ct": "ct_dice_loss", "mr": "mr_dice_loss"},
-        "Cross-entropy": {"ct": "ct_cross_entropy", "mr": "mr_cross_entropy"},
-        "KD loss": {"both": "kd_loss"},
-        "L2 term": {"both": "l2_loss"},
-        "Validation Dice": {"ct": "validation_ct_dice", "mr": "validation_mr_dice"},
+        "Total loss": "loss",
+        "Dice loss": "{modality}_dice_loss",
+        "Cross-entropy": "{modality}_cross_entropy",
+        "KD loss": "kd_loss",
+        "L2 term": "l2_loss",
+        "Validation Dice": "validation_{modality}_dice",
     }
 )
-LINES = MappingProxyType({**MODALITIES, "both": "both together"})
+KINDS = ("first", "second", "third", "fourth")
+"""Styles of modalities' lines, in the models' order; more modalities take them in turn."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: its style, its title, and its name in the history."""
+
+    kind: str
+    title: str
+    name: str
+
+
+def lines_of(panel: str, modalities: Sequence[str]) -> list[Line]:
+    """The curves of a panel."""
+    value = PANELS[panel]
+    if "{" not in value:
+        return [Line("all", "all together", value)]
+    return [
+        Line(KINDS[number % len(KINDS)], modality_title(m), value.format(modality=m))
+        for number, m in enumerate(modalities)
+    ]
 
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 40, 16, 116, 62  # of a panel's frame, in its own units
@@ -45,23 +67,23 @@ def _thinned(points: Points) -> Points:
     return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
 
 
-def panel(title: str, names: Mapping[str, str], curves: Mapping[str, Points], frame: Frame) -> str:
+def panel(title: str, lines: Sequence[Line], curves: Mapping[str, Points], frame: Frame) -> str:
     last, low, high = frame
-    lines, words = [], []
+    drawn, words = [], []
 
     def place(step: float, value: float) -> str:
         x = _LEFT + _WIDTH * step / (last or 1)
         y = _TOP + _HEIGHT * (0.5 if high == low else (high - value) / (high - low))
         return f"{x:.1f},{y:.1f}"
 
-    for kind, name in names.items():
-        points = _thinned(curves.get(name, []))
+    for line in lines:
+        points = _thinned(curves.get(line.name, []))
         if points:
             places = [place(*point) for point in points]
-            lines.append(f'<polyline class="{kind}" points="{" ".join(places)}"/>')
+            drawn.append(f'<polyline class="{line.kind}" points="{" ".join(places)}"/>')
             x, y = places[-1].split(",")
-            lines.append(f'<circle class="{kind}" cx="{x}" cy="{y}" r="1.2"/>')
-            words.append(f"{LINES[kind]} from {_tick(points[0][1])} to {_tick(points[-1][1])}")
+            drawn.append(f'<circle class="{line.kind}" cx="{x}" cy="{y}" r="1.2"/>')
+            words.append(f"{line.title} from {_tick(points[0][1])} to {_tick(points[-1][1])}")
     right, bottom = _LEFT + _WIDTH, _TOP + _HEIGHT
     label = f"{title}: {'; '.join(words) or 'not recorded'}"
     return (
@@ -70,7 +92,7 @@ def panel(title: str, names: Mapping[str, str], curves: Mapping[str, Points], fr
         f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}"/>'
         f'<text x="{_LEFT - 3}" y="{_TOP + 6}" text-anchor="end">{_tick(high)}</text>'
         f'<text x="{_LEFT - 3}" y="{bottom}" text-anchor="end">{_tick(low)}</text>'
-        f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{_tick(last)}</text>{"".join(lines)}</svg>'
+        f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{_tick(last)}</text>{"".join(drawn)}</svg>'
     )
 
 

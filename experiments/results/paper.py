@@ -28,7 +28,7 @@ def _compared_block(block: Block, paper: Mapping[str, Sequence[str]]) -> Block:
     rows = []
     for row in block.rows:
         rows.append(row)
-        if row.key in paper:
+        if row.key in paper and len(paper[row.key]) == len(row.cells):  # other modalities have no such numbers
             printed = [Cell(text) if text == "-" else Cell(text, _leading_number(text)) for text in paper[row.key]]
             rows.append(Row(f"{row.title}, paper", row.key, tuple(printed)))
             if any(cell.value is not None for cell in row.cells):

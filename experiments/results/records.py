@@ -14,7 +14,8 @@ from experiments.plans import DATA, TARGETS, RunSpec
 from ummkd_tf.common import documents
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.runs.folder import RUN, read_run
+from ummkd_tf.runs.folder import RUN, read_run, task_of
+from ummkd_tf.tasks import TASKS, Task, check_same_task
 
 EVALUATION, OUTLIER, KNOWLEDGE = "evaluation_test.json", "evaluation_outlier.json", "knowledge.jsonl"
 
@@ -38,6 +39,16 @@ class Record:
     evaluation: dict[str, Any] | None = None
     outlier: dict[str, Any] | None = None
     knowledge: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for, as stored with it."""
+        return task_of(self.run)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names, in the model's order."""
+        return tuple(self.run["model"]["modalities"])
 
     @property
     def finished(self) -> bool:
@@ -64,6 +75,17 @@ def of_spec(records: Iterable[Record], spec: RunSpec) -> list[Record]:
     """The records of a planned run, whatever their seed and fold."""
     stem = spec.name.rpartition("-seed")[0]
     return [record for record in records if record.name.rpartition("-seed")[0] == stem]
+
+
+def unplanned(records: Iterable[Record]) -> list[Record]:
+    """The records of runs that no table and no figure of the paper needs."""
+    stems = {spec.name.rpartition("-seed")[0] for target in TARGETS.values() for spec in target.specs}
+    return [record for record in records if record.name.rpartition("-seed")[0] not in stems]
+
+
+def modalities_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """Modalities of any of the runs, in the models' order."""
+    return tuple(dict.fromkeys(m for record in records for m in record.modalities))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -121,7 +143,7 @@ class Entry:
     @property
     def group(self) -> str:
         """Its data set, of `plans.DATA` where the run was planned."""
-        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), str(self.record.run["task"]))
+        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), self.record.task.name)
 
 
 class Runs:
@@ -134,8 +156,15 @@ class Runs:
         return [replace(spec, seed=seed, fold=fold) for seed in self.seeds for fold in self.folds]
 
     def of(self, spec: RunSpec, kind: str = "evaluation") -> list[Record]:
-        """What there is of a spec with all its seeds and folds, if evaluated in that way."""
-        return [r for r in select(self.records, self.planned(spec)) if getattr(r, kind)]
+        """What there is of a spec with all its seeds and folds, if evaluated in that way.
+
+        Raises:
+            InputError: A run was trained for another task than the spec says.
+        """
+        found = [r for r in select(self.records, self.planned(spec)) if getattr(r, kind)]
+        for record in found:
+            check_same_task(record.task, TASKS[spec.task], record.run_dir, "give the run's folder another name")
+        return found
 
 
 def seeds_and_folds(

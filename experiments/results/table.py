@@ -10,9 +10,9 @@ from types import MappingProxyType
 from ummkd_tf.evaluation.summary import METRICS, POOLED, POOLED_TITLE
 
 UNDEFINED = "–"  # run, but without a value: every case lacks the class
-MODALITIES = MappingProxyType({"ct": "CT", "mr": "MRI"})
-TASK_TITLES = MappingProxyType({"cardiac": "Cardiac", "abdomen": "Abdominal"})
-SHORT = MappingProxyType(
+MODALITIES = MappingProxyType({"ct": "CT", "mr": "MRI"})  # the paper's
+_TASK_TITLES = MappingProxyType({"cardiac": "Cardiac", "abdomen": "Abdominal"})
+_SHORT = MappingProxyType(
     {
         "lv_myocardium": "LVM",
         "left_atrium": "LAC",
@@ -24,10 +24,30 @@ SHORT = MappingProxyType(
         "left_kidney": "L-kdy",
     }
 )
-PARAMETERS: Mapping[str, Callable[[int], str]] = MappingProxyType(
+_PARAMETERS: Mapping[str, Callable[[int], str]] = MappingProxyType(
     {"cardiac": lambda n: f"{n / 1e6:.2f}M", "abdomen": lambda n: f"{n / 1e3:.0f}K"}
 )
 MEASURES = MappingProxyType({**METRICS, POOLED: (POOLED_TITLE, 1.0, 2)})
+
+
+def modality_title(name: str) -> str:
+    """A modality as tables write it: the paper's way, or else by its name."""
+    return MODALITIES.get(name, name)
+
+
+def task_title(name: str) -> str:
+    """A task as tables write it."""
+    return _TASK_TITLES.get(name, name)
+
+
+def class_title(name: str) -> str:
+    """A class as tables write it: the paper's abbreviation, or else its name."""
+    return _SHORT.get(name, name.replace("_", " "))
+
+
+def parameter_text(task: str, count: int) -> str:
+    """A number of parameters as the paper rounds it; in full for other tasks."""
+    return _PARAMETERS.get(task, "{:,}".format)(count)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -128,8 +128,9 @@ def file_checksum(path: str | Path) -> str:
 
 
 def recipe_checksum(task: Task) -> str:
-    """Checksum of everything that decides how a scan is prepared: the task table and the version of the steps."""
-    recipe = {k: v for k, v in asdict(task).items() if k not in ("network", "table_classes", "class_colors")}
+    """Checksum of everything that decides how a scan is prepared: the task and the version of the steps."""
+    recipe = {k: v for k, v in task.to_dict().items() if k not in ("network", "table_classes", "class_colors")}
+    recipe["roi"] = recipe.pop("region")  # as it was called first, so that cases prepared then stay valid
     recipe["steps"] = preprocessing.VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
 

@@ -15,7 +15,7 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.data.cases import FORMAT, Case, read_case, recipe_checksum
 from ummkd_tf.data.sampling import Examples, PatchExamples, SliceExamples
 from ummkd_tf.settings import SHARED, are_modality_names
-from ummkd_tf.tasks import Task, get_task
+from ummkd_tf.tasks import Task, stored_task
 
 DATASET, RELEASED = "dataset.json", "released.json"
 PARTS = ("train", "validation", "test")
@@ -60,7 +60,7 @@ class Dataset:
             content = read_json(path)
             dataset = cls(
                 directory=directory,
-                task=get_task(str(content["task"])),
+                task=stored_task(content["task"], path),
                 modalities=strings(content["modalities"]),
                 case_modality={c: str(entry["modality"]) for c, entry in content["cases"].items()},
                 split={part: strings(content["split"][part]) for part in PARTS},
@@ -156,12 +156,8 @@ def write_dataset(
     check_split(split, case_modality, names, path)
     content = {
         "format": FORMAT,
-        "task": task.name,
-        "classes": list(task.class_names),
+        "task": task.to_dict(),
         "modalities": list(names),
-        "axes": task.axes,
-        "spacing_mm": list(task.spacing_mm),
-        "size": list(task.size),
         "recipe": recipe_checksum(task),
         "source": source,
         "cases": {c: {"modality": case_modality[c], "file": f"cases/{c}.h5"} for c in sorted(case_modality)},

@@ -20,7 +20,7 @@ from ummkd_tf.data.dataset import RELEASED, Dataset
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.data.sampling import Example, Examples
 from ummkd_tf.released.records import MODALITIES, TASK, OutsideLabel, read_record, without_outside
-from ummkd_tf.tasks import get_task
+from ummkd_tf.tasks import TASKS, stored_task
 
 if TYPE_CHECKING:
     pass
@@ -95,7 +95,7 @@ class ReleasedDataset(Dataset):
             cases = content["cases"]
             dataset = cls(
                 directory=directory,
-                task=get_task(str(content["task"])),
+                task=stored_task(content["task"], path),
                 modalities=strings(content["modalities"]),
                 case_modality={r: m for m, parts in records.items() for part in RECORD_PARTS for r in parts[part]}
                 | {c: str(entry["modality"]) for c, entry in cases.items()},
@@ -183,7 +183,7 @@ def write_description(
         sha256: Checksum over all files.
     """
     content = {
-        "task": TASK,
+        "task": TASKS[TASK].to_dict(),
         "modalities": list(MODALITIES),
         "label_5": outside,
         "raw": str(raw.absolute()),

@@ -30,7 +30,7 @@ from ummkd_tf.common.files import write_json
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.settings import SETTINGS
-from ummkd_tf.tasks import get_task
+from ummkd_tf.tasks import Task, check_same_task, stored_task
 
 if TYPE_CHECKING:
     from ummkd_tf.data.dataset import Dataset
@@ -44,7 +44,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
     "model.modalities": list,
     "setting": dict,
-    "task": str,
+    "task": (dict, str),
     "data_dir": str,
     "split_name": str,
     "split_sha256": str,
@@ -72,7 +72,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
                 raise ValueError(f"no {field}")
         if not isinstance(record.get("changes", []), list):
             raise ValueError("no changes")
-        config_of(record).factor(get_task(record["task"]))
+        config_of(record).factor(task_of(record))
     except MALFORMED as error:
         raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
     return record
@@ -85,6 +85,15 @@ def config_of(record: Mapping[str, Any]) -> RunConfig:
         ValueError: As `RunConfig.from_dict`.
     """
     return RunConfig.from_dict(record["flags"])
+
+
+def task_of(record: Mapping[str, Any]) -> Task:
+    """The task a run was trained for, as `run.json` stores it.
+
+    Raises:
+        InputError: None is stored.
+    """
+    return stored_task(record["task"], RUN)
 
 
 @contextlib.contextmanager
@@ -167,6 +176,9 @@ def start_run(
                 f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
                 "choose another --run_dir to train again"
             )
+        check_same_task(
+            task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir"
+        )
         changed = config_of(record).differences(config)
         fixed = _differences(record["model"], decisive["model"])
         fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
@@ -185,7 +197,7 @@ def start_run(
     record = {
         **decisive,
         "setting": asdict(SETTINGS[model["setting"]]),
-        "task": dataset.task.name,
+        "task": dataset.task.to_dict(),
         "data_dir": str(dataset.directory.resolve()),
         "source": dataset.source,
         "split_name": dataset.split_name,

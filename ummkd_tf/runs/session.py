@@ -137,9 +137,10 @@ def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> Unpaire
 
 
 def _check(dataset: Dataset, config: RunConfig) -> None:
-    if dataset.task.name != config.task:
+    if len(dataset.modalities) == 1 and config.setting != "individual":
         raise InputError(
-            f"{dataset.directory}: data of task {dataset.task.name!r}, but --task={config.task}; give that task"
+            f"--setting={config.setting}: needs two modalities or more, and {dataset.directory} has only "
+            f"{dataset.modalities[0]}: take --setting=individual, or add scans of another modality"
         )
     if config.ema and config.selection == "last":
         raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")

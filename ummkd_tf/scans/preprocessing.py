@@ -1,6 +1,6 @@
 """From a scan to the network's grid and back (Sec. IV-A; docs/reproduction.md#preparation).
 
-Forward: reorient to the task's axes → crop to the body, or find the heart → resample image and label *once* onto the
+Forward: reorient to the task's axes → crop to the body, or find the organs → resample image and label *once* onto the
 task's grid around it → clip intensities → z-score over the volume. Backward: class probabilities on the task's grid →
 label map on the scan's own grid.
 """
@@ -54,16 +54,16 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
         modality: Chooses the intensity range.
 
     Raises:
-        InputError: Image and label differ in shape or geometry; a constant image; an unlabelled heart.
+        InputError: Image and label differ in shape or geometry; a constant image; no labelled organ.
     """
     if label is not None:
         difference = same_geometry(image.grid, label.grid)
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
     oriented = reorient(image, task.axes)
-    if task.roi == "body":
+    if task.region == "body":
         oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
-    if task.roi == "label_centroid" and label is not None:
+    if task.region == "label_centroid" and label is not None:
         center = label_centroid(reorient(label, task.axes).array)
     else:
         center = (np.asarray(oriented.array.shape) - 1) / 2
@@ -161,7 +161,12 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
-    """In-plane box of the body, without black margins, over the whole slice range.
+    """In-plane box of the body (`find_body`), without black margins, over the whole slice range."""
+    return (*find_body(values)[:2], slice(None))
+
+
+def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
+    """Box of the body.
 
     Our choice, because the paper says only "excluding the black margins": voxels above a tenth of the intensity
     range, their largest connected part (which leaves out the table and cables), its bounding box. What lies outside
@@ -173,9 +178,8 @@ def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
     low, high = float(values.min()), float(values.max())
     parts, count = ndimage.label(values > low + 0.1 * (high - low))
     if not count:
-        return (slice(None),) * 3
-    body = int(np.bincount(parts.ravel())[1:].argmax())
-    return (*ndimage.find_objects(parts)[body][:2], slice(None))
+        return tuple(slice(0, size) for size in values.shape)
+    return ndimage.find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
 
 
 def label_centroid(classes: NDArray) -> NDArray[np.float64]:
@@ -186,7 +190,7 @@ def label_centroid(classes: NDArray) -> NDArray[np.float64]:
     """
     foreground = np.nonzero(classes)
     if not foreground[0].size:
-        raise InputError("the label map has no foreground voxel: the heart cannot be located; check the label file")
+        raise InputError("the label map has no foreground voxel: the organs cannot be located; check the label file")
     return np.array([axis.mean() for axis in foreground])
 
 
