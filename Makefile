@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -31,6 +31,13 @@ format: setup  ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/docs-installed  ## the site, into site/index.html; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
+$(VENV)/docs-installed: setup.py | setup
+	$(VENV)/bin/pip install --quiet --editable '.[docs]'
+	@touch $@
+
 test: setup  ## all tests
 	$(RUN) pytest
 
@@ -52,7 +59,7 @@ demo: setup  ## from raw phantom scans to a table and a picture, in minutes
 	$(RUN) experiments.predict --run_dir=$(DEMO)/run --modality=ct --input=$(DEMO)/raw/btcv/img/img0001.nii.gz \
 		--output=$(DEMO)/prediction.nii.gz --overlay=$(DEMO)/prediction.png
 
-# --- preparation: RAW=<folder as downloaded>, OUT=<prepared folder>; data_prep/README.md explains every source --------
+# --- preparation: RAW=<folder as downloaded>, OUT=<prepared folder>; docs/data.md explains every source --------------
 
 OUT   ?= $(DATA)/$*
 FLAGS ?=

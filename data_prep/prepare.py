@@ -5,7 +5,7 @@
     python -m data_prep.prepare --source=abdomen --raw=RAW --out=DATA --dry_run  says what would be done
 
 Every problem of the raw data is reported at once, and nothing is written while there is one. A second run prepares
-only what is missing or has changed. data_prep/README.md tells where to get the data and how each step is done.
+only what is missing or has changed. docs/data.md tells where to get the data and how each step is done.
 """
 
 from __future__ import annotations

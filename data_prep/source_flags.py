@@ -18,7 +18,7 @@ _SOURCE = flags.DEFINE_enum(
     "Raw data set. " + "; ".join(f"{source.name}: {source.summary}" for source in SOURCES.values()) + ".",
     required=True,
 )
-_RAW = flags.DEFINE_string("raw", None, "Raw folder, laid out as downloaded (data_prep/README.md shows the trees).")
+_RAW = flags.DEFINE_string("raw", None, "Raw folder, laid out as downloaded (docs/data.md shows the trees).")
 _RAW_CT = flags.DEFINE_string("raw_ct", None, "Raw folder of the CT, where it is not below --raw.")
 _RAW_MR = flags.DEFINE_string("raw_mr", None, "Raw folder of the MR, where it is not below --raw.")
 _SEQUENCE = flags.DEFINE_enum("sequence", "t2spir", list(SEQUENCES), "CHAOS sequence; the paper's is t2spir.")

@@ -98,7 +98,7 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
     except InputError:
         raise
     except MALFORMED as error:
-        raise InputError(f"{path}: not a split file ({error!r}): expected the form in data_prep/README.md") from error
+        raise InputError(f"{path}: not a split file ({error!r}): expected the form in docs/data.md") from error
 
 
 def by_part(split: Split) -> dict[str, list[str]]:

@@ -33,9 +33,7 @@ flags.DEFINE_string(
     "only a check, or what --describe describes.",
 )
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
-flags.DEFINE_string(
-    "data_dir", None, "Folder with prepared data (dataset.json or released.json), see data_prep/README.md."
-)
+flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json or released.json), see docs/data.md.")
 flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
 flags.DEFINE_enum(
     "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."

@@ -485,7 +485,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "data_prep.prepare",
         nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split={run}/run.json",
-        "{run}/run.json: not a split file (KeyError('name')): expected the form in data_prep/README.md",
+        "{run}/run.json: not a split file (KeyError('name')): expected the form in docs/data.md",
     ),
     "splits: no such split": (
         "data_prep.prepare",

@@ -181,7 +181,7 @@ def test_broken_file(content, text, tmp_path):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "problem" in message and "in the task: (1) " in message
     assert text in message, message
-    assert message.endswith("; correct the file, data_prep/README.md explains every key")
+    assert message.endswith("; correct the file, docs/data.md explains every key")
 
 
 def test_all_problems_at_once(tmp_path):

@@ -126,7 +126,7 @@ def task_from_dict(content: Mapping[str, Any], where: object) -> Task:
         numbered = "; ".join(f"({number}) {text}" for number, text in enumerate(problems, start=1))
         raise InputError(
             f"{where}: {len(problems)} problem{'s'[: len(problems) > 1]} in the task: {numbered}; correct the file, "
-            "data_prep/README.md explains every key"
+            "docs/data.md explains every key"
         )
     classes = _foreground(known["class_names"])
     given = known.get("class_colors", {})

@@ -185,7 +185,7 @@ def first_folder(candidates: Sequence[Path], fits: Callable[[Path], bool], what:
     for folder in candidates:
         if folder.is_dir() and fits(folder):
             return folder
-    raise InputError(f"{candidates[0]}: no {what} found: expected {tree}; see data_prep/README.md")
+    raise InputError(f"{candidates[0]}: no {what} found: expected {tree}; see docs/data.md")
 
 
 def source_names(files: Sequence[Path]) -> dict[str, Path]:
