@@ -51,13 +51,13 @@ fuzz: setup  ## feed the readers with 5000 damaged files and 2000 odd headers, a
 	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
 
 demo: setup  ## from raw phantom scans to a table and a picture, in minutes
-	$(RUN) data_prep.phantom --task=abdomen --out=$(DEMO)/raw --cases=ct:10,mr:10 --overwrite
-	$(RUN) data_prep.prepare --source=abdomen --raw=$(DEMO)/raw --out=$(DEMO)/data
-	$(RUN) experiments.train --setting=ours --preset=tiny --data_dir=$(DEMO)/data --run_dir=$(DEMO)/run
-	$(RUN) experiments.evaluate --run_dir=$(DEMO)/run
+	$(RUN) data_prep.phantom --task=abdomen --out='$(DEMO)/raw' --cases=ct:10,mr:10 --overwrite
+	$(RUN) data_prep.prepare --source=abdomen --raw='$(DEMO)/raw' --out='$(DEMO)/data'
+	$(RUN) experiments.train --setting=ours --preset=tiny --data_dir='$(DEMO)/data' --run_dir='$(DEMO)/run'
+	$(RUN) experiments.evaluate --run_dir='$(DEMO)/run'
 	@echo "Above: a PHANTOM at preset tiny. It shows that everything works, not how well the method segments patients."
-	$(RUN) experiments.predict --run_dir=$(DEMO)/run --modality=ct --input=$(DEMO)/raw/btcv/img/img0001.nii.gz \
-		--output=$(DEMO)/prediction.nii.gz --overlay=$(DEMO)/prediction.png
+	$(RUN) experiments.predict --run_dir='$(DEMO)/run' --modality=ct --input='$(DEMO)/raw/btcv/img/img0001.nii.gz' \
+		--output='$(DEMO)/prediction.nii.gz' --overlay='$(DEMO)/prediction.png'
 
 # --- preparation: RAW=<folder as downloaded>, OUT=<prepared folder>; docs/data.md explains every source --------------
 
@@ -65,23 +65,23 @@ OUT   ?= $(DATA)/$*
 FLAGS ?=
 
 prepare-csv: setup  ## prepare-csv CSV=own.csv TASK=abdomen OUT=… [FLAGS=--label_map=map.json]: your own scans
-	$(RUN) data_prep.prepare --source=csv --csv=$(CSV) --task=$(TASK) --out=$(OUT) $(FLAGS)
+	$(RUN) data_prep.prepare --source=csv --csv='$(CSV)' --task='$(TASK)' --out='$(OUT)' $(FLAGS)
 
 verify-csv: setup
-	$(RUN) data_prep.verify --source=csv --csv=$(CSV) --task=$(TASK) $(FLAGS)
+	$(RUN) data_prep.verify --source=csv --csv='$(CSV)' --task='$(TASK)' $(FLAGS)
 
 prepare-phantom: setup  ## prepare-phantom OUT=… [FLAGS=…]: phantom scans, abdomen
-	$(RUN) data_prep.phantom --task=abdomen --out=$(OUT)/raw --overwrite $(FLAGS)
-	$(RUN) data_prep.prepare --source=abdomen --raw=$(OUT)/raw --out=$(OUT)
+	$(RUN) data_prep.phantom --task=abdomen --out='$(OUT)/raw' --overwrite $(FLAGS)
+	$(RUN) data_prep.prepare --source=abdomen --raw='$(OUT)/raw' --out='$(OUT)'
 
 prepare-%: setup  ## prepare-{btcv,chaos,abdomen,mmwhs,released} RAW=… [OUT=…] [FLAGS=…]
-	$(RUN) data_prep.prepare --source=$* --raw=$(RAW) --out=$(OUT) $(FLAGS)
+	$(RUN) data_prep.prepare --source=$* --raw='$(RAW)' --out='$(OUT)' $(FLAGS)
 
 verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs,released} RAW=…: reports every problem, writes nothing
-	$(RUN) data_prep.verify --source=$* --dir=$(RAW) $(FLAGS)
+	$(RUN) data_prep.verify --source=$* --dir='$(RAW)' $(FLAGS)
 
 qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
-	$(RUN) data_prep.qc --data_dir=$(OUT)
+	$(RUN) data_prep.qc --data_dir='$(OUT)'
 
 benchmark: $(VENV)/benchmark-installed  ## everything timed beside PyTorch, MedPy … [FLAGS="--quick --parts=step,startup"]
 	$(RUN) experiments.benchmark $(FLAGS)
@@ -107,9 +107,9 @@ OUTLIER        ?=
 TABLES_AND_FIGURES := table1,table2,table3,table4,table5,table6,fig4,fig5,fig6,fig7,fig8,fig9
 CLAIMS             := claim_anticorrelated,claim_low_resolution,claim_alignment
 
-REPRODUCE = $(RUN) experiments.reproduce --preset=$(PRESET) --runs_dir=$(RUNS) --out_dir=$(RESULTS) \
-	--cardiac_data=$(CARDIAC) --abdomen_data=$(ABDOMEN) \
-	--anticorrelated_data=$(ANTICORRELATED) --low_resolution_data=$(LOW_RESOLUTION) \
+REPRODUCE = $(RUN) experiments.reproduce --preset=$(PRESET) --runs_dir='$(RUNS)' --out_dir='$(RESULTS)' \
+	--cardiac_data='$(CARDIAC)' --abdomen_data='$(ABDOMEN)' \
+	--anticorrelated_data='$(ANTICORRELATED)' --low_resolution_data='$(LOW_RESOLUTION)' \
 	--seeds=$(SEEDS) --folds=$(FOLDS) --jobs=$(JOBS) $(if $(OUTLIER),--outlier=$(OUTLIER))
 
 table%: setup  ## table1 … table6 [PRESET= SEEDS= FOLDS= OUTLIER= FLAGS=--dry_run]: run what it needs, print it
@@ -125,7 +125,7 @@ reproduce: setup  ## every table and figure
 	$(REPRODUCE) --targets=$(TABLES_AND_FIGURES) $(FLAGS)
 
 report: setup  ## one HTML page with all of them [PRESET= RUNS= RESULTS=]
-	$(RUN) experiments.report --runs_dir=$(RUNS) --out=$(RESULTS)/report.html $(FLAGS)
+	$(RUN) experiments.report --runs_dir='$(RUNS)' --out='$(RESULTS)/report.html' $(FLAGS)
 
 # On phantoms everything fits into 90 minutes on two cores: 45 runs of so many steps, two at a time because starting and
 # tracing keep one core busy.
@@ -158,4 +158,4 @@ reproduce-phantom: $(PHANTOM_DATA:%=%/dataset.json)  ## all of it on phantoms, p
 	$(MAKE) report RUNS=$(PHANTOM)/runs RESULTS=$(PHANTOM)/results FLAGS=
 
 clean:  ## remove the virtual environment and the demo
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) '$(DEMO)' build *.egg-info

@@ -98,7 +98,8 @@ def is_ct(modality: str, minima: Sequence[float]) -> bool:
 def measure(case: RawCase) -> Measured:
     """Reads a scan and its label map; whatever is wrong with them is among the problems."""
     try:
-        image, label = case.read_image(), case.label_reader(case, lambda _: None)
+        scan = case.read_scan()
+        image, label = scan.volume, case.label_reader(case, scan, lambda _: None)
         difference = same_geometry(image.grid, label.grid)
         if difference:
             raise InputError(f"{case.label}: the label has {difference}: use the image's own label map")

@@ -1,90 +1,131 @@
-"""From raw cases to a prepared data set: verify everything, then prepare in parallel, then describe the set.
+"""From raw cases to a prepared data set: each case is visited once, checked and prepared in one go.
 
-Nothing is written while there is a problem. A case is written whole or not at all, and left alone while its source
-files and the recipe are unchanged, so a run can be stopped at any time and started again.
+A visit leaves its prepared file in `<out>/.prepared/`. Only when no case has a problem do these files become the data
+set, so nothing is written to it while there is a problem. A case is left alone while its source files and the recipe
+are unchanged, and what an interrupted run has prepared is taken over by the next: it can be stopped at any time and
+started again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.plausibility import implausible
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
 from data_prep.sources.table import Options, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
+from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
 from ummkd_tf.data.dataset import RELEASED, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import reorient, same_geometry
+from ummkd_tf.scans.geometry import same_geometry
 from ummkd_tf.tasks import Task
 
-_IMAGE_AND_LABEL_BYTES = 4 + 1  # float32 and uint8
+STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
+_SUFFIX = ".h5"
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What looking at one raw case found.
+class Visit:
+    """What the one visit of a raw case found.
 
     Attributes:
+        case_id: The case.
         problems: What keeps it from being prepared.
         notes: What is odd but handled.
-        size_bytes: Upper bound of its prepared file.
+        image_sha256: Of the scan's files; "" where they cannot be read.
+        up_to_date: There is a prepared file of the same sources and recipe.
     """
 
-    problems: Sequence[Problem]
-    notes: Sequence[str]
-    size_bytes: int = 0
+    case_id: str
+    problems: Sequence[Problem] = ()
+    notes: Sequence[str] = ()
+    image_sha256: str = ""
+    up_to_date: bool = False
 
 
-def inspect(case: RawCase, task: Task) -> Inspection:
-    """Reads a case entirely and checks whatever preparation relies on."""
-    problems: list[Problem] = []
-    notes: list[str] = []
+@dataclass
+class _Findings:
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def attempt(read: Callable[[], Result]) -> Result | None:
+    def attempt(self, read: Callable[[], Result]) -> Result | None:
+        """The result, or None and a problem more."""
         try:
             return read()
         except InputError as error:
-            problems.append(Problem.parse(error))
+            self.problems.append(Problem.parse(error))
             return None
 
-    image = attempt(case.read_image)
-    label = attempt(lambda: case.read_label(notes.append))
-    if image is not None:
-        clipped = preprocessing.clip_intensity(image.array, task.clip_for(case.modality))
-        if clipped.min() == clipped.max():
-            text = f"every voxel has the value {clipped.flat[0]:g} after clipping"
-            problems.append(Problem(str(case.image), text, "expected an image with contrast; copy it again"))
+
+def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Visit:
+    """Reads a case once: checks whatever can be wrong with it, and prepares it.
+
+    Args:
+        case: The raw case.
+        task: Its task.
+        out: Folder of the data set, in which the prepared file is put aside; None to look only.
+        write: False to say whether the case is up to date, without writing.
+    """
+    found = _Findings()
+    found.attempt(lambda: plain_name(case.case_id))
+    checksums = found.attempt(lambda: {path: file_checksum(path) for path in case.files}) or {}
+    source, image_sha256 = _source(case, checksums), _joint(case.image, checksums)
+    if out is not None and checksums and _is_current(case, task, out, source):
+        return Visit(case.case_id, image_sha256=image_sha256, up_to_date=True)
+    if image_sha256 and image_sha256 == _joint(case.label, checksums):
+        text = "the label map is the image itself, byte for byte"
+        found.problems.append(Problem(str(case.label), text, "expected a map of classes; correct the path"))
+    scan = found.attempt(case.read_scan)
+    label = found.attempt(lambda: case.read_label(scan, found.notes.append))
     if label is not None:
         present = np.flatnonzero(np.bincount(label.array.ravel(), minlength=task.num_classes))
         absent = [name for c, name in enumerate(task.class_names) if c and c not in present]
         if len(absent) == task.num_classes - 1:
             text = "no voxel of any class of the task"
-            problems.append(Problem(str(case.label), text, "expected a labelled scan; check the file or leave it out"))
+            found.problems.append(
+                Problem(str(case.label), text, "expected a labelled scan; check the file or leave it out")
+            )
         elif absent:
-            notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
-    if image is None or label is None:
-        return Inspection(list(dict.fromkeys(problems)), notes)
-    difference = same_geometry(image.grid, label.grid)
-    if difference:
-        problems.append(Problem(str(case.label), f"the label has {difference}", "use the image's own label map"))
-    elif not np.array_equal(image.affine, label.affine):
-        notes.append(f"{case.case_id}: image and label headers differ by rounding; the image's is used")
-    grid = preprocessing.task_grid(reorient(image, task.axes).grid, np.zeros(3), task)
-    size = int(np.prod(grid.shape)) * _IMAGE_AND_LABEL_BYTES + label.array.size
-    return Inspection(problems, notes, size)
+            found.notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
+    if scan is not None:
+        image = scan.volume
+        problems, notes = implausible(image, task, case.modality)
+        found.problems += [Problem(str(case.image), *problem) for problem in problems]
+        found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
+        if label is not None:
+            difference = same_geometry(image.grid, label.grid)
+            if difference:
+                text = f"the label has {difference}"
+                found.problems.append(Problem(str(case.label), text, "use the image's own label map"))
+            elif not np.array_equal(image.affine, label.affine):
+                found.notes.append(f"{case.case_id}: image and label headers differ by rounding; the image's is used")
+    if scan is not None and label is not None and not found.problems:
+        try:
+            prepared = preprocessing.prepare(scan.volume, label, task, case.modality)
+        except InputError as error:
+            found.problems.append(Problem.parse(InputError(f"{case.image}: {error}")))
+        else:
+            assert prepared.label is not None
+            if out is not None and write:
+                check_space(out, prepared.image.nbytes + prepared.label.nbytes + label.array.nbytes)
+                path = _path(out / STAGING, case)
+                write_case(path, prepared, case_id=case.case_id, modality=case.modality, task=task, source=source)
+    return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256)
 
 
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
-    """Inspects all cases; every problem of each."""
-    return _report(pool.each(partial(inspect, task=task), cases, "verify"), note)[0]
+    """Visits all cases without writing; every problem of each."""
+    return _report(list(pool.each(partial(visit, task=task, out=None), cases, "verify")), note)
 
 
 def prepare_source(
@@ -168,20 +209,32 @@ def prepare(
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
     wanted = [case for case in cases if case.case_id in chosen]
-    inspections = list(pool.each(partial(_inspect_unless_current, task=task, out=out), wanted, "verify"))
-    to_do = [case for case, inspection in zip(wanted, inspections, strict=True) if inspection]
-    problems, size_bytes = _report(filter(None, inspections), note)
-    if problems:
-        return problems
-    check_space(out, size_bytes)
     if dry_run:
-        for case in wanted:
-            note(f"{case.case_id}: {'would be prepared from' if case in to_do else 'is up to date with'} {case.image}")
-        return []
-
-    _remove_leftovers(out)
-    for _ in pool.each(partial(prepare_case, task=task, out=out), to_do, "prepare"):
-        pass
+        visits = list(pool.each(partial(visit, task=task, out=out, write=False), wanted, "verify"))
+        problems = _report(visits, note)
+        for case, found in zip(wanted, visits, strict=True) if not problems else ():
+            what = "is up to date with" if found.up_to_date else "would be prepared from"
+            note(f"{case.case_id}: {what} {case.image}")
+        return problems
+    existed = out.exists()
+    try:
+        visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
+    except InputError:  # what is done waits for the next run
+        with contextlib.suppress(OSError):
+            (out / STAGING).rmdir()  # only where it is empty
+        raise
+    problems = _report(visits, note)
+    if problems:
+        _discard(out, existed)
+        return problems
+    for folder in (out, out / "cases"):  # of a run that was killed
+        for leftover in folder.glob(".writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    (out / "cases").mkdir(parents=True, exist_ok=True)
+    for path in (_path(out / STAGING, case) for case in wanted):
+        if path.exists():
+            path.replace(out / "cases" / path.name)
+    shutil.rmtree(out / STAGING, ignore_errors=True)
     write_dataset(
         out,
         task=task,
@@ -194,52 +247,69 @@ def prepare(
     unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
     if unlisted:
         note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
-    note(f"{len(to_do)} cases prepared, {len(wanted) - len(to_do)} already up to date, in {out}")
+    current = sum(found.up_to_date for found in visits)
+    note(f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}")
     return []
 
 
-def _case_path(out: Path, case: RawCase) -> Path:
-    return out / "cases" / f"{case.case_id}.h5"
+def _path(folder: Path, case: RawCase) -> Path:
+    return folder / f"{plain_name(case.case_id)}{_SUFFIX}"
 
 
-def _source(case: RawCase) -> dict[str, str]:
+def _source(case: RawCase, checksums: Mapping[Path, str]) -> dict[str, str]:
     """sha256 by source file, and the label values in words, because both decide the result."""
-    checksums = {name: file_checksum(path) for name, path in source_names(case.files).items()}
-    return checksums | {"label values": str(sorted(case.label_values.items()))}
+    names = source_names(list(checksums)) if checksums else {}
+    by_name = {name: checksums[path] for name, path in names.items()}
+    return by_name | {"label values": str(sorted(case.label_values.items()))}
 
 
-def _is_current(case: RawCase, task: Task, out: Path) -> bool:
-    try:
-        found = read_source_checksum(_case_path(out, case))
-        return found == (source_checksum(_source(case)), recipe_checksum(task))
-    except (InputError, OSError):  # nothing prepared yet, or the inspection tells what is wrong
-        return False
+def _joint(place: Path, checksums: Mapping[Path, str]) -> str:
+    """One checksum over a scan's or a label map's own files, whatever their names; "" where there is none."""
+    own = [sha256 for path, sha256 in checksums.items() if place in (path, path.parent)]
+    return source_checksum({str(number): sha256 for number, sha256 in enumerate(own)}) if own else ""
 
 
-def _inspect_unless_current(case: RawCase, task: Task, out: Path) -> Inspection | None:
-    return None if _is_current(case, task, out) else inspect(case, task)
+def _is_current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> bool:
+    """Whether the data set, or what an interrupted run has put aside, holds the case of these sources and recipe."""
+    wanted = source_checksum(source), recipe_checksum(task)
+    for folder in (out / "cases", out / STAGING):
+        try:
+            if read_source_checksum(_path(folder, case)) == wanted:
+                return True
+        except (InputError, OSError):  # nothing prepared yet, or damaged
+            pass
+    return False
 
 
-def _report(inspections: Iterable[Inspection], note: Note) -> tuple[list[Problem], int]:
-    """Passes the notes on; every problem, and the bytes the prepared files need at most."""
-    problems: list[Problem] = []
-    size_bytes = 0
-    for inspection in inspections:
-        problems += inspection.problems
-        size_bytes += inspection.size_bytes
-        for text in inspection.notes:
-            note(text)
-    return problems, size_bytes
+def _report(visits: Sequence[Visit], note: Note) -> list[Problem]:
+    """Passes the notes on; every problem, also those that only several cases together have."""
+    for text in (text for found in visits for text in found.notes):
+        note(text)
+    return [*(problem for found in visits for problem in found.problems), *_copies(visits)]
 
 
-def prepare_case(case: RawCase, task: Task, out: Path) -> None:
-    source = _source(case)
-    image, label = case.read()
-    try:
-        prepared = preprocessing.prepare(image, label, task, case.modality)
-    except InputError as error:
-        raise InputError(f"{case.image}: {error}") from error
-    write_case(_case_path(out, case), prepared, case_id=case.case_id, modality=case.modality, task=task, source=source)
+def _copies(visits: Iterable[Visit]) -> list[Problem]:
+    """Scans that are the same byte for byte: in train and test they would make the test worthless."""
+    by_content: dict[str, list[str]] = {}
+    for found in visits:
+        if found.image_sha256:
+            by_content.setdefault(found.image_sha256, []).append(found.case_id)
+    return [
+        Problem(
+            " and ".join(case_ids),
+            "the same scan, byte for byte",
+            "expected every scan once, or it could be in training and in test; leave one out (--exclude_cases)",
+        )
+        for case_ids in by_content.values()
+        if len(case_ids) > 1
+    ]
+
+
+def _discard(out: Path, existed: bool) -> None:
+    """Removes what was put aside; and the folder where it was made for that."""
+    shutil.rmtree(out / STAGING, ignore_errors=True)
+    if not existed:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def check_space(out: Path, size_bytes: int) -> None:
@@ -255,9 +325,3 @@ def check_space(out: Path, size_bytes: int) -> None:
             f"{out}: disk full, {free / 2**20:.0f} MiB free: expected {size_bytes / 2**20:.0f} MiB; make room "
             "or choose another --out; nothing was written"
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes the temporary folders of a run that was killed."""
-    for folder in (*out.glob(".writing-*"), *out.glob("cases/.writing-*")):
-        shutil.rmtree(folder, ignore_errors=True)

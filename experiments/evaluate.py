@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.evaluation.summary import summarize_cases
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(_: list[str]) -> None:
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.output import text_tables as reporting
     from ummkd_tf.runs.environment import environment
-    from ummkd_tf.runs.folder import task_of
+    from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
     from ummkd_tf.runs.loading import load_model
     from ummkd_tf.tasks import check_same_task
 
@@ -65,26 +66,24 @@ def main(_: list[str]) -> None:
     if not case_ids:
         raise InputError(f"{dataset.directory}: no case in the {part} part: expected one to evaluate; see --part")
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
-    factor = dataset.task.size[0] // record["flags"]["size"]
+    factor = config_of(record).factor(dataset.task)
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
 
-    def predict(case_id: str) -> NDArray[np.float32]:
-        reduced = dataset.case(case_id, factor)
-        probabilities = predictor.probabilities(reduced.image, reduced.modality, factor)
+    def predict(case: Case) -> NDArray[np.float32]:
+        probabilities = predictor.probabilities(reduced(case, factor).image, case.modality, factor)
         if pictures:
             from ummkd_tf.output.pictures import overlay_figure, save_figure
 
-            case = dataset.case(case_id)
             figure = overlay_figure(
                 case.image,
                 probabilities.argmax(-1),
                 task=dataset.task,
                 spacing_mm=case.grid.spacing_mm,
                 reference=case.label,
-                title=f"{case_id}: {model.setting.title}, step {step}",
+                title=f"{case.case_id}: {model.setting.title}, step {step}",
             )
-            save_figure(figure, pictures / f"{case_id}.png")
+            save_figure(figure, pictures / f"{case.case_id}.png")
         return probabilities
 
     cases = evaluation.evaluate(
@@ -98,10 +97,10 @@ def main(_: list[str]) -> None:
         "run_dir": str(run_dir),
         "setting": record["setting"],
         "task": dataset.task.name,
-        "preset": record["flags"]["preset"],
+        "preset": config_of(record).preset,
         "seed": record["seed"],
         "step": step,
-        "selection": FLAGS.selection or record["flags"]["selection"],
+        "selection": FLAGS.selection or config_of(record).selection,
         "part": part,
         "grid": FLAGS.grid,
         "split_name": dataset.split_name,
@@ -113,7 +112,7 @@ def main(_: list[str]) -> None:
         "cases": cases,
         "summary": summarize_cases(cases, dataset.task, modalities),
     }
-    path = run_dir / f"evaluation_{part}{'' if FLAGS.grid == 'prepared' else '_original'}.json"
+    path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
     write_json(path, result)
     print(
         f"\n{model.setting.title} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid; "

@@ -35,6 +35,7 @@ def write_scan(folder: Path, case_id: str, modality: str, number: int, values: S
     if modality != "ct":
         image = np.abs(image)  # a magnitude, as in MR
     affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (shape - 1) / 2  # the middle of the scan is the origin of the world
     for name, array in (("image", image.astype(np.int16)), ("label", label)):
         scan = nib.Nifti1Image(array, affine)
         turn = nib.orientations.ornt_transform(

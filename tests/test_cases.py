@@ -61,7 +61,7 @@ def dataset(tmp_path):
 def test_case_comes_back_as_it_was(tmp_path):
     path, expected = write(tmp_path / "a.h5"), prepared()
     case = read_case(path)
-    assert (case.case_id, case.modality, case.factor) == ("ct_1", "ct", 1)
+    assert (case.case_id, case.modality) == ("ct_1", "ct")
     for name in ("image", "label"):
         found, wanted = getattr(case, name), getattr(expected, name)
         assert found.dtype == wanted.dtype

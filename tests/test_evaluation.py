@@ -24,14 +24,14 @@ TASK = TASKS["abdomen"]
 GRID = Grid(np.eye(4), (4, 4, 1))
 
 
-def perfect(dataset):
-    return lambda case_id: np.eye(5, dtype=np.float32)[dataset.case(case_id).label]
+def perfect(case):
+    return np.eye(5, dtype=np.float32)[case.label]
 
 
 @pytest.mark.parametrize("original_grid", [False, True])
 def test_the_reference_itself_is_perfect(prepared_dataset, original_grid):
     ids = prepared_dataset.ids("test")
-    results = evaluation.evaluate(perfect(prepared_dataset), prepared_dataset, ids, original_grid=original_grid)
+    results = evaluation.evaluate(perfect, prepared_dataset, ids, original_grid=original_grid)
     assert list(results) == ["ct_3", "mr_3"]
     summary = summarize_cases(results, TASK, ("ct", "mr"))
     assert summary["dice"]["overall"] == 1
@@ -39,8 +39,8 @@ def test_the_reference_itself_is_perfect(prepared_dataset, original_grid):
 
 
 def test_missed_organ_counts_as_zero_and_is_reported(prepared_dataset):
-    def without_spleen(case_id):
-        probabilities = perfect(prepared_dataset)(case_id).copy()
+    def without_spleen(case):
+        probabilities = perfect(case)
         spleen = probabilities[..., 4] == 1
         probabilities[spleen] = [1, 0, 0, 0, 0]
         return probabilities
@@ -143,3 +143,24 @@ def test_class_knowledge_of_whole_cases_is_that_of_their_logits():
     assert result["kd_loss"] == pytest.approx(float(losses.knowledge_distillation_loss(*together)), rel=1e-4)
     for m in ("ct", "mr"):
         np.testing.assert_allclose(result["q"][m], losses.class_knowledge(*(x[m] for x in together)), atol=1e-5)
+
+
+def test_a_class_that_no_case_has_leaves_the_mean_to_the_others():
+    """Three organs of Dice 1, 0.5 and 0.6, and a spleen that is nowhere in CT: 0.7, and the table says so."""
+
+    def record(dice):
+        status = "absent" if np.isnan(dice) else "found"
+        return {"dice": dice, "status": status, **dict.fromkeys(("hausdorff_mm", "hausdorff95_mm"), 1.0),
+                "average_mm": 1.0, "surface_dice": 1.0, "surface_points": 1, "surface_distance_sum_mm": 1.0,
+                "surface_distance_square_sum_mm2": 1.0}  # fmt: skip
+
+    def case(modality, spleen):
+        values = {"liver": 1.0, "right_kidney": 0.5, "left_kidney": 0.6, "spleen": spleen}
+        return {"modality": modality, "classes": {name: record(dice) for name, dice in values.items()}}
+
+    cases = {"ct_1": case("ct", np.nan), "mr_1": case("mr", 0.9)}
+    summary = summarize_cases(cases, TASK, ("ct", "mr"))
+    assert summary["dice"]["ct"]["mean"] == pytest.approx(0.7)
+    assert summary["dice"]["overall"] == pytest.approx((0.7 + 0.75) / 2)
+    line = reporting.counts_line({"summary": summary, "cases": cases, "modalities": ["ct", "mr"]}, TASK)
+    assert "ct mean over the other 3 classes, because no case has spleen" in line

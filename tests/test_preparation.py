@@ -15,6 +15,7 @@ from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_ab
 
 from data_prep import pipeline
 from data_prep.phantom import sets
+from data_prep.plausibility import implausible
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
@@ -314,10 +315,10 @@ def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path,
         patch.setattr(pipeline, "write_case", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(raw, out)
-    assert [path.name for path in sorted((out / "cases").iterdir())] == ["ct_0001.h5", "ct_0002.h5"]
+    assert [path.name for path in sorted((out / pipeline.STAGING).iterdir())] == ["ct_0001.h5", "ct_0002.h5"]
     assert not (out / "dataset.json").exists()
-    (out / "cases/.writing-x").mkdir()  # what a killed process leaves behind
-    (out / "cases/.writing-x/ct_0003.h5").write_bytes(b"half")
+    (out / pipeline.STAGING / ".writing-x").mkdir()  # what a killed process leaves behind
+    (out / pipeline.STAGING / ".writing-x/ct_0003.h5").write_bytes(b"half")
     assert prepare(raw, out)[-1].startswith("4 cases prepared, 2 already up to date")
     assert snapshot(out) == snapshot(prepared[0])
 
@@ -347,7 +348,7 @@ def test_dry_run_writes_nothing(raw, tmp_path):
 
 def test_excluded_and_unlisted_cases(raw, prepared, tmp_path):
     out, more = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
-    shutil.copytree(mr(raw, "1").parent, mr(more, "5").parent)
+    write_mr(mr(more, "5"), 55, range(6))
     notes = prepare(more, out, choice=Choice(excluded=frozenset({"mr_3"})))
     assert f"in {out / 'cases'} from an earlier run, and no longer part of the data set: mr_3" in notes
     assert "not in the split and left out: mr_3" in notes
@@ -481,8 +482,8 @@ def test_programs(raw, prepared, tmp_path):
 def test_held_out_case_is_prepared_in_no_part_and_the_source_is_told(raw, tmp_path):
     """Table VI's outlier can be evaluated, but never trained on; a phantom says that it is one."""
     more = shutil.copytree(raw, tmp_path / "raw")
-    for kind in ("img", "label"):
-        shutil.copy(ct(more, kind), ct(more, kind, "0099"))
+    shutil.copy(ct(more, "label"), ct(more, "label", "0099"))
+    write_nifti(ct(more, "img", "0099"), raw_data.image(99))
     (more / "phantom.json").write_text("{}", encoding="utf-8")
     prepare(more, tmp_path / "out", choice=Choice(held_out=frozenset({"ct_0099"})))
     dataset = Dataset.load(tmp_path / "out")
@@ -494,3 +495,70 @@ def test_held_out_case_is_prepared_in_no_part_and_the_source_is_told(raw, tmp_pa
 def test_source_of_real_scans(prepared):
     folder, _ = prepared
     assert Dataset.load(folder).source == "abdomen"
+
+
+# --- what is possible and hardly true --------------------------------------------------------------------------------
+
+
+def test_the_same_scan_twice_is_a_problem_whatever_its_name(raw, tmp_path):
+    """In train and in test it would make the test worthless."""
+    more = shutil.copytree(raw, tmp_path / "raw")
+    for kind in ("img", "label"):
+        shutil.copy(ct(more, kind), ct(more, kind, "0099"))
+    (problem,) = problems_of(more, tmp_path / "out")
+    assert str(problem).startswith("ct_0001 and ct_0099: the same scan, byte for byte: expected every scan once")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_given_as_its_own_label_is_a_problem(raw, tmp_path):
+    more = shutil.copytree(raw, tmp_path / "raw")
+    shutil.copy(ct(more, "label"), ct(more, "img"))
+    problems = [str(problem) for problem in problems_of(more, tmp_path / "out")]
+    assert any("label0001.nii.gz: the label map is the image itself, byte for byte" in text for text in problems)
+
+
+@pytest.mark.parametrize(
+    ("values", "spacing", "words"),
+    [
+        (lambda a: a, (2.0, 2.0, 5.0), None),
+        (lambda a: a + 1024, (2.0, 2.0, 5.0), "stored as HU + 1024"),
+        (lambda a: a, (0.2, 0.2, 0.5), "are distances in cm written as mm?"),
+        (lambda a: a, (20.0, 60.0, 5.0), "more than a person: is the spacing in mm?"),
+    ],
+)
+def test_odd_units_are_noted(values, spacing, words):
+    """A body of 0 to 60 HU in air, 64 × 64 × 30 voxels of 2 × 2 × 5 mm."""
+    array = np.full((64, 64, 30), -1000.0)
+    array[16:48, 16:48] = np.random.default_rng(0).uniform(0, 60, (32, 32, 30))
+    problems, notes = implausible(Volume(values(array).astype(np.float32), np.diag([*spacing, 1.0])), TASK, "ct")
+    assert problems == []
+    assert (notes == []) if words is None else any(words in note for note in notes)
+
+
+def test_voxels_smaller_than_any_scanner_makes_are_refused():
+    volume = Volume(np.zeros((4, 4, 4), np.float32), np.diag([0.002, 0.002, 0.005, 1.0]))
+    ((what, fix),), _ = implausible(volume, TASK, "mr")
+    assert what == "voxels of 0.002 × 0.002 × 0.005 mm" and fix.startswith("expected at least 0.05 mm")
+
+
+def test_what_verify_accepts_prepare_accepts(raw, tmp_path):
+    """Slices 300 mm thick were found by preparation only, after two cases were written."""
+    more = shutil.copytree(raw, tmp_path / "raw")
+    path = ct(more, "img")
+    affine = np.diag([2.0, 2.0, 800.0, 1.0])
+    for file in (path, ct(more, "label")):
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), affine), file)
+    source = SOURCES["btcv"]
+    cases = source.find(Options(raw=more)).cases
+    with Workers(1) as pool:
+        found = pipeline.verify(cases, TASK, pool, lambda _: None)
+    assert [str(problem) for problem in problems_of(more, tmp_path / "out")] == [str(problem) for problem in found]
+    assert found and str(found[0]).startswith(str(path))
+
+
+def problems_of(raw, out):
+    """Problems of preparing the CT below `raw` with every case in training."""
+    cases = SOURCES["btcv"].find(Options(raw=raw)).cases
+    split = {"ct": {"train": [c.case_id for c in cases[2:]], "validation": ["ct_0001"], "test": ["ct_0002"]}}
+    with Workers(1) as pool:
+        return pipeline.prepare(cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None)

@@ -27,7 +27,6 @@ from test_dicom_series import assert_same
 
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data import cases
 from ummkd_tf.evaluation import case_results
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, straightened, to_sitk
@@ -605,12 +604,11 @@ def test_distances_on_a_tilted_scan_are_those_of_the_patient(monkeypatch, caplog
     prepared = task_grid(grid, (np.array(grid.shape) - 1) / 2, task)
     there = prepared.world(np.argwhere(np.ones(prepared.shape, bool)))
     probabilities = np.eye(task.num_classes, dtype=np.float32)[ball(moved, there, prepared.shape)]
-    case = SimpleNamespace(modality="ct", grid=prepared, original=grid)
-    dataset = SimpleNamespace(task=task, case=lambda case_id: case, path=lambda case_id: case_id)
-    monkeypatch.setattr(cases, "read_original_label", lambda path: reference)
+    case = SimpleNamespace(modality="ct", grid=prepared, original=grid, original_label=reference)
+    dataset = SimpleNamespace(task=task, case=lambda case_id, original_label: case)
 
     with caplog.at_level(logging.WARNING):
-        found = case_results.evaluate(lambda case_id: probabilities, dataset, ["a"], original_grid=True)["a"]
+        found = case_results.evaluate(lambda case: probabilities, dataset, ["a"], original_grid=True)["a"]
 
     liver = found["classes"]["liver"]
     assert caplog.messages == ["a: the scan's slices are tilted; it is evaluated on an upright grid over it"]

@@ -18,6 +18,7 @@ from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import read_png
+from ummkd_tf.scans.reading import Scan
 
 MODALITY = "mr"
 # Published grey ranges: liver, right kidney, left kidney, spleen.
@@ -59,21 +60,25 @@ def find(raw: Path, sequence: str = "t2spir") -> Found:
     return Found(cases, problems)
 
 
-def read_grey_values(case: RawCase, note: Note) -> Volume:
+def read_grey_values(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Stacks the PNG files in the order of the DICOM slices in space.
 
     Raises:
         InputError: A PNG too many or too few, of another size, or in colour.
     """
-    scan = DicomSeries.open(case.image)  # its header alone
+    if scan is None:  # the pixels may be damaged and the headers sound
+        series = DicomSeries.open(case.image)
+        grid, file_of_slice = series.grid, series.file_of_slice
+    else:
+        grid, file_of_slice = scan.volume.grid, scan.file_of_slice
     files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
-    if len(files) != len(scan.file_of_slice):
+    if len(files) != len(file_of_slice):
         raise InputError(
-            f"{case.label}: {len(files)} PNG files for {len(scan.file_of_slice)} DICOM files: "
+            f"{case.label}: {len(files)} PNG files for {len(file_of_slice)} DICOM files: "
             "expected one each; restore the missing or remove the extra one"
         )
-    grey = np.empty(scan.grid.shape, np.int32)
-    for k, which in enumerate(scan.file_of_slice):
+    grey = np.empty(grid.shape, np.int32)
+    for k, which in enumerate(file_of_slice):
         values = read_png(files[which])
         if values.shape != grey.shape[:2]:
             raise InputError(
@@ -81,6 +86,6 @@ def read_grey_values(case: RawCase, note: Note) -> Volume:
                 "expected the same; use the scan's own label"
             )
         grey[:, :, k] = values
-    if list(scan.file_of_slice) != sorted(scan.file_of_slice):
+    if list(file_of_slice) != sorted(file_of_slice):
         note(f"{case.case_id}: files do not run from feet to head; slices are ordered by their position")
-    return Volume(grey, scan.grid.affine)
+    return Volume(grey, grid.affine)

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.sources.raw_case import Found, Note, Problem, RawCase
-from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.documents import MALFORMED, MAX_NAME, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.dataset import PARTS
 from ummkd_tf.scans.geometry import Volume, reorient
-from ummkd_tf.scans.reading import read_label, read_volume
+from ummkd_tf.scans.reading import Scan, read_label, read_scan
 from ummkd_tf.tasks import Task
 
 COLUMNS = ("case", "modality", "image", "label", "split")
@@ -84,9 +84,10 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
     return {0: 0} | values
 
 
-def read_aligned(case: RawCase, note: Note) -> Volume:
+def read_aligned(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Reads a label map and turns its axes as the image's, because programs store them in different orders."""
-    label, axes = read_label(case.label), read_volume(case.image).grid.axes
+    label = read_label(case.label)
+    axes = (scan or read_scan(case.image)).volume.grid.axes
     if label.grid.axes != axes:
         note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {axes}; the label is turned")
     return reorient(label, axes)
@@ -103,6 +104,8 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                 )
             rows = []
             for row in reader:
+                if not any(row.values()):  # an empty line of a spreadsheet
+                    continue
                 if None in row or None in row.values():
                     raise InputError(
                         f"{csv_file} line {reader.line_num}: not {len(COLUMNS)} fields: expected {','.join(COLUMNS)}; "
@@ -122,8 +125,8 @@ def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[st
         for column, path in (("image", image), ("label", label))
         if not row[column] or not _exists(path)
     ]
-    if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII):
-        mistakes.append((f"case name {row['case']!r}", "use letters, digits, '_', '-' and '.'"))
+    if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII) or len(row["case"]) > MAX_NAME:
+        mistakes.append((f"case name {row['case']!r}", f"use up to {MAX_NAME} letters, digits, '_', '-' and '.'"))
     if not re.fullmatch(r"(?!(shared|overall|default)$)[a-z]\w*", row["modality"], re.ASCII):
         mistakes.append((f"modality {row['modality']!r}", "use a name like ct, mr or t1_in"))
     if row["split"] not in ("", *PARTS):

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.sources.raw_case import Found, Note, RawCase, first_folder, numbered, pair
 from ummkd_tf.scans.geometry import Volume
-from ummkd_tf.scans.reading import read_label
+from ummkd_tf.scans.reading import Scan, read_label
 
 CLASSES = {0: 0, 205: 1, 420: 2, 500: 3, 820: 4, 550: 0, 600: 0, 850: 0}  # RA, RV and PA are background
 SLIP, MEANT = 421, 420  # occurs in a label map of the MR
@@ -39,7 +39,7 @@ def find(raw: Path, modality: str) -> Found:
     )
 
 
-def read_mended(case: RawCase, note: Note) -> Volume:
+def read_mended(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Reads a label map with 421, a known slip, as the 420 that was meant."""
     label = read_label(case.label)
     slips = label.array == SLIP

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.errors import InputError, one_line
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.geometry import Volume
-from ummkd_tf.scans.reading import read_label, read_volume
+from ummkd_tf.scans.reading import Scan, read_label, read_scan
 
 Note = Callable[[str], None]
 
@@ -42,7 +42,7 @@ class Problem:
         return cls(file, problem, fix)
 
 
-def whole_file(case: RawCase, note: Note) -> Volume:
+def whole_file(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Reads the label map of a case from one file."""
     return read_label(case.label)
 
@@ -57,8 +57,8 @@ class RawCase:
         image: Image file or DICOM folder.
         label: Label file or folder.
         label_values: Task class by the file's label value; any other value is an error.
-        label_reader: Reads the label map in the file's values, and notes what it had to mend. A module-level function,
-            so that a case can be sent to a worker process.
+        label_reader: Reads the label map in the file's values, given the scan as it was read (None where that failed),
+            and notes what it had to mend. A module-level function, so that a case can be sent to a worker process.
     """
 
     case_id: str
@@ -66,7 +66,7 @@ class RawCase:
     image: Path
     label: Path
     label_values: Mapping[int, int]
-    label_reader: Callable[[RawCase, Note], Volume] = field(default=whole_file)
+    label_reader: Callable[[RawCase, Scan | None, Note], Volume] = field(default=whole_file)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -75,22 +75,28 @@ class RawCase:
             file for path in (self.image, self.label) for file in (files_in_order(path) if path.is_dir() else [path])
         )
 
-    def read_image(self) -> Volume:
+    def read_scan(self) -> Scan:
         """Reads the scan."""
-        return read_volume(self.image)
+        return read_scan(self.image)
 
-    def read_label(self, note: Note = no_note) -> Volume:
-        """Reads the label map as task classes (uint8)."""
-        volume = self.label_reader(self, note)
+    def read_label(self, scan: Scan | None, note: Note = no_note) -> Volume:
+        """Reads the label map as task classes (uint8).
+
+        Args:
+            scan: What `read_scan` gave, so that no file is read twice; None where it failed.
+            note: Takes a line for each thing that had to be mended.
+        """
+        volume = self.label_reader(self, scan, note)
         return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
 
     def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
         """Reads (scan, label map of task classes), each in the files' own axis order.
 
         Raises:
-            InputError: As `volumes.read_volume`, or a label value outside `label_values`.
+            InputError: As `read_volume`, or a label value outside `label_values`.
         """
-        return self.read_image(), self.read_label(note)
+        scan = self.read_scan()
+        return scan.volume, self.read_label(scan, note)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def write_heart(folder: Path, cases: int, size: int) -> None:
             shutil.copy(*(folder / f"ct_train/ct_train_{i}_{kind}.nii.gz" for i in (MMWHS_IDS[0], other)))
 
 
-# Verification and preparation as the program does them, without a split (one modality only).
+# Preparation as the program does it, without a split (one modality only).
 _PROGRAM = """
 import sys
 from functools import partial
@@ -50,8 +50,8 @@ def main():
     workers, count = map(int, sys.argv[4:])
     cases = mmwhs.find(raw, "ct").cases[:count]
     with Workers(workers) as pool:
-        assert not pipeline.verify(cases, task, pool, lambda text: None)
-        list(pool.each(partial(pipeline.prepare_case, task=task, out=out), cases, "prepare"))
+        visits = list(pool.each(partial(pipeline.visit, task=task, out=out), cases, "prepare"))
+        assert not any(visit.problems for visit in visits)
 
 if __name__ == "__main__":
     main()
@@ -82,11 +82,11 @@ def measure(size: int, rounds: int) -> Part:
         raw, out = Path(name) / "raw", Path(name) / "out"
         write_heart(raw, 1, size)
         (case,) = mmwhs.find(raw, "ct").cases
-        written = out / "cases" / f"{case.case_id}.h5"
+        written = out / pipeline.STAGING / f"{case.case_id}.h5"
 
         def ours() -> None:
             written.unlink(missing_ok=True)  # what is there is not prepared again
-            pipeline.prepare_case(case, task=task, out=out)
+            assert not pipeline.visit(case, task=task, out=out).problems
 
         image, label = Path(case.image), Path(case.label)
         runs = {OURS: timed(ours), PLAIN: timed(lambda: plain(image, label, Path(name) / "plain.h5", task))}

@@ -54,14 +54,20 @@ def strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+MAX_NAME = 100
+"""Characters of a case id: with a suffix and a folder's prefix, every file system takes it."""
+
+
 def plain_name(name: str) -> str:
     """A case id that can be a file's name, so that no name in a document leads out of its folder.
 
     Raises:
         InputError: A path separator, a control character, a leading dot, or too long for a file.
     """
-    if not name.isprintable() or Path(name).name != name or name.startswith(".") or not 0 < len(name) <= 100:
+    if not name.isprintable() or Path(name).name != name or name.startswith(".") or not name:
         raise InputError(f"case id {name!r}: expected a plain name without path separators; rename the case")
+    if len(name) > MAX_NAME:
+        raise InputError(f"case id {name!r}: {len(name)} characters: expected at most {MAX_NAME}; rename the case")
     return name
 
 

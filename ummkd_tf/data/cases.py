@@ -20,7 +20,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -53,7 +53,7 @@ class Case:
         label: uint8 class map of the same shape.
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
-        factor: In-plane reduction against the file (1 = as prepared).
+        original_label: uint8 class map on `original`, where it was asked for.
     """
 
     case_id: str
@@ -62,7 +62,7 @@ class Case:
     label: NDArray[np.uint8]
     grid: Grid
     original: Grid
-    factor: int = 1
+    original_label: NDArray[np.uint8] | None = None
 
 
 def write_case(
@@ -135,8 +135,13 @@ def recipe_checksum(task: Task) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
 
 
-def read_case(path: Path, factor: int = 1) -> Case:
-    """Reads a prepared case; `factor` > 1 reduces it in the plane for the reduced presets.
+def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> Case:
+    """Reads a prepared case.
+
+    Args:
+        path: Its file.
+        factor: See `reduced`.
+        original_label: Whether to read the class map on the scan's own grid too.
 
     Raises:
         InputError: Missing, damaged or incomplete file.
@@ -146,6 +151,7 @@ def read_case(path: Path, factor: int = 1) -> Case:
         case_id, modality = (_text(file.attrs[name]) for name in ("case_id", "modality"))
         affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
         original_shape = _dataset(file, "original_label").shape
+        original = _voxels(file, "original_label") if original_label else None
     if image.shape != label.shape:
         raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
     if not np.isfinite(image).all():
@@ -154,21 +160,27 @@ def read_case(path: Path, factor: int = 1) -> Case:
         raise InputError(
             f"{path}: image {image.shape}: expected rows and columns to reduce by {factor}; prepare it again"
         )
-    image, label = reduce_image(image, factor), reduce_label(label, factor)
-    if factor > 1:
-        # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
-        to_fine = np.diag([factor, factor, 1.0, 1.0])
-        to_fine[:2, 3] = (factor - 1) / 2
-        affine = affine @ to_fine
-    return Case(
+    case = Case(
         case_id=case_id,
         modality=modality,
         image=image,
         label=label,
         grid=Grid(affine, image.shape),
         original=Grid(original_affine, original_shape),
-        factor=factor,
+        original_label=original,
     )
+    return reduced(case, factor)
+
+
+def reduced(case: Case, factor: int) -> Case:
+    """The case with rows and columns `factor` times coarser, for the reduced presets."""
+    if factor == 1:
+        return case
+    # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
+    to_fine = np.diag([factor, factor, 1.0, 1.0])
+    to_fine[:2, 3] = (factor - 1) / 2
+    image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
+    return replace(case, image=image, label=label, grid=Grid(case.grid.affine @ to_fine, image.shape))
 
 
 def read_original_label(path: Path) -> NDArray[np.uint8]:

@@ -85,13 +85,13 @@ class Dataset:
         """
         return self.directory / "cases" / f"{plain_name(case_id)}.h5"
 
-    def case(self, case_id: str, factor: int = 1) -> Case:
-        """Reads one case, reduced in the plane by `factor`.
+    def case(self, case_id: str, factor: int = 1, *, original_label: bool = False) -> Case:
+        """Reads one case, see `read_case`.
 
         Raises:
             InputError: As `read_case`, or the file holds another case, or what the task does not have.
         """
-        case = read_case(self.path(case_id), factor)
+        case = read_case(self.path(case_id), factor, original_label=original_label)
         if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
             raise InputError(
                 f"{self.path(case_id)}: holds case {case.case_id!r} of modality {case.modality!r}: expected "

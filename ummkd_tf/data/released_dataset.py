@@ -132,7 +132,7 @@ class ReleasedDataset(Dataset):
         """Record files of a part and modality."""
         return [self.raw / record for record in self.ids(part, modality)]
 
-    def case(self, case_id: str, factor: int = 1) -> Case:
+    def case(self, case_id: str, factor: int = 1, *, original_label: bool = False) -> Case:
         """Reads one test volume, reduced in the plane by `factor`.
 
         Raises:
@@ -140,7 +140,7 @@ class ReleasedDataset(Dataset):
         """
         if case_id not in self.split["test"]:
             raise InputError(f"{case_id}: a single slice: only the test part has volumes; use --part=test")
-        return super().case(case_id, factor)
+        return super().case(case_id, factor, original_label=original_label)
 
     def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
         """Training records of a modality.

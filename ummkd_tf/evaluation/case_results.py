@@ -49,7 +49,7 @@ def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: fl
 
 
 def evaluate(
-    predict: Callable[[str], NDArray[np.float32]],
+    predict: Callable[[Case], NDArray[np.float32]],
     dataset: Dataset,
     case_ids: Sequence[str],
     *,
@@ -59,7 +59,7 @@ def evaluate(
     """Metrics of every case.
 
     Args:
-        predict: Case id → class probabilities [rows, columns, slices, classes] on the prepared grid.
+        predict: Case → class probabilities [rows, columns, slices, classes] on the prepared grid.
         dataset: The data set.
         case_ids: Cases to evaluate.
         original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
@@ -70,16 +70,16 @@ def evaluate(
         Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
     """
     # Here, so that tables, which need the summary alone, start without the libraries that read scans.
-    from ummkd_tf.data.cases import read_original_label
     from ummkd_tf.scans.geometry import Volume, resample, straightened
     from ummkd_tf.scans.preprocessing import restore
 
     results = {}
     for case_id in progress(case_ids):
-        case = dataset.case(case_id)
-        probabilities = predict(case_id)
+        case = dataset.case(case_id, original_label=original_grid)
+        probabilities = predict(case)
         if original_grid:
-            reference, grid = read_original_label(dataset.path(case_id)), case.original
+            assert case.original_label is not None
+            reference, grid = case.original_label, case.original
             if grid.is_tilted:
                 _LOG.warning("%s: the scan's slices are tilted; it is evaluated on an upright grid over it", case_id)
                 grid = straightened(case.original)

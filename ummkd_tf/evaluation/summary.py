@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ummkd_tf.evaluation.metrics import pooled_surface_distance, summarize
 from ummkd_tf.tasks import Task
 
@@ -27,7 +25,8 @@ def summarize_cases(
 ) -> dict[str, dict[str, Any]]:
     """Mean ± std over cases for every metric, modality and class, and the means the paper prints.
 
-    "mean" of a modality is the mean of its classes' means; "overall" is the mean of the modalities' means.
+    "mean" of a modality is the mean of its classes' means; "overall" is the mean of the modalities' means. A class that
+    no case of a modality holds, in reference or prediction, has no mean (NaN): the mean is that of the others.
 
     Returns:
         Metric → {modality → {class → {mean, std, count, excluded, missed}, "mean" → float}, "overall" → float}.
@@ -47,6 +46,7 @@ def summarize_cases(
                     columns[name] = {"mean": mean, "std": std, "points": points, "missed": missed}
                 else:
                     columns[name] = {**vars(summarize(record[metric] for record in records)), "missed": missed}
-            by_modality[modality] = {**columns, "mean": float(np.mean([c["mean"] for c in columns.values()]))}
-        summary[metric] = {**by_modality, "overall": float(np.mean([m["mean"] for m in by_modality.values()]))}
+            by_modality[modality] = {**columns, "mean": summarize(c["mean"] for c in columns.values()).mean}
+        overall = summarize(m["mean"] for m in by_modality.values()).mean
+        summary[metric] = {**by_modality, "overall": overall}
     return summary

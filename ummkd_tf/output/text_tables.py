@@ -38,6 +38,10 @@ def counts_line(evaluation: Mapping[str, Any], task: Task) -> str:
         f"{m}: n = {sum(r['modality'] == m for r in evaluation['cases'].values())}" for m in evaluation["modalities"]
     ]
     for m in evaluation["modalities"]:
+        nowhere = [name for name in task.table_classes if not dice[m][name]["count"]]
+        if nowhere:
+            others = len(task.table_classes) - len(nowhere)
+            parts.append(f"{m} mean over the other {others} classes, because no case has {', '.join(nowhere)}")
         for name in task.table_classes:
             entry = dice[m][name]
             if entry["missed"]:

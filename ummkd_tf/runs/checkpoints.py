@@ -75,7 +75,12 @@ def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Pr
     Raises:
         InputError: As `read_checkpoint`, or the checkpoint is of another architecture.
     """
-    arrays, progress = read_checkpoint(path)
+    return _set(path, model, *read_checkpoint(path), with_optimizer=with_optimizer)
+
+
+def _set(
+    path: Path, model: UnpairedSegmenter, arrays: dict[str, NDArray], progress: Progress, *, with_optimizer: bool
+) -> Progress:
     if with_optimizer:
         variables = _variables(model)
     else:
@@ -131,12 +136,12 @@ class CheckpointFolder:
         damaged: InputError | None = None
         for path in checkpoint_files(self.run_dir):
             try:
-                read_checkpoint(path)
+                content = read_checkpoint(path)
             except InputError as error:
                 logging.getLogger(__name__).warning("%s; trying the one before", error)
                 damaged = error
                 continue
-            return restore(path, model, with_optimizer=True)
+            return _set(path, model, *content, with_optimizer=True)
         if damaged:
             raise damaged
         return Progress()

@@ -6,6 +6,7 @@ Convention: an array is indexed `[i, j, k]` and its affine maps that index to wo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.checks import check_content
-from ummkd_tf.scans.dicom import is_dicom, read_dicom_series
+from ummkd_tf.scans.dicom import DicomSeries, is_dicom, read_dicom_series
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import read_itk
 from ummkd_tf.scans.nifti import read_nifti
@@ -22,6 +23,28 @@ _WHOLE = 1e-3  # a label nearer to a whole number is that number, stored with a 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume as it was read.
+
+    Attributes:
+        volume: In the file's own axis order.
+        file_of_slice: Of a DICOM folder: for each slice k the position of its file in file-name order; otherwise ().
+    """
+
+    volume: Volume
+    file_of_slice: tuple[int, ...] = ()
+
+
+def read_scan(path: str | Path) -> Scan:
+    """`read_volume`, and what else one visit of the files tells."""
+    path = Path(path)
+    if path.is_dir():
+        series = DicomSeries.open(path)
+        return Scan(series.read(), series.file_of_slice)
+    return Scan(_read(path))
 
 
 def read_volume(path: str | Path) -> Volume:
