@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str:
     """Commit of the source tree, with "+changes" where it has uncommitted ones; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -35,6 +35,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie inside another repository
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
