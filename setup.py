@@ -4,8 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# A wheel holds the programs as ummkd_tf/_programs/experiments and …/data_prep, so that it installs one top-level package
-# and clashes with nobody's own folders of these names; ummkd_tf.command puts that folder on the path.
+# A wheel holds the programs as ummkd_tf/_programs/experiments and …/data_prep, so that it installs one package and
+# clashes with nobody's own folders of these names; ummkd_tf.command puts that folder on the path.
 PROGRAMS = {
     f"ummkd_tf._programs.{name}": name.replace(".", "/")
     for name in find_packages(include=["experiments", "experiments.*", "data_prep", "data_prep.*"])

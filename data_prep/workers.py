@@ -11,9 +11,9 @@ from functools import partial
 from typing import TypeVar
 
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ class Workers:
         Raises:
             InputError: A process was ended from outside.
         """
-        bar = partial(tqdm, total=len(items), desc=title, unit="case", disable=not items)
+        bar = partial(progress, total=len(items), desc=title, unit="case", disable=not items)
         if self._count == 1 or len(items) < 2:
             _one_thread()
             yield from bar(map(function, items))

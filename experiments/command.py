@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ummkd_tf.common.cli import quiet_pipe
+
 PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         # subcommand: (module, one line of help)
@@ -44,4 +46,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_pipe():
+        sys.exit(main())

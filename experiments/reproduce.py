@@ -33,6 +33,7 @@ from experiments.results.records import EVALUATION, OUTLIER, Record, load_record
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import replacing
+from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.folder import LOCK, RUN, newest_step
 from ummkd_tf.tasks import TASKS
@@ -294,7 +295,7 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
     outcome = Outcome()
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(works), unit="run", desc="runs", disable=not works) as bar,
+        progress(total=len(works), unit="run", desc="runs", disable=not works) as bar,
     ):
         futures = {pool.submit(execute, work, runner, stop): work for work in works}
         for future in as_completed(futures):
@@ -401,7 +402,11 @@ def main(_: list[str]) -> int:
     if stop.number is not None:
         name = signal.Signals(stop.number).name
         raise Stopped(f"stopped by {name}; every run is saved, the same command continues", 128 + stop.number)
-    unrendered = [target for target in tqdm(targets, desc="render") if not _rendered(target, options, seeds, folds)]
+    unrendered = [
+        target
+        for target in progress(targets, desc="render", unit="target")
+        if not _rendered(target, options, seeds, folds)
+    ]
     print(f"{len(outcome.done)} of {len(works)} runs done; results in {values.out_dir}")
     for name, reason in outcome.failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)

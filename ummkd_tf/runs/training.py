@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
+from ummkd_tf.common.progress import progress as progress_bar
 from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
@@ -85,7 +86,7 @@ def train(
         JsonLines(run_dir / KNOWLEDGE, progress.step) if knowledge else contextlib.nullcontext() as confusions,
         _events(run_dir / "tensorboard", progress.step),
         _stop_signal() as stop,
-        tqdm(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
+        progress_bar(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
     ):
         if knowledge and confusions and progress.step == 0:
             confusions.write(0, knowledge())
