@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ import SimpleITK as sitk
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
+from ummkd_tf.runs.environment import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,4 +63,4 @@ def _one_thread() -> None:
 
 def default_workers() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()

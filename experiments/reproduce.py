@@ -342,7 +342,9 @@ def describe(works: Sequence[Work], records: Sequence[Record]) -> str:
         text = ", ".join(missing) or "done"
         if "train" in missing:
             left, pace = steps_left(work), seconds_per_step(records, work.spec.task, work.options.preset)
-            text += f"; {left} steps, " + ("unknown time" if pace is None else f"about {left * pace:.0f} s")
+            text += f"; {left} steps, " + (
+                "unknown time (training tells it after a few steps)" if pace is None else f"about {left * pace:.0f} s"
+            )
             seconds, unknown = seconds + left * (pace or 0.0), unknown + (pace is None)
         lines.append(f"{work.spec.name}: {text}")
     todo = sum(not line.endswith(": done") for line in lines)

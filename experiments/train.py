@@ -37,12 +37,12 @@ flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate,
 flags.DEFINE_string(
     "data_dir",
     None,
-    "Required, except with --describe. Folder with prepared data (dataset.json or released.json), see docs/data.md.",
+    "Folder with prepared data (dataset.json or released.json), see docs/data.md. Required, except with --describe.",
 )
 flags.DEFINE_string(
     "run_dir",
     None,
-    "Required, except with --describe. Folder of this run: run.json, history, TensorBoard events, checkpoints.",
+    "Folder of this run: run.json, history, TensorBoard events, checkpoints. Required, except with --describe.",
 )
 flags.DEFINE_enum(
     "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."

@@ -49,7 +49,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     for flag in (flags.FLAGS[name] for name in flags.FLAGS):
         if any("must have a value other than None" in validator.message for validator in flag.validators):
-            flag.help = f"Required. {flag.help}"
+            flag.help += " Required."
     with quiet_pipe():
         app.run(guarded)
 
