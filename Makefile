@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast test-wheel test-pythons lock docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -43,6 +43,23 @@ test: setup  ## all tests
 
 test-fast: setup  ## tests without the slow ones
 	$(RUN) pytest -m 'not slow'
+
+test-wheel: setup  ## README's commands, in order, with the built wheel in an environment of its own
+	rm -rf $(VENV)/wheel build
+	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir=$(VENV)/wheel/dist .
+	$(PYTHON) -m venv $(VENV)/wheel/venv
+	$(VENV)/wheel/venv/bin/pip install --quiet $(VENV)/wheel/dist/*.whl
+	PATH=$(abspath $(VENV))/wheel/venv/bin:$$PATH $(VENV)/wheel/venv/bin/python tests/readme.py $(VENV)/wheel/readme
+
+PYTHONS ?= $(foreach version,11 12 13,$(shell command -v python3.$(version)))
+
+test-pythons:  ## the tests with every supported Python found [PYTHONS="python3.12 …" FLAGS="-m 'not slow'"]
+	for python in $(PYTHONS); do $(MAKE) PYTHON=$$python VENV=$(VENV)/$$(basename $$python) setup && \
+		$(VENV)/$$(basename $$python)/bin/python -m pytest $(FLAGS) || exit 1; done
+
+lock: setup  ## requirements.lock: every version of this environment, for the same tables again
+	{ printf '# Written by `make lock` with %s on %s: pip install -r requirements.lock && pip install --no-deps .\n' \
+		"$$($(VENV)/bin/python --version)" "$$(uname -sm)"; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.lock
 
 soak: setup  ## kill training runs at random moments and compare how they end (FLAGS=--kills=20)
 	$(VENV)/bin/python tests/soak.py $(FLAGS)

@@ -1,21 +1,33 @@
 """Package of the TensorFlow 2 reproduction of unpaired multi-modal segmentation via knowledge distillation."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# A wheel holds the programs as ummkd_tf/_programs/experiments and …/data_prep, so that it installs one package and
+# clashes with nobody's own folders of these names; ummkd_tf.command puts that folder on the path.
+PROGRAMS = {
+    f"ummkd_tf._programs.{name}": name.replace(".", "/")
+    for name in find_packages(include=["experiments", "experiments.*", "data_prep", "data_prep.*"])
+}
 
 setup(
     name="ummkd_tf",
     version="0.1.0",
     description='TensorFlow 2 reproduction of "Unpaired Multi-modal Segmentation via Knowledge Distillation"',
     license="Apache-2.0",
-    packages=find_packages(
-        include=["ummkd_tf", "ummkd_tf.*", "experiments", "experiments.*", "data_prep", "data_prep.*"]
-    ),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=[*find_packages(include=["ummkd_tf", "ummkd_tf.*"]), *PROGRAMS],
+    package_dir=PROGRAMS,
     package_data={
         "ummkd_tf": ["py.typed", "task_files/*.json", "output/assets/*"],
-        "data_prep": ["splits/*.json"],
-        "experiments.results": ["paper_numbers.json"],
+        "ummkd_tf._programs.data_prep": ["splits/*.json"],
+        "ummkd_tf._programs.experiments.results": ["paper_numbers.json"],
     },
+    entry_points={"console_scripts": ["ummkd = ummkd_tf.command:main"]},
     python_requires=">=3.11",
+    classifiers=["Operating System :: POSIX", "Programming Language :: Python :: 3"],  # run folders are locked by fcntl
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it
         "numpy>=2.0",  # arrays everywhere
@@ -30,6 +42,7 @@ setup(
         "tensorboard>=2.20",  # tf.summary needs it; learning curves
     ],
     extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],  # CUDA and cuDNN from the package index
         "dev": [
             "pytest>=8",  # tests
             "pytest-xdist>=3.5",  # tests on all cores

@@ -257,6 +257,8 @@ def first_task(
         InputError: As `class_names` and `describe`, or a name no task can have.
     """
     found = csv_list.list_cases(csv_file, {})
+    for text in found.notes:
+        print(f"note: {text}")
     scans = list(pool.each(measure, found.cases, "measure"))
     problems = [*found.problems, *(problem for scan in scans for problem in scan.problems)]
     if problems or not scans:
@@ -313,7 +315,7 @@ def main(_: list[str]) -> int:
         print(path)
     used = label_map or next((path for path in files if path != out), None)
     options = f"--source=csv --csv={csv_file} --task={out}" + (f" --label_map={used}" if used else "")
-    print(f"read and correct it, then: python -m data_prep.verify {options}")
+    print(f"read and correct it, then: ummkd verify {options}")
     return 0
 
 

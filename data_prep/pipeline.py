@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,10 @@ from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
 from data_prep.sources.table import Options, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
-from ummkd_tf.common.documents import plain_name
+from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
-from ummkd_tf.data.dataset import RELEASED, check_split, write_dataset
+from ummkd_tf.data.dataset import DATASET, RELEASED, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import same_geometry
 from ummkd_tf.tasks import Task
@@ -137,6 +138,7 @@ def prepare_source(
     pool: Workers,
     note: Note,
     dry_run: bool = False,
+    overwrite: bool = False,
 ) -> list[Problem]:
     """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
@@ -147,6 +149,8 @@ def prepare_source(
         InputError: As `Choice.split` and `prepare`.
     """
     task, found = source.task_for(options), source.find(options)
+    for text in found.notes:
+        note(text)
     if found.problems:
         return [*found.problems, *verify(found.cases, task, pool, note)]
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
@@ -163,6 +167,7 @@ def prepare_source(
         pool=pool,
         note=note,
         dry_run=dry_run,
+        overwrite=overwrite,
     )
 
 
@@ -178,6 +183,7 @@ def prepare(
     pool: Workers,
     note: Note,
     dry_run: bool = False,
+    overwrite: bool = False,
 ) -> list[Problem]:
     """Prepares the cases of a split in `out`.
 
@@ -192,15 +198,18 @@ def prepare(
         pool: The processes that do it.
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
+        overwrite: Replace another data set in `out`: of another source, task or modalities.
 
     Returns:
         Problems; when there is one, nothing has been written.
 
     Raises:
-        InputError: A split that does not fit, a full disk, or a worker that was ended.
+        InputError: A split that does not fit, another data set in `out`, a full disk, or a worker that was ended.
     """
     if (out / RELEASED).exists():
         raise InputError(f"{out}: holds released records: expected an empty folder; choose another --out")
+    if not overwrite:
+        _check_same(out, {"source": source, "task": task.name, "modalities": list(split)})
     parts = by_part(split)
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
@@ -312,6 +321,19 @@ def _discard(out: Path, existed: bool) -> None:
         shutil.rmtree(out, ignore_errors=True)
 
 
+def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
+    try:
+        there = read_json(out / DATASET)
+        found = {"source": there["source"], "task": there["task"]["name"], "modalities": there["modalities"]}
+    except MALFORMED:  # none, or a damaged one, which is written anew
+        return
+    different = [f"{name} is {found[name]}, now {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    if different:
+        raise InputError(
+            f"{out}: holds another data set ({'; '.join(different)}): choose another --out, or give --overwrite"
+        )
+
+
 def check_space(out: Path, size_bytes: int) -> None:
     """Refuses to begin what cannot be finished.
 
@@ -319,7 +341,9 @@ def check_space(out: Path, size_bytes: int) -> None:
         InputError: Less than `size_bytes` free where `out` is or would be.
     """
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
+    total, _, free = shutil.disk_usage(existing)
+    if not total:
+        raise InputError(f"{out}: no place for files (a disk of 0 bytes): expected a folder; choose another --out")
     if free < size_bytes:
         raise InputError(
             f"{out}: disk full, {free / 2**20:.0f} MiB free: expected {size_bytes / 2**20:.0f} MiB; make room "

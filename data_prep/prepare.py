@@ -45,6 +45,7 @@ _LABEL_5 = flags.DEFINE_enum(
     ["ignored", "background"],
     "What label 5 of --source=released, which is none of the five classes, is in training.",
 )
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set of another source, task or modalities in --out.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Verify and say what would be done; write nothing.")
 
 
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
             pool=pool,
             note=note,
             dry_run=_DRY_RUN.value,
+            overwrite=_OVERWRITE.value,
         )
     return report(problems)
 

@@ -17,11 +17,11 @@ from absl import flags
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
+from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, read_original_label
 from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
@@ -223,7 +223,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     part_of = {case_id: part for part in PARTS for case_id in dataset.split[part]}
     summaries = []
     order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
-    for case_id in tqdm(order, desc="drawing", unit="case"):
+    for case_id in progress(order, desc="drawing", unit="case"):
         case, part = dataset.case(case_id), part_of.get(case_id, UNUSED)
         figure = overlay_figure(
             case.image,

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep import pipeline
 from data_prep.sources.raw_case import Note, Problem, no_note
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.data.released_dataset import RECORD_PARTS, write_description
@@ -231,7 +231,7 @@ def _inspect(release: Release) -> dict[Path, Inspection]:
             ("verify records", _inspect_record, list(release.all_records)),
             ("verify volumes", _inspect_volume, volumes),
         ):
-            bar = tqdm(pool.map(function, paths), total=len(paths), desc=title, unit="file", disable=not paths)
+            bar = progress(pool.map(function, paths), total=len(paths), desc=title, unit="file", disable=not paths)
             result.update(zip(paths, bar, strict=True))
     return result
 
@@ -283,7 +283,7 @@ def prepare(
     pipeline.check_space(out, sum(inspection.size_bytes for inspection in inspections.values()))
     if dry_run:
         return []
-    for case_id, (modality, path) in tqdm(release.volumes.items(), desc="convert", unit="case"):
+    for case_id, (modality, path) in progress(release.volumes.items(), desc="convert", unit="case"):
         _convert(path, out / "cases" / f"{case_id}.h5", case_id, modality, inspections[path].sha256)
     checksums = {f"{_below(raw, path)}/{name}": s for path, i in inspections.items() for name, s in i.sha256.items()}
     write_description(

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
         start_tensorflow()
         return report(released.verify(options.folder(), note))
     task, found = source.task_for(options), source.find(options)
+    for text in found.notes:
+        note(text)
     with source_flags.workers() as pool:
         problems = pipeline.verify(found.cases, task, pool, note)
     code = report([*found.problems, *problems])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,9 +10,10 @@ from functools import partial
 from typing import TypeVar
 
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.progress import progress
+from ummkd_tf.runs.environment import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ class Workers:
         Raises:
             InputError: A process was ended from outside.
         """
-        bar = partial(tqdm, total=len(items), desc=title, unit="case", disable=not items)
+        bar = partial(progress, total=len(items), desc=title, unit="case", disable=not items)
         if self._count == 1 or len(items) < 2:
             _one_thread()
             yield from bar(map(function, items))
@@ -63,4 +63,4 @@ def _one_thread() -> None:
 
 def default_workers() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# An installed wheel names these folders ummkd_experiments and ummkd_data_prep, so that they clash with nobody's own.
-_PREFIX = __name__.removesuffix("experiments.command")
+from ummkd_tf.common.cli import quiet_pipe
 
 PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         # subcommand: (module, one line of help)
         "phantom": ("data_prep.phantom", "generate phantom scans in the layouts of the public data sets"),
+        "new-task": ("data_prep.new_task", "write a first task file from your own scans"),
         "verify": ("data_prep.verify", "look through raw scans and report every problem; writes nothing"),
         "prepare": ("data_prep.prepare", "turn raw scans into a data set for training"),
         "qc": ("data_prep.qc", "pictures and one page to trust a prepared data set by"),
@@ -41,5 +41,10 @@ def main() -> int:
         return 1
     sys.argv = [sys.argv[0], *arguments]
     # As `python -m` does it: the program becomes __main__, which its flags and its worker processes rely on.
-    runpy.run_module(_PREFIX + PROGRAMS[name][0], run_name="__main__", alter_sys=True)
+    runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
     return 0
+
+
+if __name__ == "__main__":
+    with quiet_pipe():
+        sys.exit(main())

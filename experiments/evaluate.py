@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.evaluation.summary import summarize_cases
 
@@ -38,7 +39,6 @@ flags.mark_flag_as_required("run_dir")
 
 def main(_: list[str]) -> None:
     start_tensorflow()
-    from tqdm import tqdm
 
     from ummkd_tf.common.files import write_json
     from ummkd_tf.data.opening import open_dataset
@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
         dataset,
         case_ids,
         original_grid=FLAGS.grid == "original",
-        progress=lambda ids: tqdm(ids, unit="case", desc="evaluate"),
+        progress=lambda ids: progress(ids, unit="case", desc="evaluate"),
     )
     result = {
         "run_dir": str(run_dir),

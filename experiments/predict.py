@@ -48,13 +48,14 @@ def main(_: list[str]) -> None:
     if output.exists() and Path(FLAGS.input).exists() and output.samefile(FLAGS.input):
         raise InputError(f"--output={output}: is the scan itself: expected another file; choose another name")
     record = read_run(FLAGS.run_dir)
-    if FLAGS.modality not in record["model"]["modalities"]:
+    modality = FLAGS.modality if FLAGS.modality in record["model"]["modalities"] else FLAGS.modality.lower()
+    if modality not in record["model"]["modalities"]:
         known = ", ".join(record["model"]["modalities"])
         raise InputError(f"--modality={FLAGS.modality}: the run knows {known}; give the scan's modality")
     task = task_of(record)
     scan = read_volume(FLAGS.input)
     try:
-        prepared = prepare(scan, None, task, FLAGS.modality)
+        prepared = prepare(scan, None, task, modality)
     except InputError as error:
         raise InputError(f"{FLAGS.input}: {error}") from error
     start_tensorflow()
@@ -63,7 +64,7 @@ def main(_: list[str]) -> None:
     from ummkd_tf.evaluation.inference import Predictor
 
     factor = task.size[0] // record["flags"]["size"]
-    probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), FLAGS.modality, factor)
+    probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), modality, factor)
     grid = straightened(prepared.original)
     if prepared.original.is_tilted:
         print(f"{FLAGS.input}: the slices are tilted: the label map lies on an upright grid that covers the scan")

@@ -33,6 +33,7 @@ from experiments.results.records import EVALUATION, OUTLIER, Record, load_record
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import replacing
+from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.folder import LOCK, RUN, newest_step
 from ummkd_tf.tasks import TASKS
@@ -294,7 +295,7 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
     outcome = Outcome()
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(works), unit="run", desc="runs", disable=not works) as bar,
+        progress(total=len(works), unit="run", desc="runs", disable=not works) as bar,
     ):
         futures = {pool.submit(execute, work, runner, stop): work for work in works}
         for future in as_completed(futures):
@@ -341,7 +342,9 @@ def describe(works: Sequence[Work], records: Sequence[Record]) -> str:
         text = ", ".join(missing) or "done"
         if "train" in missing:
             left, pace = steps_left(work), seconds_per_step(records, work.spec.task, work.options.preset)
-            text += f"; {left} steps, " + ("unknown time" if pace is None else f"about {left * pace:.0f} s")
+            text += f"; {left} steps, " + (
+                "unknown time (training tells it after a few steps)" if pace is None else f"about {left * pace:.0f} s"
+            )
             seconds, unknown = seconds + left * (pace or 0.0), unknown + (pace is None)
         lines.append(f"{work.spec.name}: {text}")
     todo = sum(not line.endswith(": done") for line in lines)
@@ -401,7 +404,11 @@ def main(_: list[str]) -> int:
     if stop.number is not None:
         name = signal.Signals(stop.number).name
         raise Stopped(f"stopped by {name}; every run is saved, the same command continues", 128 + stop.number)
-    unrendered = [target for target in tqdm(targets, desc="render") if not _rendered(target, options, seeds, folds)]
+    unrendered = [
+        target
+        for target in progress(targets, desc="render", unit="target")
+        if not _rendered(target, options, seeds, folds)
+    ]
     print(f"{len(outcome.done)} of {len(works)} runs done; results in {values.out_dir}")
     for name, reason in outcome.failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)

@@ -25,6 +25,7 @@ from experiments.reproduce import Stop, execute
 from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.progress import progress
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
@@ -133,7 +134,7 @@ def main(_: list[str]) -> int:
     runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
     failed = 0
     with Stop() as stop:
-        for study_run in () if values.dry_run else tqdm(runs, unit="run"):
+        for study_run in () if values.dry_run else progress(runs, unit="run", desc="runs"):
             reason = execute(study_run, stop.run, stop)
             if stop.number is not None:
                 raise Stopped("stopped; every run is saved, the same command continues", 128 + stop.number)

@@ -22,6 +22,7 @@ from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.model.architectures import DECODERS, NETWORKS, Initialization, Normalization
 from ummkd_tf.output.pictures import batch_figure, save_figure
 from ummkd_tf.runs.config import Precision, RunConfig, Schedule, Selection
+from ummkd_tf.runs.folder import check_run
 from ummkd_tf.settings import SETTINGS, AbsentClass
 from ummkd_tf.tasks import TASKS, Task, check_same_task, get_task
 
@@ -33,8 +34,16 @@ flags.DEFINE_string(
     "only a check, or what --describe describes.",
 )
 flags.DEFINE_enum("setting", "ours", list(SETTINGS), "Which layers are separate, and whether knowledge is distilled.")
-flags.DEFINE_string("data_dir", None, "Folder with prepared data (dataset.json or released.json), see docs/data.md.")
-flags.DEFINE_string("run_dir", None, "Folder of this run: run.json, history, TensorBoard events, checkpoints.")
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder with prepared data (dataset.json or released.json), see docs/data.md. Required, except with --describe.",
+)
+flags.DEFINE_string(
+    "run_dir",
+    None,
+    "Folder of this run: run.json, history, TensorBoard events, checkpoints. Required, except with --describe.",
+)
 flags.DEFINE_enum(
     "recipe", "paper", list(RECIPES), "Training as in the paper or the released code, or for the best model."
 )
@@ -80,7 +89,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
 )
-flags.DEFINE_float("alpha", 0.5, "Weight of the distillation loss in Eq. 5.", lower_bound=0)
+flags.DEFINE_float(
+    "alpha", 0.5, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
+)
 flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
     "absent",
@@ -173,6 +184,11 @@ def main(_: list[str]) -> int:
         "decoder": FLAGS.decoder,
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
     }
+    config = resolve(network, task)
+    if dataset:
+        with_modalities = {**model_arguments, "modalities": dataset.modalities}
+        changes = {"accept_changes": FLAGS.accept_changes}
+        check_run(Path(FLAGS.run_dir), config=config, model=with_modalities, dataset=dataset, **changes)
     start_tensorflow()
     # Here, because these import TensorFlow, without which --help and the checks above start at once.
     from experiments.describe import describe
@@ -196,10 +212,10 @@ def main(_: list[str]) -> int:
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,
     )
-    progress = run_training(dataset, run_dir, resolve(network, task), model_arguments, options)
+    progress = run_training(dataset, run_dir, config, model_arguments, options)
     best = "none" if progress.best_dice is None else f"{100 * progress.best_dice:.1f} % at step {progress.best_step}"
     print(f"finished {progress.step} steps; best validation Dice {best}")
-    print(f"next: python -m experiments.evaluate --run_dir={run_dir}")
+    print(f"next: ummkd evaluate --run_dir={run_dir}")
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 PARTS = ("train", "train", "validation", "test")
 AXES = ("LPS", "RAS", "PSR", "SAL")
 # Air, body, organ 1, organ 2; CT in Hounsfield units.
-SIGNALS = {"ct": (-1000, 20, 80, 140), "t1": (0, 300, 500, 900), "t2": (0, 300, 200, 700)}
+SIGNALS = {"ct": (-1000, 20, 80, 140), "mr": (0, 300, 200, 700), "t1": (0, 300, 500, 900), "t2": (0, 300, 200, 700)}
 
 
 def write_scan(folder: Path, case_id: str, modality: str, number: int, values: Sequence[int] = (1, 2)) -> None:

@@ -143,7 +143,7 @@ def own(tmp_path_factory):
         *flags(csv=csv_file, out=folder / "pelvis.json", label_map=folder / "names.json", workers=1),
     )
     assert done.returncode == 0, done.stderr
-    assert "measure: 100%" in done.stderr and "read and correct it, then: python -m data_prep.verify" in done.stdout
+    assert "measure: 12/12 cases" in done.stderr and "read and correct it, then: ummkd verify" in done.stdout
     return csv_file, folder / "pelvis.json"
 
 

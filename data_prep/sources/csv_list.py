@@ -40,6 +40,9 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
         InputError: Not such a CSV.
     """
     rows = _rows(csv_file)
+    written = dict.fromkeys(row["modality"] for _, row in rows)
+    notes = [f"{csv_file}: modality {m} is taken as {m.lower()}" for m in written if m != m.lower()]
+    rows = [(line, {**row, "modality": row["modality"].lower()}) for line, row in rows]
     cases: dict[str, RawCase] = {}
     problems: list[Problem] = []
     for line, row in rows:
@@ -55,7 +58,7 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
     if 0 < len(unassigned) < len(parts):
         text = f"no split for {', '.join(unassigned)}"
         problems.append(Problem(str(csv_file), text, "fill the split column in every row, or leave it empty in all"))
-    return Found(list(cases.values()), problems, None if unassigned else _split(cases, parts))
+    return Found(list(cases.values()), problems, None if unassigned else _split(cases, parts), notes)
 
 
 def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:

@@ -107,11 +107,13 @@ class Found:
         cases: In the order of their ids.
         problems: What is missing or twice.
         split: Case ids by modality and part, where the source itself says so.
+        notes: What is odd but handled.
     """
 
     cases: Sequence[RawCase]
     problems: Sequence[Problem] = ()
     split: Mapping[str, Mapping[str, Sequence[str]]] | None = None
+    notes: Sequence[str] = ()
 
 
 def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> NDArray[np.uint8]:

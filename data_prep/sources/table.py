@@ -11,7 +11,7 @@ from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Found, Problem
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.tasks import Task, get_task
+from ummkd_tf.tasks import TASKS, Task, get_task
 
 PHANTOM = "phantom.json"  # data_prep.phantom writes it beside the scans
 
@@ -84,7 +84,9 @@ class Source:
             raise InputError(f"--task={options.task}: expected {self.task} for {self.name}; leave --task out")
         name = self.task or options.task
         if name is None:
-            raise InputError(f"no task: --source={self.name} can be prepared for any; give --task")
+            raise InputError(
+                f"no task: --source={self.name} can be prepared for any; give --task={'|'.join(TASKS)} or a task file"
+            )
         return get_task(name)
 
     def find(self, options: Options) -> Found:
@@ -92,7 +94,7 @@ class Source:
         found = [_attempt(part, options) for part in self.parts]
         cases = [case for part in found for case in part.cases]
         problems = [problem for part in found for problem in part.problems]
-        return Found(cases, problems, found[0].split)
+        return Found(cases, problems, found[0].split, [note for part in found for note in part.notes])
 
 
 def _attempt(part: Callable[[Options], Found], options: Options) -> Found:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from absl import app
+from absl import app, flags
 
 from ummkd_tf.common.errors import InputError, Stopped
 
@@ -45,7 +47,25 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             )
             return 1
 
-    app.run(guarded)
+    for flag in (flags.FLAGS[name] for name in flags.FLAGS):
+        if any("must have a value other than None" in validator.message for validator in flag.validators):
+            flag.help += " Required."
+    with quiet_pipe():
+        app.run(guarded)
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Ends the process without a word where nobody reads what it prints any more, as behind `| head -1`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -25,9 +25,26 @@ def environment() -> dict[str, Any]:
     }
 
 
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device() -> str:
+    """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
+    import tensorflow as tf
+
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{', '.join(['GPU', *gpus] if gpus else ['CPU'])}, {available_cores()} cores, {memory:.0f} GiB"
+
+
 def commit() -> str:
     """Commit of the source tree, with "+changes" where it has uncommitted ones; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -35,6 +52,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie inside another repository
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

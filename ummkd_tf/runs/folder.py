@@ -173,46 +173,20 @@ def start_run(
         The record, to be given to `recorded_session`.
 
     Raises:
-        InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
+        InputError: As `check_run`.
     """
-    decisive = {
-        "flags": config.to_dict(),
-        "model": json.loads(json.dumps(dict(model))),
-        "split_sha256": dataset.split_checksum,
-    }
-    checkpoints = newest_step(run_dir) is not None
-    if checkpoints and not (run_dir / RUN).exists():
-        raise InputError(
-            f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "
-            "choose another --run_dir"
-        )
-    if (run_dir / RUN).exists():
-        record = read_run(run_dir)
-        if not checkpoints and record.get("status") in ("finished", "stopped"):
-            raise InputError(
-                f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
-                "choose another --run_dir to train again"
-            )
-        check_same_task(
-            task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir"
-        )
-        changed = config_of(record).differences(config)
-        fixed = _differences(record["model"], decisive["model"])
-        fixed += _differences({"split": record["split_sha256"]}, {"split": decisive["split_sha256"]})
-        if fixed or (changed and not accept_changes):
-            raise InputError(
-                f"{run_dir}: holds a run with other settings ({'; '.join(fixed + changed)}): "
-                "use its settings to continue it, or another --run_dir"
-                + ("" if fixed else "; --accept_changes continues all the same, and records that")
-            )
+    record, changed = check_run(run_dir, config=config, model=model, dataset=dataset, accept_changes=accept_changes)
+    if record:
         if changed:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             changes = [*record.get("changes", []), {"at": now, "changed": changed}]
-            record |= {"flags": decisive["flags"], "changes": changes}
+            record |= {"flags": config.to_dict(), "changes": changes}
             write_json(run_dir / RUN, record)
         return record
     record = {
-        **decisive,
+        "flags": config.to_dict(),
+        "model": _as_stored(model),
+        "split_sha256": dataset.split_checksum,
         "setting": asdict(SETTINGS[model["setting"]]),
         "task": dataset.task.to_dict(),
         "data_dir": str(dataset.directory.resolve()),
@@ -228,6 +202,47 @@ def start_run(
     }
     write_json(run_dir / RUN, record)
     return record
+
+
+def check_run(
+    run_dir: Path, *, config: RunConfig, model: Mapping[str, Any], dataset: Dataset, accept_changes: bool = False
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The record of the run in a folder, if there is one, and which settings would change; arguments as `start_run`.
+
+    Needs no TensorFlow, so that a program can tell at once.
+
+    Raises:
+        InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
+    """
+    checkpoints = newest_step(run_dir) is not None
+    if checkpoints and not (run_dir / RUN).exists():
+        raise InputError(
+            f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "
+            "choose another --run_dir"
+        )
+    if not (run_dir / RUN).exists():
+        return None, []
+    record = read_run(run_dir)
+    if not checkpoints and record.get("status") in ("finished", "stopped"):
+        raise InputError(
+            f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
+            "choose another --run_dir to train again"
+        )
+    check_same_task(task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir")
+    changed = config_of(record).differences(config)
+    fixed = _differences(record["model"], _as_stored(model))
+    fixed += _differences({"split": record["split_sha256"]}, {"split": dataset.split_checksum})
+    if fixed or (changed and not accept_changes):
+        different = "; ".join(dict.fromkeys(fixed + changed))  # the model has some of the flags, too
+        raise InputError(
+            f"{run_dir}: holds a run with other settings ({different}): use its settings to continue it, or another "
+            "--run_dir" + ("" if fixed else "; --accept_changes continues all the same, and records that")
+        )
+    return record, changed
+
+
+def _as_stored(model: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(model)))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.environment import device
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 
 
@@ -91,7 +92,7 @@ def run_training(
         counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
         print(
             f"{model.setting.title} with {model.network.name}, preset {config.preset}, {config.steps} steps; "
-            f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}"
+            f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
         )
         if options.on_start:
             options.on_start(sampler)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,11 +18,14 @@ from tqdm import tqdm
 
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
+from ummkd_tf.common.progress import progress as progress_bar
 from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
 from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
 
+_TIMED = 5  # steps that the estimate of the run's time is taken from
+_LONG = 24  # hours on a CPU after which it is a warning
 NOT_FINITE = "not_finite.json"
 
 
@@ -79,13 +82,14 @@ def train(
         for name, value in values.items():
             tf.summary.scalar(name, value, step=step)
 
+    ends: list[float] = []  # when each of the first steps was done
     step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
     with (
         JsonLines(run_dir / HISTORY, progress.step) as history,
         JsonLines(run_dir / KNOWLEDGE, progress.step) if knowledge else contextlib.nullcontext() as confusions,
         _events(run_dir / "tensorboard", progress.step),
         _stop_signal() as stop,
-        tqdm(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
+        progress_bar(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
     ):
         if knowledge and confusions and progress.step == 0:
             confusions.write(0, knowledge())
@@ -104,6 +108,10 @@ def train(
                     f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
                 )
             progress = replace(progress, step=step)
+            if len(ends) <= _TIMED:
+                ends.append(time.monotonic())
+                if len(ends) > _TIMED and (text := time_left(ends, steps - step)):
+                    tqdm.write(text)
             if step % log_every == 0 or step == steps:
                 values = {name: float(value) for name, value in terms.items()}
                 log(step, values)
@@ -131,6 +139,23 @@ def train(
                 message, code = reason
                 raise Stopped(f"{message} at step {step}; the same command continues from here", code)
     return progress
+
+
+def time_left(ends: Sequence[float], steps: int) -> str | None:
+    """How long the steps that are left will take, where that is more than an hour.
+
+    Args:
+        ends: Seconds at which the first steps were done; the time before the first, which traces, is not looked at.
+        steps: How many are left.
+    """
+    pace = float(np.median(np.diff(ends)))
+    hours = pace * steps / 3600
+    if hours < 1:
+        return None
+    text = f"{pace:.3g} s a step: {steps} more take about {hours:.0f} hours, and validation comes on top"
+    if hours < _LONG or tf.config.list_physical_devices("GPU"):
+        return text
+    return f"warning: no GPU: {text}; --preset=small and tiny are the sizes for a CPU"
 
 
 @contextlib.contextmanager
