@@ -7,9 +7,9 @@ names a region, and the network says which stages the region covers. Importing t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from ummkd_tf.settings import Region
 
@@ -115,7 +115,61 @@ class Network:
         return self.regions[region]
 
 
-def _regions(names: Sequence[str], green: str, blue: tuple[str, str]) -> Mapping[Region, tuple[str, ...]]:
+def network_to_dict(network: Network) -> dict[str, Any]:
+    """A network as JSON has it; `network_from_dict` undoes it."""
+    return {**asdict(replace(network, regions={})), "regions": {r: list(names) for r, names in network.regions.items()}}
+
+
+def network_from_dict(content: Mapping[str, Any]) -> Network:
+    """A network from what a run or an exported model stores of one that is not in `NETWORKS`.
+
+    Raises:
+        ValueError: No network, or an inconsistent one.
+    """
+
+    def conv(c: Mapping[str, Any]) -> Conv:
+        return Conv(**{**c, "filters": Filters(**c["filters"]), "kernel_size": tuple(c["kernel_size"])})
+
+    def row(r: Mapping[str, Any]) -> StageRow:
+        layers = (Block(conv(layer["unit"])) if "unit" in layer else conv(layer) for layer in r["layers"])
+        return StageRow(**{**r, "layers": tuple(layers)})
+
+    try:
+        stages = tuple(row(r) for r in content["stages"])
+        regions = {region: tuple(names) for region, names in content["regions"].items()}
+        network = Network(**{**content, "stages": stages, "regions": regions})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"a stored network that is none ({error!r})") from error
+    check_network(network)
+    return network
+
+
+def check_network(network: Network) -> None:
+    """Checks a network of one's own.
+
+    Raises:
+        ValueError: Stages or regions that do not fit; names the first problem.
+    """
+    names = [s.name for s in network.stages]
+    where = f"network {network.name!r}"
+    if network.rank not in (2, 3) or not names:
+        raise ValueError(f"{where}: rank {network.rank}, {len(names)} stages: expected 2 or 3, and at least one stage")
+    for number, stage in enumerate(network.stages):
+        if names.index(stage.name) != number or not stage.name.isidentifier():
+            raise ValueError(f"{where}: stage name {stage.name!r}: expected different plain names")
+        if stage.skip is not None and stage.skip not in names[:number]:
+            raise ValueError(f"{where}: skip {stage.skip!r} of {stage.name}: expected an earlier stage")
+        kernels = [(layer.unit if isinstance(layer, Block) else layer).kernel_size for layer in stage.layers]
+        wrong = [kernel for kernel in kernels if len(kernel) != network.rank]
+        if wrong or not kernels:
+            raise ValueError(f"{where}: kernels {kernels} in {stage.name}: expected layers with {network.rank} sizes")
+    for region in get_args(Region):
+        unknown = set(network.regions.get(region, ("none",))) - set(names)
+        if unknown:
+            raise ValueError(f"{where}: region {region!r}: expected stages among {', '.join(names)}")
+
+
+def make_regions(names: Sequence[str], green: str, blue: tuple[str, str]) -> Mapping[Region, tuple[str, ...]]:
     """Regions from the first stage after the green line, and the first and last stage between the blue lines."""
     first, last = names.index(blue[0]), names.index(blue[1])
     return MappingProxyType(
@@ -173,7 +227,7 @@ def _dilated2d() -> Network:
         input_channels=3,
         rank=2,
         stages=stages,
-        regions=_regions([s.name for s in stages], green="group_5", blue=("group_5", "group_7")),
+        regions=make_regions([s.name for s in stages], green="group_5", blue=("group_5", "group_7")),
         multiple=8,
         dropout=0.25,
         paper_parameters=_by_setting("78.64M", "39.32M", "39.99M", "65.96M", "39.34M"),
@@ -203,7 +257,7 @@ def _unet3d() -> Network:
         input_channels=1,
         rank=3,
         stages=stages,
-        regions=_regions([s.name for s in stages], green="encoder_4", blue=("encoder_4", "encoder_4")),
+        regions=make_regions([s.name for s in stages], green="encoder_4", blue=("encoder_4", "encoder_4")),
         multiple=8,
         dropout=0.0,
         paper_parameters=_by_setting("3832K", "1916K", "2124K", "3389K", "1919K"),
@@ -221,12 +275,20 @@ _RELEASED_UP = {
 DECODERS = ("paper", "released")
 
 
-def get_network(name: str, decoder: str = "paper") -> Network:
+def get_network(name: str | Network | Mapping[str, Any], decoder: str = "paper") -> Network:
     """Row of the network table, with the decoder of Table II ("paper") or of the uploaded code ("released").
+
+    A network of one's own, or what `network_to_dict` made of one, is returned as it is.
 
     Raises:
         ValueError: Unknown name or decoder, or a decoder for the 2D network, which has none.
     """
+    if isinstance(name, Mapping):
+        name = network_from_dict(name)
+    if isinstance(name, Network):
+        if decoder != "paper":
+            raise ValueError(f"decoder={decoder!r} belongs to unet3d, not to network {name.name!r}: leave it out")
+        return name
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: expected one of {', '.join(NETWORKS)}")
     if decoder not in DECODERS:

@@ -91,7 +91,7 @@ class BatchNorm(keras.layers.Layer):
     """
 
     epsilon = 1e-3
-    decay = 0.90
+    momentum = 0.90
     running = ("moving_mean", "moving_variance")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -113,7 +113,7 @@ class BatchNorm(keras.layers.Layer):
                 count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
                 variance *= (count - 1.0) / count
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.value.assign_sub((moving.value - batch) * (1.0 - self.decay))
+                moving.value.assign_sub((moving.value - batch) * (1.0 - self.momentum))
         return outputs
 
     def normalize(self, inputs: tf.Tensor, *, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -1,13 +1,14 @@
 """The losses of the paper as pure functions (Sec. III-B and III-C; docs/reproduction.md#losses).
 
 All take logits `[batch, *space, classes]` (2D or 3D) before the softmax, and one-hot references of the same shape.
-A voxel whose one-hot is all zero (a label outside the classes) is ignored.
+A voxel whose one-hot is all zero (a label outside the classes) is ignored. NumPy arrays and lists will do as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,6 +16,14 @@ from ummkd_tf.settings import AbsentClass
 
 MEMORY_DECAY = 0.9
 """Our choice: a class is seldom missing from more than a few batches in a row."""
+
+
+def _as_tensors(logits: Any, one_hot: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both as floating-point tensors of the logits' type."""
+    logits = tf.convert_to_tensor(logits)
+    if not logits.dtype.is_floating:
+        logits = tf.cast(logits, tf.float32)
+    return logits, tf.cast(one_hot, logits.dtype)
 
 
 def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
@@ -25,6 +34,7 @@ def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         Scalar in [-1, 0]; -1 is a perfect prediction.
     """
+    logits, one_hot = _as_tensors(logits, one_hot)
     probabilities = tf.nn.softmax(logits)
     axes = list(range(logits.shape.rank - 1))
     intersection = tf.reduce_sum(probabilities * one_hot, axes)
@@ -40,6 +50,7 @@ def weighted_cross_entropy(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         Scalar >= 0.
     """
+    logits, one_hot = _as_tensors(logits, one_hot)
     axes = list(range(logits.shape.rank - 1))
     counts = tf.reduce_sum(one_hot, axes)
     weights = 1.0 - counts / tf.reduce_sum(counts)
@@ -53,6 +64,7 @@ def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         [C, C]; row = true class. A class without voxels has a row of zeros.
     """
+    logits, one_hot = _as_tensors(logits, one_hot)
     classes = logits.shape[-1]
     indicators = tf.reshape(one_hot, [-1, classes])
     sums = tf.matmul(indicators, tf.reshape(logits, [-1, classes]), transpose_a=True)
@@ -128,6 +140,7 @@ def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> 
     Returns:
         [C, C]; the row of a class that this batch lacks is that of `memory`.
     """
+    memory = tf.convert_to_tensor(memory)
     z = class_logits(logits, one_hot)
     seen = tf.reduce_any(memory != 0, -1, keepdims=True)
     mean = tf.where(seen, MEMORY_DECAY * memory + (1 - MEMORY_DECAY) * z, z)
@@ -136,6 +149,7 @@ def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> 
 
 def present_classes(one_hot: tf.Tensor) -> tf.Tensor:
     """[C]; whether a class has a voxel in the batch."""
+    one_hot = tf.convert_to_tensor(one_hot)
     return tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0)
 
 

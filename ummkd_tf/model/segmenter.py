@@ -12,16 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf.model import losses
-from ummkd_tf.model.architectures import Initialization, Normalization, get_network
+from ummkd_tf.model.architectures import Initialization, Network, Normalization, get_network, network_to_dict
 from ummkd_tf.model.layers import (
     PLAIN,
-    BatchNorm,
     Operations,
     Stage,
     StageOptions,
     Tensors,
 )
-from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, are_modality_names
+from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting, are_modality_names
 
 try:  # The one place where speed is put in. Without the folder fast/ the program works all the same, more slowly.
     from ummkd_tf import fast as _fast
@@ -29,174 +28,31 @@ except ImportError:
     _fast = None  # type: ignore[assignment]
 
 
-class UnpairedSegmenter(keras.Model):
-    """Segments unpaired images of several modalities with one compact network.
+class UnpairedModel(keras.Model):
+    """Trains with Eq. 5 whatever gives logits by modality: `UnpairedSegmenter`, or `per_modality` of any Keras model.
 
-    All seven settings of the paper are this class with another row of `settings.SETTINGS`. A stage with separate
-    normalization runs once per modality. A stage with shared normalization runs once on all modalities concatenated,
-    so that its batch statistics are those of both together (docs/reproduction.md#joint-batches).
-
-    Mixed precision is Keras's: after `keras.config.set_dtype_policy("mixed_bfloat16")` or "mixed_float16", convolutions
-    and activations have 16 bits; variables, statistics and losses keep 32.
-
-    Args:
-        network: "dilated2d" (Network-1) or "unet3d" (Network-2).
-        setting: A key of `SETTINGS`.
-        modalities: Names; also the order of concatenation.
-        num_classes: C, background included.
-        width: Base width w (the paper: 16).
-        normalization: "batch", "instance", "layer" or "group" (Table V).
-        decoder: "paper" or "released" (3D only; docs/reproduction.md#decoder).
-        dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
-        initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
-        fast: Use the faster and smaller operations of `ummkd_tf.fast`, whose results differ by float32's rounding.
-            They suit CPUs; None: where no GPU is visible.
-
-    Call arguments:
-        images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
-            [batch, height, width, depth, 1] for the 3D one. Any subset of the modalities.
-        training: Whether to normalize with batch statistics and drop out.
-
-    Returns:
-        Modality → logits [batch, *space, num_classes].
-
-    Example:
-        model = UnpairedSegmenter(network="unet3d", setting="ours")
-        model.compile(optimizer=keras.optimizers.Adam(1e-4, epsilon=1e-8))
-        model.fit(sampler.batches(0, 1000))      # ({"ct": images, "mr": images}, {"ct": labels, "mr": labels})
-        logits = model({"mr": images})["mr"]
+    A subclass sets `modalities`, `num_classes`, `setting`, `operations` and `network`, calls `track_losses`, and
+    defines `call` and `variables_of`.
     """
 
-    def __init__(
-        self,
-        network: str = "unet3d",
-        setting: str = "ours",
-        modalities: Sequence[str] = ("ct", "mr"),
-        num_classes: int = 5,
-        width: int = 16,
-        normalization: Normalization = "batch",
-        decoder: str = "paper",
-        dropout: float | None = None,
-        initialization: Initialization = "released",
-        fast: bool | None = None,
-        name: str = "segmenter",
-    ) -> None:
-        super().__init__(name=name)
-        if setting not in SETTINGS:
-            raise ValueError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
-        names = tuple(modalities)
-        if not are_modality_names(names):
-            raise ValueError(f"modalities {names!r}: expected different plain names, none of them {SHARED!r}")
-        if num_classes < 2 or width < 1:
-            raise ValueError(f"num_classes={num_classes}, width={width}: expected at least 2 and 1")
-        self.network = get_network(network, decoder)
-        self.setting = SETTINGS[setting]
-        self.modalities = names
-        self.num_classes = num_classes
-        self._config = {
-            "network": network,
-            "setting": setting,
-            "modalities": names,
-            "num_classes": num_classes,
-            "width": width,
-            "normalization": normalization,
-            "decoder": decoder,
-            "dropout": dropout,
-            "initialization": initialization,
-            "fast": fast,
-        }
-        self.operations = _operations(fast)
-        self.stages = [
-            Stage(
-                row,
-                StageOptions(
-                    width=width,
-                    num_classes=num_classes,
-                    modalities=names,
-                    separate_kernels=row.name in self.network.regions[self.setting.separate_kernels],
-                    separate_norms=row.name in self.network.regions[self.setting.separate_norms],
-                    normalization=normalization,
-                    initialization=initialization,
-                    dropout=self.network.dropout if dropout is None else dropout,
-                    operations=self.operations,
-                ),
-            )
-            for row in self.network.stages
-        ]
+    modalities: tuple[str, ...]
+    num_classes: int
+    setting: Setting
+    operations: Operations
+    network: Network
+
+    def track_losses(self) -> None:
+        """Makes a running mean for each loss term; the last thing a subclass's `__init__` does."""
         terms = ["loss", "kd_loss", "alone", "l2_loss", "gradient_norm"]
-        terms += [f"{m}_{part}" for m in names for part in ("segmentation_loss", "dice_loss", "cross_entropy")]
+        terms += [
+            f"{m}_{part}" for m in self.modalities for part in ("segmentation_loss", "dice_loss", "cross_entropy")
+        ]
         self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
         self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
-        self.build()
 
-    def build(self, input_shape: Any = None) -> None:
-        """Creates all variables; the network is fully convolutional, so no input shape is needed."""
-        space = (None,) * (self.network.rank + 1)
-        channels = {"": self.network.input_channels}
-        previous = ""
-        for stage in self.stages:
-            row = stage.row
-            stage.build((*space, channels[previous]), skip_channels=channels[row.skip] if row.skip else 0)
-            previous = row.name
-            channels[previous] = stage.filters
-
-    def get_config(self) -> dict[str, Any]:
-        return {**self._config, "name": self.name}
-
-    # --- forward pass ------------------------------------------------------------------------------------------------
-
-    def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        present = self._present(images)
-        sizes = {m: tf.shape(images[m])[0] for m in present}
-        current: Tensors = {(m,): images[m] for m in present}
-        outputs: dict[str, Tensors] = {}
-        for stage in self.stages:
-            separate = stage.options.separate_norms
-            skips = _regroup(outputs[stage.row.skip], separate, sizes) if stage.row.skip else {}
-
-            def run(group: tuple[str, ...], x: tf.Tensor, stage: Stage = stage, skips: Tensors = skips) -> tf.Tensor:
-                modality = group[0] if stage.options.separate_norms else SHARED
-                return stage(x, modality=modality, skip=skips.get(group), training=training)
-
-            current = self.operations.run_modalities(stage, run, _regroup(current, separate, sizes))
-            outputs[stage.row.name] = current
-        return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
-
-    def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:
-        """Modalities of a batch in the model's order.
-
-        Raises:
-            ValueError: Unknown modality, wrong rank or channels, or a size that pooling does not allow.
-        """
-        unknown = set(images) - set(self.modalities)
-        if unknown or not images:
-            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
-        rank, multiple = self.network.rank, self.network.multiple
-        for modality, x in images.items():
-            if x.shape.rank != rank + 2 or x.shape[-1] != self.network.input_channels:
-                raise ValueError(
-                    f"{modality} images of shape {tuple(x.shape)}: {self.network.name} expects rank {rank + 2} with "
-                    f"{self.network.input_channels} channels last"
-                )
-            if any(size is not None and size % multiple for size in x.shape[1:-1]):
-                raise ValueError(
-                    f"{modality} images of size {tuple(x.shape[1:-1])}: every side must be a multiple of {multiple}"
-                )
-        return [m for m in self.modalities if m in images]
-
-    def _check_bfloat16(self, images: Mapping[str, tf.Tensor]) -> None:
-        """Refuses 3D images for which TensorFlow's gradient is wrong (2.21, on a CPU): 2×2 at the coarsest level."""
-        least = 3 * self.network.multiple
-        if self.network.rank == 2 or self.compute_dtype != "bfloat16":
-            return
-        for modality, x in images.items():
-            if any(size is not None and size < least for size in x.shape[1:3]):
-                raise ValueError(
-                    f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
-                    f"for two voxels at the coarsest level; use {least} rows and columns or more, or float32"
-                )
-
-    # --- training ----------------------------------------------------------------------------------------------------
+    def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
+        """Variables that a batch of these modalities uses: the shared ones and their own."""
+        raise NotImplementedError
 
     def compile(
         self,
@@ -229,6 +85,63 @@ class UnpairedSegmenter(keras.Model):
         square = np.zeros((self.num_classes, self.num_classes), np.float32)
         remembered = self.modalities if absent == "memory" else ()
         self.memory = MappingProxyType({m: keras.Variable(square, trainable=False, name=m) for m in remembered})
+        self._compiled_with = {
+            "kd_weight": kd_weight,
+            "temperature": temperature,
+            "absent": absent,
+            "l2_weight": l2_weight,
+            "l2_on": l2_on,
+            "jit_compile": self.jit_compile,
+        }
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What a `.keras` file stores of `compile`; what absent="memory" remembers is in a run's checkpoints alone."""
+        return {**self._compiled_with, "optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Undoes `get_compile_config`."""
+        self.compile(**{**config, "optimizer": keras.saving.deserialize_keras_object(config["optimizer"])})
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`, with batches `(images, labels)` of dicts by modality.
+
+        Raises:
+            TypeError: A list, which Keras takes for a model with several inputs.
+        """
+        if isinstance(x, list | tuple):
+            raise TypeError(
+                f"fit got a {type(x).__name__} of {len(x)}: expected what gives batches (images, labels): "
+                "a generator, e.g. (batch for batch in batches) with steps_per_epoch, a keras.utils.PyDataset or a "
+                "tf.data.Dataset; or one dict of images and y= one dict of labels"
+            )
+        return super().fit(x, *args, **kwargs)
+
+    def export(self, filepath: str, format: Literal["tf_saved_model"] = "tf_saved_model", **kwargs: Any) -> None:
+        """Writes a TensorFlow SavedModel, which runs without this package, with one signature per modality.
+
+        Signature `serve_<modality>` takes images [batch, *space, channels] and returns logits [batch, *space,
+        classes], as calling the model does; their softmax are the probabilities.
+
+        Args:
+            filepath: Folder to write.
+            format: "tf_saved_model" alone; other formats have no signature per modality.
+            **kwargs: `verbose`, as in `keras.Model.export`.
+
+        Raises:
+            ValueError: Another format.
+        """
+        if format != "tf_saved_model":
+            raise ValueError(f"export to {format!r}: expected 'tf_saved_model', which has one signature per modality")
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        shape = (None,) * (self.network.rank + 1) + (self.network.input_channels,)
+        for m in self.modalities:
+            archive.add_endpoint(
+                f"serve_{m}",
+                lambda x, m=m: self({m: x}, training=False)[m],
+                input_signature=[tf.TensorSpec(shape, tf.float32)],
+            )
+        archive.write_out(filepath, verbose=kwargs.get("verbose", True))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -289,11 +202,6 @@ class UnpairedSegmenter(keras.Model):
         """Variables of the L2 term that the present modalities use."""
         return [v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")]
 
-    def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
-        """Variables that a batch of these modalities uses: the shared ones and their own."""
-        others = set(self.modalities) - set(modalities)
-        return [v for stage in self.stages for v in stage.variables if v.path.split("/")[-2] not in others]
-
     def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
 
@@ -336,6 +244,18 @@ class UnpairedSegmenter(keras.Model):
         tf.cond(finite & ~overflow, lambda: None, undo)
         return terms
 
+    def _check_bfloat16(self, images: Mapping[str, tf.Tensor]) -> None:
+        """Refuses 3D images for which TensorFlow's gradient is wrong (2.21, on a CPU): 2×2 at the coarsest level."""
+        least = 3 * self.network.multiple
+        if self.network.rank == 2 or self.compute_dtype != "bfloat16":
+            return
+        for modality, x in images.items():
+            if any(size is not None and size < least for size in x.shape[1:3]):
+                raise ValueError(
+                    f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
+                    f"for two voxels at the coarsest level; use {least} rows and columns or more, or float32"
+                )
+
     def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
         """Replaces the running statistics of batch normalization by their mean over batches, at the present weights.
 
@@ -345,17 +265,20 @@ class UnpairedSegmenter(keras.Model):
         Args:
             batches: Training images, as for calling the model.
         """
-        running = [v for v in self.non_trainable_variables if v.name in BatchNorm.running]
+        layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
+        running = [v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
+        # What one batch leaves of itself, when the statistics start from zero.
+        shares = [1.0 - layer.momentum for layer in layers for _ in range(2)]
         if not running:
             return
-        others = [(v, v.numpy()) for v in self.non_trainable_variables if v.name not in BatchNorm.running]
+        numbers = {id(v) for v in running}
+        others = [(v, v.numpy()) for v in self.non_trainable_variables if id(v) not in numbers]
         sums, count = [np.zeros(v.shape) for v in running], 0
         for images in batches:
             for v in running:
                 v.assign(np.zeros(v.shape))
             self._training_pass(images)
-            # From zero, one batch leaves its share of itself.
-            sums = [total + v.numpy() / (1.0 - BatchNorm.decay) for total, v in zip(sums, running, strict=True)]
+            sums = [total + v.numpy() / share for total, v, share in zip(sums, running, shares, strict=True)]
             count += 1
         for v, total in zip(running, sums, strict=True):
             v.assign(total / count)
@@ -381,6 +304,162 @@ class UnpairedSegmenter(keras.Model):
         for name, value in terms.items():
             self._trackers[name].update_state(value)
         return {name: self._trackers[name].result() for name in terms}
+
+
+@keras.saving.register_keras_serializable(package="ummkd_tf")
+class UnpairedSegmenter(UnpairedModel):
+    """Segments unpaired images of several modalities with one compact network.
+
+    All seven settings of the paper are this class with another row of `settings.SETTINGS`. A stage with separate
+    normalization runs once per modality. A stage with shared normalization runs once on all modalities concatenated,
+    so that its batch statistics are those of both together (docs/reproduction.md#joint-batches).
+
+    Mixed precision is Keras's: after `keras.config.set_dtype_policy("mixed_bfloat16")` or "mixed_float16", convolutions
+    and activations have 16 bits; variables, statistics and losses keep 32.
+
+    Args:
+        network: "dilated2d" (Network-1) or "unet3d" (Network-2), or a table of stages of your own.
+        setting: A key of `SETTINGS`.
+        modalities: Names; also the order of concatenation.
+        num_classes: C, background included.
+        width: Base width w (the paper: 16).
+        normalization: "batch", "instance", "layer" or "group" (Table V).
+        decoder: "paper" or "released" (3D only; docs/reproduction.md#decoder).
+        dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
+        initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
+        fast: Use the faster and smaller operations of `ummkd_tf.fast`, whose results differ by float32's rounding.
+            They suit CPUs; None: where no GPU is visible.
+
+    Call arguments:
+        images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,
+            [batch, height, width, depth, 1] for the 3D one. Any subset of the modalities.
+        training: Whether to normalize with batch statistics and drop out.
+
+    Returns:
+        Modality → logits [batch, *space, num_classes].
+
+    Example:
+        model = UnpairedSegmenter(network="unet3d", setting="ours")
+        model.compile(optimizer=keras.optimizers.Adam(1e-4, epsilon=1e-8))
+        model.fit(sampler.batches(0, 1000))      # ({"ct": images, "mr": images}, {"ct": labels, "mr": labels})
+        logits = model({"mr": images})["mr"]
+    """
+
+    def __init__(
+        self,
+        network: str | Network | Mapping[str, Any] = "unet3d",
+        setting: str = "ours",
+        modalities: Sequence[str] = ("ct", "mr"),
+        num_classes: int = 5,
+        width: int = 16,
+        normalization: Normalization = "batch",
+        decoder: str = "paper",
+        dropout: float | None = None,
+        initialization: Initialization = "released",
+        fast: bool | None = None,
+        name: str = "segmenter",
+    ) -> None:
+        super().__init__(name=name)
+        if setting not in SETTINGS:
+            raise ValueError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
+        names = tuple(modalities)
+        if not are_modality_names(names):
+            raise ValueError(f"modalities {names!r}: expected different plain names, none of them {SHARED!r}")
+        if num_classes < 2 or width < 1:
+            raise ValueError(f"num_classes={num_classes}, width={width}: expected at least 2 and 1")
+        self.network = get_network(network, decoder)
+        self.setting = SETTINGS[setting]
+        self.modalities = names
+        self.num_classes = num_classes
+        self._config = {
+            "network": network if isinstance(network, str) else network_to_dict(self.network),
+            "setting": setting,
+            "modalities": names,
+            "num_classes": num_classes,
+            "width": width,
+            "normalization": normalization,
+            "decoder": decoder,
+            "dropout": dropout,
+            "initialization": initialization,
+            "fast": fast,
+        }
+        self.operations = _operations(fast)
+        self.stages = [
+            Stage(
+                row,
+                StageOptions(
+                    width=width,
+                    num_classes=num_classes,
+                    modalities=names,
+                    separate_kernels=row.name in self.network.regions[self.setting.separate_kernels],
+                    separate_norms=row.name in self.network.regions[self.setting.separate_norms],
+                    normalization=normalization,
+                    initialization=initialization,
+                    dropout=self.network.dropout if dropout is None else dropout,
+                    operations=self.operations,
+                ),
+            )
+            for row in self.network.stages
+        ]
+        self.track_losses()
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all variables; the network is fully convolutional, so no input shape is needed."""
+        space = (None,) * (self.network.rank + 1)
+        channels = {"": self.network.input_channels}
+        previous = ""
+        for stage in self.stages:
+            row = stage.row
+            stage.build((*space, channels[previous]), skip_channels=channels[row.skip] if row.skip else 0)
+            previous = row.name
+            channels[previous] = stage.filters
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._config, "name": self.name}
+
+    def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
+        others = set(self.modalities) - set(modalities)
+        return [v for stage in self.stages for v in stage.variables if v.path.split("/")[-2] not in others]
+
+    def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        present = self._present(images)
+        sizes = {m: tf.shape(images[m])[0] for m in present}
+        current: Tensors = {(m,): images[m] for m in present}
+        outputs: dict[str, Tensors] = {}
+        for stage in self.stages:
+            separate = stage.options.separate_norms
+            skips = _regroup(outputs[stage.row.skip], separate, sizes) if stage.row.skip else {}
+
+            def run(group: tuple[str, ...], x: tf.Tensor, stage: Stage = stage, skips: Tensors = skips) -> tf.Tensor:
+                modality = group[0] if stage.options.separate_norms else SHARED
+                return stage(x, modality=modality, skip=skips.get(group), training=training)
+
+            current = self.operations.run_modalities(stage, run, _regroup(current, separate, sizes))
+            outputs[stage.row.name] = current
+        return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
+
+    def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:
+        """Modalities of a batch in the model's order.
+
+        Raises:
+            ValueError: Unknown modality, wrong rank or channels, or a size that pooling does not allow.
+        """
+        unknown = set(images) - set(self.modalities)
+        if unknown or not images:
+            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
+        rank, multiple = self.network.rank, self.network.multiple
+        for modality, x in images.items():
+            if x.shape.rank != rank + 2 or x.shape[-1] != self.network.input_channels:
+                raise ValueError(
+                    f"{modality} images of shape {tuple(x.shape)}: {self.network.name} expects rank {rank + 2} with "
+                    f"{self.network.input_channels} channels last"
+                )
+            if any(size is not None and size % multiple for size in x.shape[1:-1]):
+                raise ValueError(
+                    f"{modality} images of size {tuple(x.shape[1:-1])}: every side must be a multiple of {multiple}"
+                )
+        return [m for m in self.modalities if m in images]
 
 
 def _regroup(streams: Tensors, separate: bool, sizes: Mapping[str, tf.Tensor]) -> Tensors:
