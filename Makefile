@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast test-wheel test-pythons lock docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast test-wheel test-pythons lock notebook docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -60,6 +60,9 @@ test-pythons:  ## the tests with every supported Python found [PYTHONS="python3.
 lock: setup  ## requirements.lock: every version of this environment, for the same tables again
 	{ printf '# Written by `make lock` with %s on %s: pip install -r requirements.lock && pip install --no-deps .\n' \
 		"$$($(VENV)/bin/python --version)" "$$(uname -sm)"; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.lock
+
+notebook: setup  ## runs docs/notebook.ipynb and stops at its first error; the file stays as it is
+	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/jupyter execute --timeout=600 docs/notebook.ipynb
 
 soak: setup  ## kill training runs at random moments and compare how they end (FLAGS=--kills=20)
 	$(VENV)/bin/python tests/soak.py $(FLAGS)

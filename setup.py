@@ -50,6 +50,8 @@ setup(
             "pyjpegls>=1.5",  # writes the JPEG-LS series of the DICOM tests
             "ruff==0.17.6",  # lint and format; pinned, because a new version formats differently
             "mypy==2.4.1",  # types; pinned for the same reason
+            "nbclient>=0.10",  # runs the notebook
+            "ipykernel>=6.29",  # in this kernel
             "pre-commit>=4",  # runs ruff and mypy before each commit
         ],
         "docs": [

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = get_task("abdomen")
 
 
-def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, **options):
+def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, **options):
     """Notes of a preparation that finds no problem."""
     notes = []
     with Workers(workers) as pool:
@@ -45,6 +45,7 @@ def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, *
             pool=pool,
             note=notes.append,
             dry_run=dry_run,
+            overwrite=overwrite,
         )
     assert problems == []
     return notes
@@ -405,6 +406,30 @@ def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
     dataset = Dataset.load(tmp_path / "out")
     assert dataset.split_name == "seeded 70/10/20, seed 4"
     assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):
+    options = write_own(tmp_path / "own", split="given")
+    text = options["csv"].read_text(encoding="utf-8")
+    options["csv"].write_text(text.replace(",ct,", ",CT,").replace(",t1,", ",T1,"), encoding="utf-8")
+    notes = prepare(None, tmp_path / "out", "csv", dry_run=True, **options)
+    assert notes[:2] == [
+        f"{options['csv']}: modality CT is taken as ct",
+        f"{options['csv']}: modality T1 is taken as t1",
+    ]
+    assert sum("would be prepared" in note for note in notes) == 9
+
+
+def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(prepared[0], out)
+    before = (out / "dataset.json").read_bytes()
+    own = write_own(tmp_path / "own", split="given")
+    with pytest.raises(InputError, match=r"out: holds another data set \(source is abdomen, now csv; modalities is .*"):
+        prepare(None, out, "csv", **own)
+    assert (out / "dataset.json").read_bytes() == before
+    prepare(None, out, "csv", overwrite=True, **own)
+    assert Dataset.load(out).modalities == ("ct", "t1", "t2")
 
 
 def test_another_label_map_prepares_again(tmp_path):
