@@ -8,6 +8,7 @@ The same command continues a run that was stopped. Look at it with `tensorboard 
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,9 +20,17 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.data.sampling import UnpairedSampler
-from ummkd_tf.model.architectures import DECODERS, NETWORKS, Initialization, Normalization
+from ummkd_tf.model.architectures import (
+    DECODERS,
+    NETWORKS,
+    Initialization,
+    Network,
+    Normalization,
+    check_network,
+    network_to_dict,
+)
 from ummkd_tf.output.pictures import batch_figure, save_figure
-from ummkd_tf.runs.config import Precision, RunConfig, Schedule, Selection
+from ummkd_tf.runs.config import Freeze, Precision, RunConfig, Schedule, Selection
 from ummkd_tf.runs.folder import check_run
 from ummkd_tf.settings import SETTINGS, AbsentClass
 from ummkd_tf.tasks import TASKS, Task, check_same_task, get_task
@@ -55,7 +64,18 @@ flags.DEFINE_enum(
     + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items())
     + ".",
 )
-flags.DEFINE_enum("network", None, list(NETWORKS), "Network; by default the task's.")
+flags.DEFINE_string(
+    "network",
+    None,
+    f"Network: {', '.join(NETWORKS)}, or my_net.py:build, a function of yours that returns a Network "
+    "(docs/extending.md); by default the task's.",
+)
+flags.DEFINE_string(
+    "init_from", None, "Start from this exported model; modalities that it lacks get normalization layers of their own."
+)
+flags.DEFINE_enum(
+    "freeze", "none", list(get_args(Freeze)), "With --init_from: train everything, or normalization layers alone."
+)
 flags.DEFINE_enum("decoder", "paper", list(DECODERS), "Decoder of unet3d: Table II's counts, or the upload's.")
 flags.DEFINE_enum("normalization", "batch", list(get_args(Normalization)), "Normalization (Table V).")
 flags.DEFINE_enum("initialization", None, list(get_args(Initialization)), "How kernels start; by default the preset's.")
@@ -128,10 +148,36 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
 
-def resolve(network: str, task: Task) -> RunConfig:
+def chosen_network(text: str) -> Network:
+    """The network that --network names.
+
+    Raises:
+        InputError: Unknown, or a file that gives none.
+    """
+    if text in NETWORKS:
+        return NETWORKS[text]
+    file, _, function = text.rpartition(":")
+    if not file.endswith(".py") or not Path(file).is_file():
+        raise InputError(
+            f"--network={text}: expected {', '.join(NETWORKS)}, or a Python file and function, my_net.py:build"
+        )
+    network = runpy.run_path(file).get(function, lambda: None)()
+    if not isinstance(network, Network):
+        raise InputError(
+            f"--network={text}: {function} gives {type(network).__name__}: expected a function that returns a Network"
+        )
+    try:
+        check_network(network)
+    except ValueError as error:
+        raise InputError(f"--network={text}: {error}") from error
+    return network
+
+
+def resolve(network: Network, task: Task) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
-    recipe = RECIPES[FLAGS.recipe][network]
+    # A network of one's own is trained as the paper's of the same rank.
+    recipe = RECIPES[FLAGS.recipe]["dilated2d" if network.rank == 2 else "unet3d"]
 
     def chosen(name: str) -> Any:
         candidates = (getattr(FLAGS, name), getattr(preset, name, None), getattr(recipe, name, None))
@@ -161,6 +207,8 @@ def resolve(network: str, task: Task) -> RunConfig:
         seed=FLAGS.seed,
         precision=FLAGS.precision,
         deterministic=FLAGS.deterministic,
+        init_from=FLAGS.init_from and str(Path(FLAGS.init_from).resolve()),
+        freeze=FLAGS.freeze,
     )
 
 
@@ -172,11 +220,13 @@ def main(_: list[str]) -> int:
     task = dataset.task if dataset else asked or TASKS["abdomen"]
     if asked:
         check_same_task(task, asked, FLAGS.data_dir, f"leave --task={FLAGS.task} out, or prepare the data for it")
-    network = FLAGS.network or task.network
-    if network != "unet3d" and FLAGS.decoder != "paper":
-        raise InputError(f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network}; leave it out")
+    network = chosen_network(FLAGS.network or task.network)
+    if network.name != "unet3d" and FLAGS.decoder != "paper":
+        raise InputError(
+            f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network.name}; leave it out"
+        )
     model_arguments = {
-        "network": network,
+        "network": network.name if NETWORKS.get(network.name) is network else network_to_dict(network),
         "setting": FLAGS.setting,
         "num_classes": task.num_classes,
         "width": PRESETS[FLAGS.preset].width,

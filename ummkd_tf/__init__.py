@@ -12,13 +12,25 @@ from ummkd_tf.settings import SETTINGS, Setting
 from ummkd_tf.tasks import TASKS
 
 __version__ = "0.1.0"
-__all__ = ["SETTINGS", "TASKS", "Adam", "Setting", "UnpairedSegmenter", "losses", "metrics"]
+__all__ = [
+    "SETTINGS",
+    "TASKS",
+    "Adam",
+    "Setting",
+    "UnpairedSegmenter",
+    "load_model",
+    "losses",
+    "metrics",
+    "per_modality",
+]
 
 _LAZY = {
     "Adam": ("ummkd_tf.fast.adam", "Adam"),
     "UnpairedSegmenter": ("ummkd_tf.model.segmenter", "UnpairedSegmenter"),
+    "load_model": ("ummkd_tf.runs.exported", "load_model"),
     "losses": ("ummkd_tf.model.losses", None),
     "metrics": ("ummkd_tf.evaluation.metrics", None),
+    "per_modality": ("ummkd_tf.model.any_network", "per_modality"),
 }
 
 

@@ -94,8 +94,10 @@ class UnpairedModel(keras.Model):
             "jit_compile": self.jit_compile,
         }
 
-    def get_compile_config(self) -> dict[str, Any]:
+    def get_compile_config(self) -> dict[str, Any] | None:
         """What a `.keras` file stores of `compile`; what absent="memory" remembers is in a run's checkpoints alone."""
+        if not self.compiled:
+            return None
         return {**self._compiled_with, "optimizer": keras.saving.serialize_keras_object(self.optimizer)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -266,24 +268,22 @@ class UnpairedModel(keras.Model):
             batches: Training images, as for calling the model.
         """
         layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
-        running = [v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
-        # What one batch leaves of itself, when the statistics start from zero.
-        shares = [1.0 - layer.momentum for layer in layers for _ in range(2)]
-        if not running:
+        # With what one batch leaves of itself, when the statistics start from zero.
+        shares = {id(v): 1.0 - layer.momentum for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
+        if not shares:
             return
-        numbers = {id(v) for v in running}
-        others = [(v, v.numpy()) for v in self.non_trainable_variables if id(v) not in numbers]
-        sums, count = [np.zeros(v.shape) for v in running], 0
+        before = {id(v): v.numpy() for v in self.non_trainable_variables}
+        means: dict[int, list] = {number: [] for number in shares}
         for images in batches:
+            running = [v for v in self.variables_of(images) if id(v) in shares]
             for v in running:
                 v.assign(np.zeros(v.shape))
             self._training_pass(images)
-            sums = [total + v.numpy() / share for total, v, share in zip(sums, running, shares, strict=True)]
-            count += 1
-        for v, total in zip(running, sums, strict=True):
-            v.assign(total / count)
-        for v, value in others:
-            v.assign(value)
+            for v in running:
+                means[id(v)].append(v.numpy() / shares[id(v)])
+        for v in self.non_trainable_variables:
+            seen = means.get(id(v))
+            v.assign(np.mean(seen, axis=0, dtype=np.float64) if seen else before[id(v)])
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: `optimize` on one batch `(images, labels)`."""

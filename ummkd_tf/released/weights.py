@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -142,6 +143,31 @@ def load_released_weights(model: UnpairedSegmenter, values: Mapping[str, NDArray
             )
     for path, value in converted.items():
         variables[path].assign(value)
+
+
+def model_arguments(values: Mapping[str, NDArray], where: object) -> dict[str, Any]:
+    """Arguments of the `UnpairedSegmenter` that a checkpoint is of, without its setting.
+
+    Args:
+        values: Arrays by the released code's names.
+        where: The checkpoint, for messages.
+
+    Raises:
+        InputError: A checkpoint of neither network.
+    """
+    for network, first, last in (
+        ("dilated2d", "segmenter/group_1/kernel/Variable", "segmenter/output/kernel/Variable"),
+        ("unet3d", "joint/encoder1_1/encoder1_1_conv/kernel", "joint/seg_logits/kernel"),
+    ):
+        if first in values and last in values:
+            return {
+                "network": network,
+                "modalities": ("ct", "mr"),
+                "width": int(values[first].shape[-1]),
+                "num_classes": int(values[last].shape[-1]),
+                "decoder": "paper" if network == "dilated2d" else "released",
+            }
+    raise InputError(f"{where}: holds neither of the authors' two networks: expected variables segmenter/… or joint/…")
 
 
 def read_tf1_checkpoint(prefix: str) -> dict[str, NDArray]:

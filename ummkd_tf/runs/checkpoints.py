@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.folder import CHECKPOINTS, checkpoint_files
 
 BEST = "best.npz"
@@ -36,16 +36,21 @@ class Progress:
     best_step: int | None = None
 
 
-def _variables(model: UnpairedSegmenter) -> dict[str, Any]:
+def model_variables(model: UnpairedModel) -> dict[str, Any]:
+    """Every weight, statistic and random state of a model by its name in a file."""
+    return {f"model/{v.path}": v for v in model.variables_of(model.modalities)}
+
+
+def _variables(model: UnpairedModel) -> dict[str, Any]:
     return {
-        **{f"model/{v.path}": v for stage in model.stages for v in stage.variables},
+        **model_variables(model),
         # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
         **{f"memory/{modality}": v for modality, v in model.memory.items()},
         **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
     }
 
 
-def write_checkpoint(path: Path, model: UnpairedSegmenter, progress: Progress) -> None:
+def write_checkpoint(path: Path, model: UnpairedModel, progress: Progress) -> None:
     """Writes the state of a compiled model."""
     arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()}
     meta = np.frombuffer(json.dumps(vars(progress)).encode(), np.uint8)
@@ -69,7 +74,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:
     return arrays, progress
 
 
-def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Progress:
+def restore(path: Path, model: UnpairedModel, *, with_optimizer: bool) -> Progress:
     """Sets a model's variables, and those of its optimizer, from a checkpoint.
 
     Raises:
@@ -79,17 +84,26 @@ def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Pr
 
 
 def _set(
-    path: Path, model: UnpairedSegmenter, arrays: dict[str, NDArray], progress: Progress, *, with_optimizer: bool
+    path: Path, model: UnpairedModel, arrays: dict[str, NDArray], progress: Progress, *, with_optimizer: bool
 ) -> Progress:
     if with_optimizer:
         variables = _variables(model)
     else:
-        variables = {f"model/{v.path}": v for stage in model.stages for v in stage.variables}
+        variables = model_variables(model)
         arrays = {name: array for name, array in arrays.items() if name.startswith("model/")}
+    set_variables(path, variables, arrays)
+    return progress
+
+
+def set_variables(path: Path, variables: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+    """Sets variables from the arrays of a file.
+
+    Raises:
+        InputError: Not the same names, shapes and types.
+    """
     _check(path, variables, arrays)
     for name, variable in variables.items():
         variable.assign(arrays[name])
-    return progress
 
 
 def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -117,17 +131,17 @@ class CheckpointFolder:
     def __init__(self, run_dir: Path, keep: int = 2) -> None:
         self.run_dir, self.folder, self.keep = run_dir, run_dir / CHECKPOINTS, keep
 
-    def save(self, model: UnpairedSegmenter, progress: Progress) -> None:
+    def save(self, model: UnpairedModel, progress: Progress) -> None:
         """Writes the newest checkpoint and removes those beyond `keep`."""
         write_checkpoint(self.folder / f"step-{progress.step:08d}.npz", model, progress)
         for old in checkpoint_files(self.run_dir)[self.keep :]:
             old.unlink()
 
-    def save_best(self, model: UnpairedSegmenter, progress: Progress) -> None:
+    def save_best(self, model: UnpairedModel, progress: Progress) -> None:
         """Writes the checkpoint that model selection will use."""
         write_checkpoint(self.folder / BEST, model, progress)
 
-    def restore_newest(self, model: UnpairedSegmenter) -> Progress:
+    def restore_newest(self, model: UnpairedModel) -> Progress:
         """Continues from the newest readable checkpoint; a fresh start where there is none.
 
         Raises:

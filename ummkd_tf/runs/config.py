@@ -13,6 +13,7 @@ Schedule = Literal["staircase", "polynomial"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Selection = Literal["best", "last"]
 L2On = Literal["all", "kernels"]
+Freeze = Literal["none", "kernels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class RunConfig:
         seed: Of initial weights, batches and dropout.
         precision: Numbers that convolutions and activations hold.
         deterministic: Bit-identical results on one machine.
+        init_from: Folder of the exported model that the run started from, or None for new weights.
+        freeze: "kernels" where normalization layers alone are trained.
     """
 
     task: str
@@ -71,6 +74,8 @@ class RunConfig:
     seed: int
     precision: Precision = "float32"
     deterministic: bool = False
+    init_from: str | None = None
+    freeze: Freeze = "none"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -22,6 +22,7 @@ from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import device
+from ummkd_tf.runs.exported import check_not_seen, read_description, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 
 
@@ -69,8 +70,15 @@ def run_training(
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    model_arguments = {**model_arguments, "modalities": dataset.modalities}
+    # A model that grows keeps the modalities it has, also those that the new data lack.
+    before = read_description(Path(config.init_from)) if config.init_from else None
+    modalities = tuple(dict.fromkeys((*(before["model"]["modalities"] if before else ()), *dataset.modalities)))
+    model_arguments = {**model_arguments, "modalities": modalities}
     model = make_model(config, model_arguments)
+    if config.init_from and before:
+        start_from(model, config.init_from, dataset.task)
+        check_not_seen(before["training"], dataset, dataset.ids("validation"), ("train",))
+        check_not_seen(before["training"], dataset, dataset.ids("test"))
     factor = config.factor(dataset.task)
     examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
     check_classes(examples, dataset.task.class_names)
@@ -97,6 +105,8 @@ def run_training(
         if options.on_start:
             options.on_start(sampler)
         with recorded_session(run_dir, record) as session:
+            if before:
+                session["started_from"] = before["training"]
             progress = training.train(
                 model,
                 sampler,
@@ -119,6 +129,10 @@ def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> Unpaire
     """The compiled model of a run."""
     # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
     model = UnpairedSegmenter(**model_arguments, fast=False if config.deterministic else None)
+    if config.freeze == "kernels":
+        for v in model.variables:
+            if "/conv/" in v.path:
+                v.trainable = False
     schedules = keras.optimizers.schedules
     if config.schedule == "staircase":
         rate = schedules.ExponentialDecay(config.learning_rate, config.decay_every, 0.95, staircase=True)
@@ -138,7 +152,9 @@ def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> Unpaire
 
 
 def _check(dataset: Dataset, config: RunConfig) -> None:
-    if len(dataset.modalities) == 1 and config.setting != "individual":
+    if config.freeze == "kernels" and not config.init_from:
+        raise InputError("--freeze=kernels: would keep random kernels: expected --init_from with a trained model")
+    if len(dataset.modalities) == 1 and config.setting != "individual" and not config.init_from:
         raise InputError(
             f"--setting={config.setting}: needs two modalities or more, and {dataset.directory} has only "
             f"{dataset.modalities[0]}: take --setting=individual, or add scans of another modality"

@@ -1,0 +1,68 @@
+"""Writes a trained run's model as one folder that others can use without the run, its data or a flag.
+
+    python -m experiments.export --run_dir=runs/ours --out=model
+
+The folder holds the weights, the task, how scans are prepared, where the model comes from (data, cases, split, commit,
+seed), a model card and checksums. In Python:
+
+    model = ummkd_tf.load_model("model")
+    result = model.predict_scan("scan.nii.gz", modality="mr")
+    result.labels, result.probabilities, result.affine
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
+flags.DEFINE_string("out", None, "Folder to write; must not exist.")
+flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+for _name in ("run_dir", "out"):
+    flags.mark_flag_as_required(_name)
+
+
+def results_of(run_dir: Path, selection: str | None) -> str:
+    """Text of the model card's results: the run's evaluation on its test part, where there is one of this checkpoint.
+
+    Raises:
+        InputError: A damaged evaluation.
+    """
+    from ummkd_tf.output.text_tables import counts_line, evaluation_table
+    from ummkd_tf.runs.folder import config_of, evaluation_name, read_run, task_of
+
+    path = run_dir / evaluation_name("test")
+    if not path.is_file():
+        return ""
+    record = read_run(run_dir)
+    try:
+        evaluation = read_json(path)
+        if evaluation["selection"] != (selection or config_of(record).selection):
+            return ""
+        table = evaluation_table(evaluation, task_of(record))
+        counts = counts_line(evaluation, task_of(record))
+    except MALFORMED as error:
+        raise InputError(f"{path}: damaged ({error!r}): evaluate the run again, or remove the file") from error
+    return (
+        f"Test part of {evaluation['split_name']}, {evaluation['grid']} grid, step {evaluation['step']} "
+        f"({evaluation['selection']}):\n\n{table}\n\n{counts}"
+    )
+
+
+def main(_: list[str]) -> None:
+    start_tensorflow()
+    from ummkd_tf.runs.exported import export_run
+
+    run_dir = Path(FLAGS.run_dir)
+    out = export_run(run_dir, FLAGS.out, FLAGS.selection, results=results_of(run_dir, FLAGS.selection))
+    print(f"{out}: read MODEL_CARD.md; in Python: ummkd_tf.load_model({str(out)!r})")
+
+
+if __name__ == "__main__":
+    run(main)

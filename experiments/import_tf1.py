@@ -1,0 +1,54 @@
+"""Turns a checkpoint of the authors' TensorFlow 1 code into a model folder, as experiments.export writes it.
+
+    python -m experiments.import_tf1 --checkpoint=net_only_model.cpkt --out=model               2D, cardiac
+    python -m experiments.import_tf1 --checkpoint=sifn_model.cpkt-9000 --out=model              3D, abdomen
+
+Network, width and number of classes are read from the checkpoint's shapes. Their code keeps neither the task nor the
+preparation of scans: the folder takes those of this project, so check a few results by eye.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.tasks import get_task
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "TF 1 Saver checkpoint: the path without '.index' and '.data-…'.")
+flags.DEFINE_string("out", None, "Folder to write; must not exist.")
+flags.DEFINE_enum("setting", "ours", ["ours", "chilopod"], "How it was trained: with the distillation loss or without.")
+flags.DEFINE_string("task", None, "Its task, or a task file; by default cardiac for the 2D network and abdomen for 3D.")
+for _name in ("checkpoint", "out"):
+    flags.mark_flag_as_required(_name)
+
+
+def main(_: list[str]) -> None:
+    start_tensorflow()
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.released.weights import load_released_weights, model_arguments, read_tf1_checkpoint
+    from ummkd_tf.runs.exported import write_model
+
+    values = read_tf1_checkpoint(FLAGS.checkpoint)
+    arguments = {**model_arguments(values, FLAGS.checkpoint), "setting": FLAGS.setting}
+    task = get_task(FLAGS.task or ("cardiac" if arguments["network"] == "dilated2d" else "abdomen"))
+    if task.num_classes != arguments["num_classes"]:
+        raise InputError(
+            f"{FLAGS.checkpoint}: has {arguments['num_classes']} classes, and task {task.name} has "
+            f"{task.num_classes}, background included: give the checkpoint's own task with --task"
+        )
+    model = UnpairedSegmenter(**arguments)
+    load_released_weights(model, values)
+    origin = {"imported_from": f"TensorFlow 1 checkpoint {Path(FLAGS.checkpoint).name}", "data": ""}
+    out = write_model(Path(FLAGS.out), model, arguments, task, 1, origin)
+    print(
+        f"{out}: {arguments['network']}, width {arguments['width']}, {arguments['num_classes']} classes; in Python: "
+        f"ummkd_tf.load_model({str(out)!r})"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

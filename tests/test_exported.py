@@ -1,0 +1,262 @@
+"""Models as folders: exported, read, refused, grown; and the authors' checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from prepared_data import blocks, write_prepared_dataset
+from programs import program
+from recorded_runs import run_config
+
+import ummkd_tf
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import write_json
+from ummkd_tf.data.cases import file_checksum
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.runs.exported import CHECKSUMS, MODEL, ExportedModel, check_not_seen, export_run, load_model
+from ummkd_tf.runs.loading import load_model as load_run
+from ummkd_tf.runs.session import SessionOptions, run_training
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.nifti import write_nifti
+
+ARGUMENTS = {
+    "network": "unet3d",
+    "setting": "ours",
+    "num_classes": 5,
+    "width": 2,
+    "normalization": "batch",
+    "decoder": "paper",
+    "initialization": "glorot",
+}
+SHORT = {"steps": 2, "size": 32, "validate_every": 2, "batch_size": 1}
+
+
+def short_run(data: Path, run_dir: Path, **config) -> Path:
+    run_training(Dataset.load(data), run_dir, run_config(**SHORT, **config), ARGUMENTS, SessionOptions())
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    write_prepared_dataset(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return short_run(data, tmp_path_factory.mktemp("runs") / "ours")
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "model"
+    done = program("experiments.export", f"--run_dir={run_dir}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path) -> ExportedModel:
+    return ummkd_tf.load_model(exported)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
+def test_run_folder_keras_file_and_saved_model_agree(
+    run_dir: Path, model: ExportedModel, data: Path, tmp_path: Path
+) -> None:
+    trained, _, _ = load_run(run_dir)
+    trained.save(tmp_path / "x.keras")
+    trained.export(str(tmp_path / "saved"), verbose=False)
+    from_keras, saved = keras.models.load_model(tmp_path / "x.keras"), tf.saved_model.load(str(tmp_path / "saved"))
+    for m, case_id in (("ct", "ct_3"), ("mr", "mr_3")):
+        image = Dataset.load(data).case(case_id, 8).image
+        expected = Predictor(trained).probabilities(image, m)
+        assert np.ptp(expected) > 0.01
+        np.testing.assert_allclose(model.predictor.probabilities(image, m), expected, atol=1e-6)
+        np.testing.assert_allclose(Predictor(from_keras).probabilities(image, m), expected, atol=1e-6)
+        x = image[np.newaxis, :, :, :8, np.newaxis]
+        logits = getattr(saved, f"serve_{m}")(x)
+        np.testing.assert_allclose(tf.nn.softmax(logits), tf.nn.softmax(trained({m: x})[m]), atol=1e-6)
+
+
+def test_a_scan_is_segmented_with_no_flag(model: ExportedModel, tmp_path: Path) -> None:
+    image, _ = blocks(np.random.default_rng(1), depth=9)
+    scan = Volume(image, np.diag([-1.5, -1.5, 8.0, 1.0])[[1, 0, 2, 3]])
+    write_nifti(tmp_path / "scan.nii.gz", scan)
+    result = model.predict_scan(tmp_path / "scan.nii.gz", modality="mr")
+    assert result.labels.shape == image.shape
+    np.testing.assert_allclose(result.affine, scan.affine, atol=1e-5)
+    np.testing.assert_allclose(result.probabilities.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(result.probabilities.argmax(-1), result.labels)
+    with pytest.raises(InputError, match="the model knows ct, mr"):
+        model.predict_scan(scan, modality="pet")
+
+
+def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Path, data: Path) -> None:
+    content, record = json.loads((exported / MODEL).read_text()), json.loads((run_dir / "run.json").read_text())
+    training = content["training"]
+    assert training["split_sha256"] == record["split_sha256"]
+    assert training["commit"] == record["environment"]["commit"]
+    assert sorted(training["cases"]) == ["ct_0", "ct_1", "ct_2", "mr_0", "mr_1", "mr_2"]  # not the test part
+    assert content["labels"][0] == {"value": 0, "name": "background", "color": None}
+    card = (exported / "MODEL_CARD.md").read_text()
+    assert "Not a medical device" in card and "has not been evaluated" in card
+
+
+def test_damage_and_edits_are_told(exported: Path, run_dir: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(exported, tmp_path / name))
+
+    for name in (MODEL, "weights.npz", "MODEL_CARD.md"):
+        folder = copy(f"edited-{name}")
+        with open(folder / name, "ab") as stream:
+            stream.write(b" ")
+        with pytest.raises(InputError, match=f"{name}: missing, damaged or edited"):
+            load_model(folder)
+    folder = copy("no-sums")
+    (folder / CHECKSUMS).unlink()
+    with pytest.raises(InputError, match="SHA256SUMS: missing or damaged"):
+        load_model(folder)
+    with pytest.raises(InputError, match="no exported model"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="is there already"):
+        export_run(run_dir, exported)
+
+    def rewritten(name: str, **changes) -> Path:
+        folder = copy(name)
+        write_json(folder / MODEL, json.loads((folder / MODEL).read_text()) | changes)
+        sums = [f"{file_checksum(folder / n)}  {n}\n" for n in ("MODEL_CARD.md", MODEL, "weights.npz")]
+        (folder / CHECKSUMS).write_text("".join(sums))
+        return folder
+
+    for changes, message in (
+        ({"preparation": 0}, "prepared by version 0 of the steps"),
+        ({"format": 9}, "format 9, expected 1"),
+        ({"task": {}}, "problems in the task"),
+        ({"model": {"network": "unet4d"}}, "describes no model"),
+        ({"training": []}, "no training"),
+        ({"model": {**ARGUMENTS, "width": 3}}, "another architecture"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_model(rewritten(f"rewritten-{next(iter(changes))}-{message[:9]}", **changes))
+
+
+def test_cases_of_training_are_recognized_under_another_name(model: ExportedModel, data: Path) -> None:
+    dataset = Dataset.load(data)
+    check_not_seen(model.training, dataset, ["ct_3", "mr_3"])
+    with pytest.raises(InputError, match=r"2 of 3 cases .* ct_0 \(there ct_0\), mr_2 \(there mr_2\)"):
+        check_not_seen(model.training, dataset, ["ct_0", "ct_3", "mr_2"])
+
+
+def third_modality(data: Path, directory: Path) -> Path:
+    """The MR cases as modality `mr2`, alone, with images of opposite contrast."""
+    import h5py
+
+    shutil.copytree(data, directory)
+    content = json.loads((directory / "dataset.json").read_text())
+    cases = [c for c in content["cases"] if c.startswith("mr")]
+    for case_id in cases:
+        path = directory / "cases" / f"{case_id}.h5"
+        with h5py.File(path, "r+") as file:
+            file["image"][...] = -0.5 * file["image"][...]
+            file.attrs["modality"] = np.bytes_(b"mr2")
+            file.attrs["source_sha256"] = np.bytes_(case_id.encode())
+    content["modalities"] = ["mr2"]
+    content["cases"] = {c: content["cases"][c] | {"modality": "mr2"} for c in cases}
+    content["split"] = {part: [c for c in ids if c in cases] for part, ids in content["split"].items()}
+    write_json(directory / "dataset.json", content)
+    return directory
+
+
+def test_a_third_modality_is_added_by_its_norms_alone(
+    exported: Path, model: ExportedModel, data: Path, tmp_path: Path
+) -> None:
+    grown_data = third_modality(data, tmp_path / "data")
+    grown_run = short_run(grown_data, tmp_path / "grown", init_from=str(exported), freeze="kernels", norm_batches=1)
+    grown, record, _ = load_run(grown_run)
+    assert grown.modalities == ("ct", "mr", "mr2")
+    before = {v.path: v.numpy() for v in model.model.variables}
+    changed = [v.path for v in grown.variables if not np.array_equal(before.get(v.path, np.nan), v.numpy())]
+    # What the new modality owns, and nothing else: CT and MR are segmented as before, to the last bit.
+    assert changed == [v.path for v in grown.variables if "/mr2/" in v.path]
+    gamma = "segmenter/encoder_1/unit_1/norm/{}/gamma".format
+    start = (before[gamma("ct")] + before[gamma("mr")]) / 2
+    moved = next(v.numpy() for v in grown.variables if v.path == gamma("mr2"))
+    np.testing.assert_allclose(moved, start, atol=2 * 2e-3 + 1e-6)  # two steps of Adam
+    # What the first model has seen stays known.
+    again = load_model(export_run(grown_run, tmp_path / "model"))
+    with pytest.raises(InputError, match=r"mr_0 \(there mr_0\)"):
+        check_not_seen(again.training, Dataset.load(data), ["ct_3", "mr_0"])
+    assert record["flags"]["freeze"] == "kernels"
+
+
+def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: Path) -> None:
+    def start(**config) -> None:
+        short_run(data, tmp_path / "run", **config)
+
+    with pytest.raises(InputError, match="expected --init_from"):
+        start(freeze="kernels")
+    other = tmp_path / "other-split"
+    shutil.copytree(data, other)
+    content = json.loads((other / "dataset.json").read_text())
+    content["split"] = {
+        **content["split"],
+        "test": content["split"]["validation"],
+        "validation": content["split"]["test"],
+    }
+    write_json(other / "dataset.json", content)
+    with pytest.raises(InputError, match="2 of 2 cases were in the model's train or validation part"):
+        short_run(other, tmp_path / "run", init_from=str(exported))
+    with pytest.raises(InputError, match=r"has none for|has shape"):
+        run_training(
+            Dataset.load(data),
+            tmp_path / "run",
+            run_config(**SHORT, init_from=str(exported)),
+            {**ARGUMENTS, "width": 3},
+            SessionOptions(),
+        )
+    dataset = Dataset.load(data)
+    task = replace(dataset.task, class_names=(*dataset.task.class_names[:4], "pancreas"))
+    with pytest.raises(InputError, match=r"but the data have .*pancreas"):
+        run_training(
+            replace(dataset, task=task),
+            tmp_path / "run",
+            run_config(**SHORT, init_from=str(exported)),
+            ARGUMENTS,
+            SessionOptions(),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("recorded", ["net2d_fb4_s32", "net3d_fb4"])
+def test_the_authors_checkpoints_give_their_logits(recorded: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "theirs"
+    with np.load(GOLDEN / f"{recorded.removesuffix('_s32')}_weights.npz") as weights:
+        write_tf1_checkpoint(checkpoint, dict(weights))
+    done = program("experiments.import_tf1", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    imported = load_model(tmp_path / "model")
+    with np.load(GOLDEN / f"{recorded}.npz") as data:
+        for ours, theirs in (("mr", "source"), ("ct", "target")):
+            logits = imported.model({ours: data[theirs]})[ours]
+            np.testing.assert_allclose(logits, data[f"inference/{theirs}_logits"], rtol=1e-4, atol=1e-4)
+
+
+def write_tf1_checkpoint(prefix: Path, values: dict[str, np.ndarray]) -> None:
+    """A TF 1 Saver's checkpoint of these arrays."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variables = {name: tf.compat.v1.Variable(value) for name, value in values.items()}
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver(variables).save(session, str(prefix), write_meta_graph=False, write_state=False)

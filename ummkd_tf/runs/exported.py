@@ -1,0 +1,367 @@
+"""A trained model as one folder that others can use without the run, its data or a flag.
+
+<folder>/model.json       arguments of the model, the whole task, how scans are prepared, labels and colours, and where
+                          the model comes from: data, cases trained on, split, commit, seed, steps, validation Dice
+<folder>/weights.npz      every weight and statistic by its path; plain arrays, no pickle
+<folder>/MODEL_CARD.md    intended use, limits, results
+<folder>/SHA256SUMS       checked when the folder is read
+
+    model = ummkd_tf.load_model("model")
+    result = model.predict_scan("scan.nii.gz", modality="mr")
+    result.labels, result.probabilities, result.affine
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf import __version__
+from ummkd_tf.common.documents import MALFORMED, read_json, read_npz
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import last_line, write_json
+from ummkd_tf.data.cases import file_checksum, read_case, read_source_checksum
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.data.reduction import reduce_image
+from ummkd_tf.data.released_dataset import ReleasedDataset
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs.checkpoints import model_variables, set_variables
+from ummkd_tf.runs.folder import config_of, task_of
+from ummkd_tf.runs.loading import load_model as load_run
+from ummkd_tf.runs.model_card import model_card
+from ummkd_tf.scans import preprocessing
+from ummkd_tf.scans.geometry import Affine, Grid, Volume, resample, straightened
+from ummkd_tf.scans.reading import read_volume
+from ummkd_tf.tasks import Task, stored_task
+
+FORMAT = 1
+MODEL, WEIGHTS, CARD, CHECKSUMS = "model.json", "weights.npz", "MODEL_CARD.md", "SHA256SUMS"
+_FIELDS: dict[str, type] = {"model": dict, "task": dict, "preparation": int, "factor": int, "training": dict}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmented scan.
+
+    Attributes:
+        labels: uint8 class map on the scan's own grid and in its axis order; that of a scan with tilted slices lies on
+            an upright grid that covers it.
+        affine: Voxel index of `labels` to RAS mm [4, 4].
+        prepared_probabilities: float32 [rows, columns, slices, classes], background first, on `prepared_grid`.
+        prepared_grid: On the task's axes and spacing.
+    """
+
+    labels: NDArray[np.uint8]
+    affine: Affine
+    prepared_probabilities: NDArray[np.float32]
+    prepared_grid: Grid
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]; background beyond the window."""
+        grid = Grid(self.affine, self.labels.shape)
+        classes = np.moveaxis(self.prepared_probabilities, -1, 0)
+        parts = [
+            resample(Volume(p, self.prepared_grid.affine), grid, "linear", outside=float(c == 0))
+            for c, p in enumerate(classes)
+        ]
+        return np.stack(parts, axis=-1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What a model folder holds.
+
+    Attributes:
+        folder: The folder.
+        model: The network with its weights.
+        task: What it segments, and on which grid.
+        factor: In-plane reduction of the images it sees against the task's grid.
+        training: Where it comes from, as `model.json` has it.
+    """
+
+    folder: Path
+    model: UnpairedSegmenter
+    task: Task
+    factor: int
+    training: Mapping[str, Any]
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Gives the probabilities of prepared volumes."""
+        return Predictor(self.model)
+
+    def predict_scan(self, scan: str | Path | Volume, modality: str) -> Segmentation:
+        """Segments one scan.
+
+        Args:
+            scan: A NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or a volume in any orientation.
+            modality: One of `model.modalities`.
+
+        Raises:
+            InputError: An unknown modality, or a scan that cannot be read or prepared.
+        """
+        if modality not in self.model.modalities:
+            raise InputError(f"modality {modality!r}: the model knows {', '.join(self.model.modalities)}")
+        volume = scan if isinstance(scan, Volume) else read_volume(scan)
+        prepared = preprocessing.prepare(volume, None, self.task, modality)
+        image = reduce_image(prepared.image, self.factor)
+        probabilities = self.predictor.probabilities(image, modality, self.factor)
+        own = straightened(volume.grid)
+        labels = preprocessing.restore(probabilities, prepared.grid, own)
+        return Segmentation(labels, own.affine, probabilities, prepared.grid)
+
+
+def load_model(folder: str | Path) -> ExportedModel:
+    """A model from its folder, as `export_run` writes it.
+
+    Raises:
+        InputError: No model folder, one that was damaged or edited, or one of another version.
+    """
+    folder = Path(folder)
+    content = read_description(folder)
+    task = stored_task(content["task"], folder / MODEL)
+    if content["preparation"] != preprocessing.VERSION:
+        raise InputError(
+            f"{folder}: was trained on scans prepared by version {content['preparation']} of the steps, and this "
+            f"program has version {preprocessing.VERSION}: use ummkd_tf {content.get('ummkd_tf')}, or train again"
+        )
+    try:
+        model = UnpairedSegmenter(**content["model"])
+        arrays = read_npz(folder / WEIGHTS)
+    except MALFORMED as error:
+        raise InputError(f"{folder / MODEL}: describes no model ({last_line(error)}): export it again") from error
+    if model.num_classes != task.num_classes or task.size[0] % max(1, content["factor"]):
+        raise InputError(f"{folder / MODEL}: model and task do not fit: export it again")
+    set_variables(folder / WEIGHTS, model_variables(model), arrays)
+    return ExportedModel(folder, model, task, content["factor"], content["training"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Content of `model.json`, once every file has the checksum that `SHA256SUMS` says.
+
+    Raises:
+        InputError: No model folder, or one that was damaged or edited.
+    """
+    if not (folder / MODEL).is_file():
+        raise InputError(f"{folder}: no exported model: expected a folder that experiments.export has written")
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CHECKSUMS}: missing or damaged: copy the whole folder again") from error
+    for name in (MODEL, WEIGHTS, CARD):
+        if not (folder / name).is_file() or file_checksum(folder / name) != sums.get(name):
+            raise InputError(
+                f"{folder / name}: missing, damaged or edited (its checksum is not that in {CHECKSUMS}): copy the "
+                "whole folder again"
+            )
+    try:
+        content = read_json(folder / MODEL)
+        if content.get("format") != FORMAT:
+            raise InputError(f"{folder}: format {content.get('format')}, expected {FORMAT}: use the ummkd_tf it names")
+        wrong = [name for name, kind in _FIELDS.items() if not isinstance(content.get(name), kind)]
+        if wrong:
+            raise ValueError(f"no {wrong[0]}")
+    except InputError:
+        raise
+    except MALFORMED as error:
+        raise InputError(f"{folder / MODEL}: damaged ({error}): export the model again") from error
+    return content
+
+
+def export_run(run_dir: str | Path, out: str | Path, selection: str | None = None, *, results: str = "") -> Path:
+    """Writes a run's model as a folder.
+
+    Args:
+        run_dir: The run's folder; its data set must still be there, since the folder says which scans it has seen.
+        out: Folder to write; must not exist.
+        selection: As for `load_model` of a run.
+        results: Text of the model card's results.
+
+    Raises:
+        InputError: No run or no data set, or the folder exists.
+    """
+    model, record, step = load_run(run_dir, selection)
+    config, task = config_of(record), task_of(record)
+    dataset = open_dataset(record["data_dir"])
+    if dataset.split_checksum != record["split_sha256"]:
+        raise InputError(
+            f"{dataset.directory}: has another split than the run was trained with, so nobody knows which scans it "
+            "has seen: restore the data set"
+        )
+    progress = record.get("progress", {})
+    training = {
+        "data": record.get("source", ""),
+        "cases": training_cases(dataset),
+        "started_from": record.get("started_from"),
+        "counts": {m: len(dataset.ids("train", m)) for m in dataset.modalities},
+        "split_name": record["split_name"],
+        "split_sha256": record["split_sha256"],
+        "commit": record["environment"]["commit"],
+        "seed": config.seed,
+        "step": step,
+        "selection": selection or config.selection,
+        "preset": config.preset,
+        "recipe": config.recipe,
+        "settings": config.to_dict(),
+        "validation_dice": progress.get("best_dice") if (selection or config.selection) == "best" else None,
+    }
+    return write_model(Path(out), model, record["model"], task, config.factor(task), training, results)
+
+
+def write_model(
+    out: Path,
+    model: UnpairedSegmenter,
+    arguments: Mapping[str, Any],
+    task: Task,
+    factor: int,
+    training: Mapping[str, Any],
+    results: str = "",
+) -> Path:
+    """Writes a model's folder whole or not at all.
+
+    Args:
+        out: The folder; must not exist.
+        model: Holds the weights.
+        arguments: Of `UnpairedSegmenter`.
+        task: What it segments.
+        factor: In-plane reduction of the images it sees.
+        training: Where it comes from.
+        results: Text of the model card's results.
+
+    Raises:
+        InputError: The folder exists, or cannot be written.
+    """
+    if out.exists():
+        raise InputError(f"{out}: is there already: expected a new folder; choose another --out, or remove it")
+    description = {
+        "format": FORMAT,
+        "ummkd_tf": __version__,
+        "model": dict(arguments),
+        "task": task.to_dict(),
+        "preparation": preprocessing.VERSION,
+        "factor": factor,
+        "size": [n // factor for n in task.size],
+        "labels": [
+            {"value": c, "name": name, "color": task.class_colors.get(name)} for c, name in enumerate(task.class_names)
+        ],
+        "training": dict(training),
+    }
+    arrays = {name: np.asarray(v.value) for name, v in model_variables(model).items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
+            folder = Path(temporary) / out.name
+            folder.mkdir()
+            write_json(folder / MODEL, description)
+            np.savez(folder / WEIGHTS, allow_pickle=False, **arrays)
+            (folder / CARD).write_text(model_card(description, model.count_params(), results), encoding="utf-8")
+            lines = [f"{file_checksum(folder / name)}  {name}\n" for name in (CARD, MODEL, WEIGHTS)]
+            (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+            os.rename(folder, out)
+    except OSError as error:
+        raise InputError(f"{out}: could not be written ({error.strerror}): make room or check permissions") from error
+    return out
+
+
+def start_from(model: UnpairedSegmenter, folder: str | Path, task: Task) -> None:
+    """Sets a model's weights and statistics, by path, from an exported model that may lack some of its modalities.
+
+    A normalization layer of a modality that the exported model lacks starts as the mean of those that it has: our
+    choice, because the shared kernels have learnt with such scales, so that a layer that starts from one and zero has
+    further to go.
+
+    Raises:
+        InputError: As `load_model`, other classes than the task's, or a variable that the exported model has no
+            counterpart of.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    source, known = description["model"], stored_task(description["task"], folder / MODEL).class_names
+    if known != task.class_names:
+        raise InputError(
+            f"{folder}: segments {', '.join(known[1:])}, but the data have {', '.join(task.class_names[1:])}: expected "
+            "the same classes in the same order; prepare the data for the model's classes"
+        )
+    arrays = read_npz(folder / WEIGHTS)
+    for name, variable in model_variables(model).items():
+        *path, owner, last = name.split("/")
+        values = arrays.get(name)
+        if values is None and owner in model.modalities and path[-1] == "norm":
+            siblings = ["/".join((*path, m, last)) for m in source["modalities"]]
+            if all(sibling in arrays for sibling in siblings):
+                values = np.stack([arrays[sibling] for sibling in siblings]).mean(axis=0, dtype=np.float32)
+        if values is None or values.shape != tuple(variable.shape):
+            found = "none" if values is None else f"shape {values.shape}"
+            raise InputError(
+                f"{folder}: has {found} for {name.removeprefix('model/')}, expected {tuple(variable.shape)}: take the "
+                "network, setting, preset, classes and normalization that the model was trained with"
+            )
+        if not last.startswith("seed_generator"):  # dropout starts anew, with the run's own seed
+            variable.assign(values)
+
+
+def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """What training and model selection have seen, by case.
+
+    Returns:
+        Case id → "part"; "source_sha256", of the raw files of scan and label; and "image_sha256", of the prepared
+        image, which a second label map of the same scan does not change. Of the authors' records, one entry for all.
+    """
+    if isinstance(dataset, ReleasedDataset):
+        return {"released records": {"part": "train", "source_sha256": dataset.sha256, "image_sha256": ""}}
+    ids = [(part, case_id) for part in ("train", "validation") for case_id in dataset.ids(part)]
+    return {case_id: {"part": part, **_checksums(dataset, case_id)} for part, case_id in ids}
+
+
+def _checksums(dataset: Dataset, case_id: str) -> dict[str, str]:
+    path = dataset.path(case_id)
+    image = read_case(path).image.tobytes()
+    return {"image_sha256": hashlib.sha256(image).hexdigest(), "source_sha256": read_source_checksum(path)[0]}
+
+
+def check_not_seen(
+    training: Mapping[str, Any],
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    parts: Sequence[str] = ("train", "validation"),
+) -> None:
+    """Refuses to evaluate on what a model, or one that it was grown from, was trained on or chosen by.
+
+    Args:
+        training: Of an exported model.
+        dataset: Prepared cases.
+        case_ids: Those to evaluate on.
+        parts: Of the model's own data, which must not hold them.
+
+    Raises:
+        InputError: Names the cases, and what they were called in training.
+    """
+    seen: dict[str, str] = {}
+    earlier: Mapping[str, Any] | None = training
+    while earlier:
+        for name, entry in earlier.get("cases", {}).items():
+            if entry["part"] in parts:
+                seen |= {entry[key]: name for key in ("image_sha256", "source_sha256") if entry[key]}
+        earlier = earlier.get("started_from")
+    found = []
+    for case_id in case_ids if seen else ():
+        names = [seen[value] for value in _checksums(dataset, case_id).values() if value in seen]
+        found += [f"{case_id} (there {name})" for name in names[:1]]
+    if found:
+        raise InputError(
+            f"{dataset.directory}: {len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} "
+            f"part: {', '.join(found[:5])}: expected scans that it has not seen; leave them out"
+        )
