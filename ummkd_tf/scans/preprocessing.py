@@ -7,6 +7,7 @@ label map on the scan's own grid.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,15 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, straightened, window
 from ummkd_tf.tasks import Clip, Task
 
-VERSION = 4  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+_LOG = logging.getLogger(__name__)
+
+VERSION = 5  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
 _LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
+_BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
+_BODY_MARGIN_MM = 10.0  # for skin and noise at the body's edge
+_LOOKED_AT_MM = (3.0, 3.0, 8.0)  # the body is looked for in about such steps, whatever the scan's voxels
 # Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
 _TIE_SIGMA, _TIE_WEIGHT = 3.0, 0.1
 
@@ -49,7 +55,8 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
 
     Args:
         image: The scan in any orientation.
-        label: Class map (0..C-1) on the same grid, or None for a scan to be predicted.
+        label: Class map (0..C-1) on the same grid, or None for a scan to be predicted. No labelled voxel is cropped
+            away: where the body's box leaves some out, it is enlarged, and a warning says so.
         task: Row of the task table.
         modality: Chooses the intensity range.
 
@@ -61,10 +68,20 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
     oriented = reorient(image, task.axes)
+    turned = None if label is None else reorient(label, task.axes)
     if task.region == "body":
-        oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
-    if task.region == "label_centroid" and label is not None:
-        center = label_centroid(reorient(label, task.axes).array)
+        box = body_box(oriented, task.clip_for(modality))
+        if turned is not None:
+            box, outside = _with_all_labels(box, turned.array)
+            if outside:
+                _LOG.warning(
+                    "%s labelled voxels lie outside of what looks like the body, which was enlarged: does the label "
+                    "belong to this image?",
+                    outside,
+                )
+        oriented = crop(oriented, box)
+    if task.region == "label_centroid" and turned is not None:
+        center = label_centroid(turned.array)
     else:
         center = (np.asarray(oriented.array.shape) - 1) / 2
     grid = task_grid(oriented.grid, center, task)
@@ -160,26 +177,66 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
-    """In-plane box of the body (`find_body`), without black margins, over the whole slice range."""
-    return (*find_body(values)[:2], slice(None))
+def body_box(scan: Volume, clip: Clip) -> tuple[slice, ...]:
+    """In-plane box of the body (`find_body`) with a margin of 10 mm, over the whole slice range.
+
+    What lies outside does not enter the z-score, because the amount of air around a patient would shift all
+    intensities.
+
+    Args:
+        scan: Image [rows, columns, slices].
+        clip: The modality's intensity range.
+    """
+    spacing = np.asarray(scan.grid.spacing_mm)
+    steps = np.maximum(1, np.asarray(_LOOKED_AT_MM) // spacing).astype(int)
+    found = find_body(clip_intensity(scan.array[tuple(slice(None, None, step) for step in steps)], clip))
+    margin = np.ceil(_BODY_MARGIN_MM / spacing).astype(int) + steps - 1
+    rows, columns = (
+        slice(max(0, side.start * step - more), min(size, (side.stop - 1) * step + 1 + more))
+        for side, step, more, size in zip(found[:2], steps, margin, scan.array.shape, strict=False)
+    )
+    return rows, columns, slice(None)
 
 
 def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     """Box of the body.
 
-    Our choice, because the paper says only "excluding the black margins": voxels above a tenth of the intensity
-    range, their largest connected part (which leaves out the table and cables), its bounding box. What lies outside
-    does not enter the z-score: the amount of air around a patient would shift all intensities.
+    Our choice, because the paper says only "excluding the black margins": voxels brighter than air by a tenth of what
+    the body is (`_body_level`), their largest connected part (which leaves out the table and cables), its bounding
+    box. A tenth of the intensity range instead would cut off fat and liver where fluid is fifteen times as bright.
 
     Args:
         values: Clipped image [rows, columns, slices].
     """
-    low, high = float(values.min()), float(values.max())
-    parts, count = ndimage.label(values > low + 0.1 * (high - low))
-    if not count:
+    low = float(values.min())
+    if float(values.max()) == low:
         return tuple(slice(0, size) for size in values.shape)
+    body = _body_level(values) - low
+    # Noise lifts air; with hardly any air in the picture, the darkest tenth is tissue.
+    air = min(float(np.percentile(values, 10)) - low, _BODY_SHARE * body)
+    parts, _ = ndimage.label(values > low + air + _BODY_SHARE * (body - air))
     return ndimage.find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
+
+
+def _body_level(values: NDArray[np.float32]) -> float:
+    """Typical intensity of the body: the median of what is brighter than a quarter of it, air left out."""
+    low, level = float(values.min()), float(values.mean(dtype=np.float64))
+    for _ in range(10):  # settles after two or three
+        level, before = float(np.median(values[values > low + (level - low) / 4])), level
+        if level == before:
+            break
+    return level
+
+
+def _with_all_labels(box: tuple[slice, ...], classes: NDArray) -> tuple[tuple[slice, ...], int]:
+    """The box, large enough for all foreground voxels, and how many it left out."""
+    inside = np.count_nonzero(classes[box])
+    outside = np.count_nonzero(classes) - inside
+    if not outside:
+        return box, 0
+    labelled = ndimage.find_objects((classes > 0).astype(np.uint8))[0][:2]
+    sides = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, labelled, strict=False)]
+    return (*sides, box[2]), outside
 
 
 def label_centroid(classes: NDArray) -> NDArray[np.float64]:
