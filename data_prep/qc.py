@@ -152,7 +152,8 @@ def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> 
             yield f"{_words(name)}: cut by the edge of the prepared window"
         black = float((case.image[case.label == c] == case.image.min()).mean())
         if black > BLACK_TOLERANCE:
-            yield f"{_words(name)}: {100 * black:.0f} % of it is black; the image may have been cut, or not fit its label"
+            share = f"{100 * black:.0f} %"
+            yield f"{_words(name)}: {share} of it is black; the image may have been cut, or not fit its label"
         if abs(after[c] - before[c]) > VOLUME_TOLERANCE * before[c]:
             yield f"{_words(name)}: {after[c]:.1f} ml as prepared but {before[c]:.1f} ml in the scan"
 

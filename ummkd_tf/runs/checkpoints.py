@@ -73,7 +73,8 @@ def restore(path: Path, model: UnpairedSegmenter, *, with_optimizer: bool) -> Pr
     """Sets a model's variables, and those of its optimizer, from a checkpoint.
 
     Raises:
-        InputError: As `read_checkpoint`, or the checkpoint is of another architecture.
+        InputError: As `read_checkpoint`, or the checkpoint is of another architecture; or, without the optimizer, which
+            is how models are used, has weights that are no numbers.
     """
     return _set(path, model, *read_checkpoint(path), with_optimizer=with_optimizer)
 
@@ -87,6 +88,12 @@ def _set(
         variables = {f"model/{v.path}": v for stage in model.stages for v in stage.variables}
         arrays = {name: array for name, array in arrays.items() if name.startswith("model/")}
     _check(path, variables, arrays)
+    broken = [name for name in variables if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all()]
+    if broken and not with_optimizer:
+        raise InputError(
+            f"{path}: {len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}: the run diverged; use "
+            "the other --selection, or train again with a lower --learning_rate"
+        )
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return progress
