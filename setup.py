@@ -54,6 +54,9 @@ setup(
             "ipykernel>=6.29",  # in this kernel
             "pre-commit>=4",  # runs ruff and mypy before each commit
         ],
+        "dicom": [
+            "highdicom>=0.24",  # DICOM segmentations, for experiments.predict --dicom_seg
+        ],
         "docs": [
             "mkdocs>=1.6,<2",  # the site; version 2 has no plugins
             "mkdocs-material>=9.5",  # its look

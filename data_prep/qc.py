@@ -34,6 +34,7 @@ FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
 FEW_SLICES = 8  # depth of the 3D network's training patch
 # Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
 SCORE_TOLERANCE = 0.05
+BLACK_TOLERANCE = 0.1  # share of an organ that may be as dark as padding; gas and vessels are
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
 # Bins of 0.1 standard deviations; what lies beyond is counted in the outermost bins.
 HISTOGRAM_EDGES = np.linspace(-10.0, 10.0, 201)
@@ -149,6 +150,10 @@ def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> 
         rim[1:-1, 1:-1] = False
         if (case.label[rim] == c).any():
             yield f"{_words(name)}: cut by the edge of the prepared window"
+        black = float((case.image[case.label == c] == case.image.min()).mean())
+        if black > BLACK_TOLERANCE:
+            share = f"{100 * black:.0f} %"
+            yield f"{_words(name)}: {share} of it is black; the image may have been cut, or not fit its label"
         if abs(after[c] - before[c]) > VOLUME_TOLERANCE * before[c]:
             yield f"{_words(name)}: {after[c]:.1f} ml as prepared but {before[c]:.1f} ml in the scan"
 

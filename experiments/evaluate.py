@@ -34,7 +34,20 @@ flags.DEFINE_string(
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
+flags.DEFINE_float(
+    "overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; the authors' protocol has 0."
+)
+flags.DEFINE_bool(
+    "largest_component", False, "Keep the largest connected part of each class alone; the paper has no such step."
+)
 flags.mark_flag_as_required("run_dir")
+
+_WINDOW = {
+    "body": "around the body, one window a scan",
+    "image_center": "around the image's middle, one window a scan",
+    "label_centroid": "around the reference label's centroid; a scan without one gets it in two passes "
+    "(experiments.predict)",
+}
 
 
 def main(_: list[str]) -> None:
@@ -43,13 +56,14 @@ def main(_: list[str]) -> None:
     from ummkd_tf.common.files import write_json
     from ummkd_tf.data.opening import open_dataset
     from ummkd_tf.evaluation import case_results as evaluation
-    from ummkd_tf.evaluation.inference import Predictor
+    from ummkd_tf.evaluation.inference import Predictor, check_overlap, largest_components
     from ummkd_tf.output import text_tables as reporting
     from ummkd_tf.runs.environment import environment
     from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
     from ummkd_tf.runs.loading import load_model
     from ummkd_tf.tasks import check_same_task
 
+    check_overlap(FLAGS.overlap)
     run_dir = Path(FLAGS.run_dir)
     model, record, step = load_model(run_dir, FLAGS.selection)
     dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
@@ -71,13 +85,17 @@ def main(_: list[str]) -> None:
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
 
     def predict(case: Case) -> NDArray[np.float32]:
-        probabilities = predictor.probabilities(reduced(case, factor).image, case.modality, factor)
+        dataset.check_size(case)
+        probabilities = predictor.probabilities(
+            reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
+        )
         if pictures:
             from ummkd_tf.output.pictures import overlay_figure, save_figure
 
+            predicted = probabilities.argmax(-1)
             figure = overlay_figure(
                 case.image,
-                probabilities.argmax(-1),
+                largest_components(predicted) if FLAGS.largest_component else predicted,
                 task=dataset.task,
                 spacing_mm=case.grid.spacing_mm,
                 reference=case.label,
@@ -91,6 +109,7 @@ def main(_: list[str]) -> None:
         dataset,
         case_ids,
         original_grid=FLAGS.grid == "original",
+        largest_component=FLAGS.largest_component,
         progress=lambda ids: progress(ids, unit="case", desc="evaluate"),
     )
     result = {
@@ -103,6 +122,9 @@ def main(_: list[str]) -> None:
         "selection": FLAGS.selection or config_of(record).selection,
         "part": part,
         "grid": FLAGS.grid,
+        "window": _WINDOW[dataset.task.region],
+        "overlap": FLAGS.overlap,
+        "largest_component": FLAGS.largest_component,
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
         "trained_at_commit": record["environment"]["commit"],

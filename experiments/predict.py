@@ -1,90 +1,265 @@
-"""Segments one scan with a trained run.
+"""Segments scans with trained runs.
 
-    python -m experiments.predict --run_dir=runs/ours --modality=ct --input=scan.nii.gz --output=labels.nii.gz
+    python -m experiments.predict --run_dir=runs/ours --modality=ct --input=scan.nii.gz  --output=labels.nii.gz
     python -m experiments.predict --run_dir=runs/ours --modality=mr --input=dicom_folder --output=labels.nii.gz
+    python -m experiments.predict --run_dir=runs/ours --modality=ct --input=folder       --output=predictions/
+    python -m experiments.predict --run_dir=runs/ours               --input=scans.csv    --output=predictions/
+    python -m experiments.predict --run_dir=runs/ours-seed0,runs/ours-seed1 …            the mean of several runs
+
+A folder is one DICOM series, or holds scans: NIfTI, NRRD and MetaImage files, and folders with one DICOM series each. A
+CSV has the columns case, modality and image (paths relative to it); others are ignored.
+
+With a file as --output, the label map is written there. With a folder: NAME.nii.gz for each scan, volumes.csv and
+volumes.json (voxels and millilitres), labels.label for ITK-SNAP and labels.ctbl for 3D Slicer.
 
 The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
-lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one.
+lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one. A scan larger than the
+task's window is covered with windows.
 """
 
 from __future__ import annotations
 
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 
+if TYPE_CHECKING:
+    from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
+
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
-flags.DEFINE_string("input", None, "NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.")
-flags.DEFINE_string("modality", None, "The scan's modality, as the run names it, e.g. ct or mr.")
-flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz.")
+flags.DEFINE_multi_string(
+    "run_dir", None, "Folder of a trained run; several, repeated or with commas between, are averaged."
+)
+flags.DEFINE_string("input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.")
+flags.DEFINE_string("modality", None, "The scans' modality, as the run names it, e.g. ct or mr; a CSV has its own.")
+flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz; or a folder, for one scan or many.")
 flags.DEFINE_string(
-    "overlay", None, "Picture to write (.png or .pdf): the scan with the label's contours in three planes."
+    "overlay",
+    None,
+    "Picture to write (.png or .pdf): the scan with the label's contours in three planes; or a folder for pictures.",
 )
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
-for _name in ("run_dir", "input", "modality", "output"):
+flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; 0.5 smooths seams.")
+flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
+flags.DEFINE_bool("probabilities", False, "Also write NAME_probabilities.nii.gz, float32, one volume per class.")
+flags.DEFINE_bool("dicom_seg", False, "Also write NAME.dcm, a DICOM segmentation, for DICOM series (needs highdicom).")
+for _name in ("run_dir", "input", "output"):
     flags.mark_flag_as_required(_name)
+
+_COLUMNS = ("case", "modality", "image")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to segment: its name, which its files take, its place and its modality."""
+
+    name: str
+    path: Path
+    modality: str
 
 
 def main(_: list[str]) -> None:
-    import numpy as np
+    from ummkd_tf.evaluation.inference import check_overlap
+    from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
 
-    from ummkd_tf.data.reduction import reduce_image
-    from ummkd_tf.runs.folder import read_run, task_of
-    from ummkd_tf.runs.loading import load_model
-    from ummkd_tf.scans.geometry import Volume, straightened
-    from ummkd_tf.scans.nifti import write_nifti
-    from ummkd_tf.scans.preprocessing import prepare, restore
-    from ummkd_tf.scans.reading import read_volume
-
+    run_dirs = [name.strip() for given in FLAGS.run_dir for name in given.split(",") if name.strip()]
     output = Path(FLAGS.output)
-    if not output.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"--output={output}: expected a name that ends in .nii or .nii.gz")
-    if FLAGS.overlay and Path(FLAGS.overlay).suffix not in (".png", ".pdf"):
+    one_file = output.name.endswith((".nii", ".nii.gz"))
+    if not one_file and output.suffix and not output.is_dir():
+        raise InputError(f"--output={output}: expected a name that ends in .nii or .nii.gz, or a folder")
+    if FLAGS.overlay and one_file and Path(FLAGS.overlay).suffix not in (".png", ".pdf"):
         raise InputError(f"--overlay={FLAGS.overlay}: expected a name that ends in .png or .pdf")
-    if output.exists() and Path(FLAGS.input).exists() and output.samefile(FLAGS.input):
-        raise InputError(f"--output={output}: is the scan itself: expected another file; choose another name")
-    record = read_run(FLAGS.run_dir)
-    modality = FLAGS.modality if FLAGS.modality in record["model"]["modalities"] else FLAGS.modality.lower()
-    if modality not in record["model"]["modalities"]:
-        known = ", ".join(record["model"]["modalities"])
-        raise InputError(f"--modality={FLAGS.modality}: the run knows {known}; give the scan's modality")
-    task = task_of(record)
-    scan = read_volume(FLAGS.input)
-    try:
-        prepared = prepare(scan, None, task, modality)
-    except InputError as error:
-        raise InputError(f"{FLAGS.input}: {error}") from error
+    check_overlap(FLAGS.overlap)
+    if FLAGS.dicom_seg:
+        from ummkd_tf.output.label_files import check_highdicom
+
+        check_highdicom()
+    record = read_agreeing_runs(run_dirs)[0]
+    scans = _scans(Path(FLAGS.input), record["model"]["modalities"])
+    if one_file and (len(scans) > 1 or FLAGS.input.endswith(".csv")):
+        raise InputError(f"--output={output}: a file, but {FLAGS.input} lists scans: give a folder to write to")
+    targets = {scan.name: output if one_file else output / f"{scan.name}.nii.gz" for scan in scans}
+    _check_not_overwriting(scans, targets)
     start_tensorflow()
-    model, record, step = load_model(FLAGS.run_dir, FLAGS.selection)
+    predictor = load_scan_predictor(
+        run_dirs, FLAGS.selection, overlap=FLAGS.overlap, largest_component=FLAGS.largest_component
+    )
+    failed, volumes = [], {}
+    for number, scan in enumerate(scans, start=1):
+        count = f"{number}/{len(scans)} " if len(scans) > 1 else ""
+        try:
+            result = _segment(scan, predictor, f"{count}{scan.name}")
+            _write(result, scan, targets[scan.name], predictor, one_file)
+        except InputError as error:
+            if len(scans) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(scan.name)
+            continue
+        volumes[scan.name] = {
+            "modality": scan.modality,
+            "image": str(scan.path),
+            "windows": result.windows,
+            "classes": {
+                name: {"label": predictor.task.class_names.index(name), "voxels": n, "ml": result.milliliters[name]}
+                for name, n in result.voxels.items()
+            },
+        }
+    if not one_file and volumes:
+        _write_tables(output, volumes, predictor, run_dirs)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
 
-    from ummkd_tf.evaluation.inference import Predictor
 
-    factor = task.size[0] // record["flags"]["size"]
-    probabilities = Predictor(model).probabilities(reduce_image(prepared.image, factor), modality, factor)
-    grid = straightened(prepared.original)
-    if prepared.original.is_tilted:
-        print(f"{FLAGS.input}: the slices are tilted: the label map lies on an upright grid that covers the scan")
-    labels = restore(probabilities, prepared.grid, grid)
-    write_nifti(output, Volume(labels, grid.affine))
-    milliliters = np.bincount(labels.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
-    print(f"{output}: {model.setting.title}, step {step}; shape {labels.shape}, orientation {grid.axes}")
-    print("; ".join(f"{c} {task.class_names[c]} {milliliters[c]:.0f} ml" for c in range(1, task.num_classes)))
+def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
+    """What --input means, checked for modalities and names."""
+    from ummkd_tf.common.documents import plain_name
+    from ummkd_tf.scans.reading import VOLUME_SUFFIXES
+
+    def stem(path: Path) -> str:
+        suffix = next((s for s in VOLUME_SUFFIXES if path.name.lower().endswith(s)), path.suffix * path.is_file())
+        return path.name[: len(path.name) - len(suffix)]
+
+    if given.suffix.lower() == ".csv":
+        scans = _csv_scans(given)
+    else:
+        if FLAGS.modality is None:
+            raise InputError("--modality: missing: expected the scan's modality, one of " + ", ".join(modalities))
+        visible = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")] if given.is_dir() else []
+        several = [p for p in visible if p.is_dir() or p.name.lower().endswith(VOLUME_SUFFIXES)]
+        loose = [p for p in visible if p.is_file() and p not in several]
+        # A folder whose files are no volumes is one DICOM series, whatever folders lie beside them.
+        is_list = several and (not loose or any(p.is_file() for p in several))
+        paths = several if is_list else [given]
+        if is_list and loose:
+            print(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}", file=sys.stderr)
+        scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
+    scans = [  # modalities are named in small letters, but not by everybody
+        scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
+    ]
+    where = given if given.suffix.lower() == ".csv" else f"--modality={FLAGS.modality}"
+    for scan in scans:
+        if scan.modality not in modalities:
+            told = f"{where}: {scan.name} is {scan.modality!r}, and" if isinstance(where, Path) else f"{where}:"
+            raise InputError(f"{told} the run knows {', '.join(modalities)}; give the scan's modality")
+        if not scan.path.exists():
+            raise InputError(f"{scan.path}: no such file or folder: check the path")
+    names = [scan.name for scan in scans]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{given}: several scans called {', '.join(twice)}: rename them, or list them in a CSV")
+    return scans
+
+
+def _csv_scans(path: Path) -> list[Scan]:
+    from ummkd_tf.common.documents import plain_name
+
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: no column {', '.join(missing)}: expected {','.join(_COLUMNS)}")
+            rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV file ({error}): check the path and that it is UTF-8") from error
+    for line, values in rows:
+        if not all(values):
+            raise InputError(f"{path} line {line}: an empty field: expected {', '.join(_COLUMNS)}; correct the line")
+    if not rows:
+        raise InputError(f"{path}: lists no scan: expected one a line under {','.join(_COLUMNS)}")
+    return [Scan(plain_name(case), path.parent / image, modality) for _, (case, modality, image) in rows]
+
+
+def _check_not_overwriting(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
+    inputs = {scan.path.resolve() for scan in scans}
+    for target in targets.values():
+        if target.resolve() in inputs or any(target.exists() and target.samefile(path) for path in inputs):
+            told = f"--output={FLAGS.output}"
+            raise InputError(f"{told}: is the scan itself: expected another file; choose another name")
+
+
+def _segment(scan: Scan, predictor: ScanPredictor, title: str) -> Segmentation:
+    from tqdm import tqdm
+
+    def progress(batches: Sequence[int]) -> Any:
+        return tqdm(batches, desc=title, unit="batch", disable=None, leave=False)  # None: quiet in a file or pipe
+
+    return predictor.predict_scan(scan.path, scan.modality, progress=progress)
+
+
+def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
+    from ummkd_tf.scans.geometry import Volume
+    from ummkd_tf.scans.nifti import write_nifti
+
+    base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
+    labels = Volume(result.labels, result.affine)
+    write_nifti(target, labels)
+    if FLAGS.probabilities:
+        write_nifti(base.with_name(f"{base.name}_probabilities.nii.gz"), Volume(result.probabilities, result.affine))
+    if FLAGS.dicom_seg:
+        from ummkd_tf.output.label_files import write_dicom_seg
+        from ummkd_tf.scans.dicom import DicomSeries
+        from ummkd_tf.scans.reading import is_dicom_scan
+
+        if not is_dicom_scan(scan.path):
+            raise InputError(f"{scan.path}: no DICOM series, which --dicom_seg needs: leave --dicom_seg out")
+        write_dicom_seg(
+            base.with_name(f"{base.name}.dcm"), labels, DicomSeries.open(scan.path), result.task, predictor.title
+        )
+    print(f"{target}: {predictor.title}; shape {result.labels.shape}, orientation {result.grid.axes}")
+    if result.windows > 1:
+        print(f"{scan.path}: larger than the task's window, and covered with {result.windows} windows")
+    print("; ".join(f"{number} {name} {ml:.0f} ml" for number, (name, ml) in enumerate(result.milliliters.items(), 1)))
     if FLAGS.overlay:
         from ummkd_tf.output.pictures import overlay_figure, save_figure
 
         figure = overlay_figure(
-            prepared.image,
-            probabilities.argmax(-1),
-            task=task,
-            spacing_mm=prepared.grid.spacing_mm,
-            title=f"{Path(FLAGS.input).name}: {model.setting.title}",
+            result.prepared_image,
+            result.prepared_probabilities.argmax(-1),
+            task=result.task,
+            spacing_mm=result.prepared_grid.spacing_mm,
+            title=f"{scan.path.name}: {predictor.title}",
         )
-        save_figure(figure, FLAGS.overlay)
-        print(f"picture: {FLAGS.overlay}")
+        picture = Path(FLAGS.overlay) if one_file else Path(FLAGS.overlay) / f"{scan.name}.png"
+        save_figure(figure, picture)
+        print(f"picture: {picture}")
+
+
+def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredictor, run_dirs: Sequence[str]) -> None:
+    from ummkd_tf.common.files import replacing, write_json
+    from ummkd_tf.output.label_files import write_label_files
+
+    rows = [
+        (name, scan["modality"], class_name, entry["label"], entry["voxels"], f"{entry['ml']:.3f}")
+        for name, scan in volumes.items()
+        for class_name, entry in scan["classes"].items()
+    ]
+    with replacing(output / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("scan", "modality", "class", "label", "voxels", "ml"))
+        writer.writerows(rows)
+    settings = {"overlap": predictor.overlap, "largest_component": predictor.largest_component}
+    write_json(
+        output / "volumes.json",
+        {
+            "model": predictor.title,
+            "run_dirs": list(run_dirs),
+            "task": predictor.task.name,
+            **settings,
+            "scans": volumes,
+        },
+    )
+    files = write_label_files(output, predictor.task)
+    print(f"{output}: {len(volumes)} scans; volumes.csv, volumes.json, {', '.join(path.name for path in files)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from programs import Done, program
 from raw_data import snapshot, write_abdomen
 from recorded_runs import run_config
 
+from ummkd_tf.common.documents import read_npz
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
@@ -192,6 +193,22 @@ def smaller_slices(path: Path) -> None:
             part = file[name][:128, :128]
             del file[name]
             file[name] = part
+
+
+def odd_slices(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in ("image", "label"):
+            part = file[name][:100, :128]
+            del file[name]
+            file[name] = part
+
+
+def nan_weights(at: Place) -> None:
+    path = at.run / "checkpoints/best.npz"
+    arrays = read_npz(path)
+    name = next(n for n, a in arrays.items() if n.startswith("model/") and a.dtype.kind == "f")
+    path.unlink()
+    np.savez(path, **arrays | {name: np.full_like(arrays[name], np.nan)})
 
 
 def modalities(names: list[str]) -> Callable[[Path], None]:
@@ -394,7 +411,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         nothing,
         "--output={folder}/label.png",
-        "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz",
+        "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz, or a folder",
     ),
     "picture of another format": (
         PREDICT,
@@ -450,6 +467,20 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         lambda at: (at.run / "checkpoints/best.npz").unlink(),
         "",
         "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
+    ),
+    "evaluate: slices of an odd size": (
+        EVALUATE,
+        data_file("cases/ct_3.h5", odd_slices),
+        "",
+        "{data}/cases/ct_3.h5: slices of (100, 128), reduced by 1: expected (256, 256) in task abdomen; prepare "
+        "the data again",
+    ),
+    "weights that are no numbers": (
+        PREDICT,
+        nan_weights,
+        "",
+        "{run}/checkpoints/best.npz: 1 variables with NaN or infinite values, e.g. 'NAME': the run diverged; use "
+        "the other --selection, or train again with a lower --learning_rate",
     ),
     "evaluate: more classes than the model": (
         EVALUATE,

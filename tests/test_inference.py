@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.sampling import chunk_starts
+from ummkd_tf.evaluation.inference import Predictor, gaussian_weights, largest_components
 
 
 class Stub:
@@ -39,3 +41,46 @@ def test_enlarged_probabilities_stay_in_place_and_sum_to_one():
     assert probabilities.shape == (32, 32, 3, 2)
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(probabilities.argmax(-1)[:, 0, 0], np.arange(32) >= 16)
+
+
+class FirstSlice(Stub):
+    """Class 1 in the first slice of a chunk alone."""
+
+    def __call__(self, images):
+        ((modality, x),) = images.items()
+        value = tf.constant([40.0] + 7 * [-40.0]) * tf.ones_like(x[..., 0])
+        return {modality: tf.stack([-value, value], -1)}
+
+
+def test_overlapping_chunks_are_averaged_with_gaussian_weights():
+    """12 slices, chunks from 0 and 4: slice 4 is the fifth of one and the first of the other, with weights 0.88 and
+    0.0022; the third slice is seen once.
+    """
+    weights = np.exp(-0.5 * (np.arange(8) - 3.5) ** 2)
+    np.testing.assert_allclose(gaussian_weights(8), weights, rtol=1e-6)
+    assert chunk_starts(12, 4) == [0, 4]
+    probabilities = Predictor(FirstSlice(3)).probabilities(np.zeros((2, 2, 12), np.float32), "ct", overlap=0.5)
+    expected = np.zeros(12)
+    expected[0], expected[4] = 1, weights[0] / (weights[0] + weights[4])
+    np.testing.assert_allclose(probabilities[0, 0, :, 1], expected, atol=1e-6)
+    later_counts = Predictor(FirstSlice(3)).probabilities(np.zeros((2, 2, 12), np.float32), "ct")
+    assert np.flatnonzero(later_counts[0, 0, :, 1] > 0.5).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_overlap_leaves_every_slice_in_its_place(rank):
+    image = np.random.default_rng(0).normal(size=(8, 8, 21)).astype(np.float32)
+    probabilities = Predictor(Stub(rank)).probabilities(image, "ct", overlap=0.75)
+    np.testing.assert_allclose(probabilities[..., 1], 1 / (1 + np.exp(-2 * image)), atol=1e-5)
+
+
+def test_overlap_must_leave_a_step():
+    with pytest.raises(InputError, match=r"overlap 1: expected a share from 0 to 0\.875"):
+        Predictor(Stub(3)).probabilities(np.zeros((8, 8, 9), np.float32), "ct", overlap=1)
+
+
+def test_largest_components_by_hand():
+    """Class 1 has parts of two and one, class 2 one; diagonal neighbours are apart."""
+    labels = np.array([[1, 1, 0, 2], [0, 0, 1, 0]], np.uint8)[:, :, np.newaxis]
+    assert largest_components(labels)[:, :, 0].tolist() == [[1, 1, 0, 2], [0, 0, 0, 0]]
+    assert labels[1, 2, 0] == 1  # the input stays

@@ -16,6 +16,7 @@ from ummkd_tf.scans.preprocessing import (
     body_box,
     classes_of_same_volume,
     clip_intensity,
+    find_body,
     label_centroid,
     normalize,
     prepare,
@@ -60,14 +61,77 @@ def test_normalize_wants_contrast():
 
 
 def test_body_box_leaves_margins_and_table_out():
+    """Voxels of 10 mm: the margin of 10 mm is one voxel."""
     values = np.zeros((20, 30, 4), np.float32)
     values[4:11, 10:21] = 100  # body: rows 4–10, columns 10–20
     values[17:19, 0:30] = 80  # table
-    assert body_box(values) == (slice(4, 11), slice(10, 21), slice(None))
+    assert find_body(values) == (slice(4, 11), slice(10, 21), slice(0, 4))
+    assert body_box(Volume(values, spaced(10, 10, 10)), Clip(0, 100)) == (slice(3, 12), slice(9, 22), slice(None))
 
 
 def test_body_box_of_a_blank_scan_is_all_of_it():
-    assert body_box(np.zeros((4, 6, 2), np.float32)) == (slice(0, 4), slice(0, 6), slice(None))
+    blank = Volume(np.zeros((4, 6, 2), np.float32), EYE)
+    assert body_box(blank, Clip(0, 1)) == (slice(0, 4), slice(0, 6), slice(None))
+
+
+def test_body_box_of_fine_voxels_is_that_of_coarse_ones_within_the_margin():
+    """A body of 80 × 120 mm in voxels of 1 mm: every third one is looked at; the box leaves 10 to 14 mm around it."""
+    values = np.zeros((160, 200, 9), np.float32)
+    values[41:121, 52:172] = 50
+    rows, columns, _ = body_box(Volume(values, EYE), Clip(0, 100))
+    for side, start, stop in ((rows, 41, 121), (columns, 52, 172)):
+        assert 10 <= start - side.start <= 14 and 10 <= side.stop - stop <= 14
+
+
+def mr_with_a_dark_liver(noise=0.0):
+    """An upright patient of 360 × 240 mm, voxels of 4 × 4 × 8 mm, RAS: fat 60, tissue 300, fluid 1500, and on the
+    patient's right a liver of 90, outside of which there is fat alone. In heavy noise, air is Rayleigh distributed.
+    """
+    x, y = np.meshgrid(np.arange(-220, 220, 4.0), np.arange(-160, 160, 4.0), indexing="ij")
+
+    def ellipse(center, radii):
+        return (((np.stack([x, y], -1) - center) / radii) ** 2).sum(-1) < 1
+
+    plane, label = np.zeros(x.shape, np.float32), np.zeros(x.shape, np.uint8)
+    for center, radii, value in (
+        ((0, 0), (180, 120), 60),  # fat
+        ((0, 0), (155, 95), 300),
+        ((95, 10), (65, 75), 90),  # liver
+        ((-40, 20), (30, 40), 1500),
+    ):
+        plane[ellipse(center, radii)] = value
+    label[ellipse((95, 10), (65, 75))] = 1
+    shape, rng = (*x.shape, 12), np.random.default_rng(0)
+    image = np.hypot(plane[..., None] + noise * rng.normal(size=shape), noise * rng.normal(size=shape))
+    affine = spaced(4, 4, 8, (-220, -160, 0))
+    return Volume(image.astype(np.float32), affine), Volume(label[..., None].repeat(12, -1), affine)
+
+
+@pytest.mark.parametrize("noise", [0, 15])
+@pytest.mark.parametrize("labelled", [True, False], ids=["for training", "for prediction"])
+def test_dark_liver_stays_in_the_picture(noise, labelled, caplog):
+    """A tenth of the intensity range, 150, cut fat and liver off and left their labels on black."""
+    image, label = mr_with_a_dark_liver(noise)
+    prepared = prepare(image, label if labelled else None, ABDOMEN, "mr")
+    liver = resample_label(label, prepared.grid, 5) == 1
+    assert (prepared.image[liver] > prepared.image.min()).mean() > 0.999
+    assert prepared.image[liver].std() < 0.2 + noise / 60  # one organ, one brightness: nothing of it is blackened
+    fat = resample_label(Volume((image.array > 30).astype(np.uint8), image.affine), prepared.grid, 5) == 1
+    if not noise:
+        assert (prepared.image[fat] > prepared.image.min()).mean() > 0.97
+    assert "labelled voxels" not in caplog.text
+
+
+def test_body_box_is_enlarged_for_labels_outside_and_says_so(caplog):
+    """An organ almost without signal at the edge of the body: 4, where the body has 100."""
+    array, label = np.zeros((60, 50, 12), np.float32), np.zeros((60, 50, 12), np.uint8)
+    array[20:52, 6:44] = np.random.default_rng(0).uniform(90, 110, (32, 38, 12))
+    label[10:25, 20:30] = 1
+    array[10:20, 20:30] = 4
+    affine = spaced(5, 5, 5)
+    prepared = prepare(Volume(array, affine), Volume(label, affine), ABDOMEN, "mr")
+    assert "960 labelled voxels lie outside of what looks like the body" in caplog.text  # rows 10–17: 8 × 10 × 12
+    assert (prepared.image[prepared.label == 1] > prepared.image.min()).mean() > 0.95
 
 
 def test_crop_stays_in_place():
@@ -263,11 +327,11 @@ def test_prepared_scan_is_a_z_score_on_the_tasks_grid():
     inside = prepared.image[rows[0] : rows[-1] + 1]
     assert inside.max() == prepared.image.max()
     assert np.array_equal(prepared.original_label, label.array)
-    # The body is at [8:52, 6:44], and the mean is taken over its box alone.
+    # The body is at [8:52, 6:44]; the mean is taken over its box and a margin of three voxels, 12 mm, alone.
     grid = prepared.grid
     world = grid.world(np.moveaxis(np.indices(grid.shape), 0, -1))
     index = scan.grid.index(world)
-    body = ((index > [7.5, 5.5, -0.5]) & (index < [51.5, 43.5, scan.array.shape[2] - 0.5])).all(axis=-1)
+    body = ((index > [4.5, 2.5, -0.5]) & (index < [54.5, 46.5, scan.array.shape[2] - 0.5])).all(axis=-1)
     assert prepared.image[body].mean() == pytest.approx(0, abs=0.01)
     assert prepared.image[body].std() == pytest.approx(1, abs=0.01)
     assert (prepared.image[~body] == prepared.image.min()).mean() > 0.99
@@ -306,4 +370,4 @@ def test_reference_label_returns_as_it_was_up_to_resampling():
 
 def test_version_is_part_of_what_must_be_prepared_again():
     """A reminder: whoever changes a step of this file raises VERSION, and this number with it."""
-    assert preprocessing.VERSION == 4
+    assert preprocessing.VERSION == 5

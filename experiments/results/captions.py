@@ -52,9 +52,25 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
         f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
+        *_beyond_protocol([getattr(r, kind) or {} for r in records]),
         f"commit {each(r.run['environment']['commit'] for r in records)}",
     ]
     return "; ".join(parts) + "."
+
+
+def _beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What evaluations did that the paper's protocol does not, and in how many of them."""
+    texts = {
+        "overlap": lambda share: f"chunks overlapping by {100 * share:g} %",
+        "largest_component": lambda _: "largest connected part of each class",
+    }
+    found = []
+    for key, text in texts.items():
+        used = [evaluation.get(key) for evaluation in evaluations]
+        for value in sorted({v for v in used if v}):
+            partly = "" if used.count(value) == len(used) else f" in {used.count(value)} of {len(used)} evaluations"
+            found.append(text(value) + partly)
+    return found
 
 
 def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:

@@ -104,6 +104,20 @@ class Dataset:
             )
         return case
 
+    def check_size(self, case: Case, factor: int = 1) -> Case:
+        """The case, whose slices must have the task's size, or no network takes them, nor a batch.
+
+        Raises:
+            InputError: Slices of another size.
+        """
+        size = tuple(n // factor for n in self.task.size)
+        if case.image.shape[:2] != size:
+            raise InputError(
+                f"{self.path(case.case_id)}: slices of {case.image.shape[:2]}, reduced by {factor}: expected {size} in "
+                f"task {self.task.name}; prepare the data again"
+            )
+        return case
+
     def ids(self, part: str, modality: str | None = None) -> list[str]:
         """Case ids of a part, of one modality or of all in the order of `modalities`."""
         wanted = self.modalities if modality is None else (modality,)
@@ -115,20 +129,12 @@ class Dataset:
         return kind(self.cases("train", modality, factor))
 
     def cases(self, part: str, modality: str | None, factor: int = 1) -> list[Case]:
-        """Cases of a part, whose slices must all have the task's size, or they cannot be in one batch.
+        """Cases of a part.
 
         Raises:
-            InputError: As `case`, or slices of another size.
+            InputError: As `case` and `check_size`.
         """
-        size = tuple(n // factor for n in self.task.size)
-        cases = [self.case(c, factor) for c in self.ids(part, modality)]
-        for case in cases:
-            if case.image.shape[:2] != size:
-                raise InputError(
-                    f"{self.path(case.case_id)}: slices of {case.image.shape[:2]}, reduced by {factor}: expected "
-                    f"{size} in task {self.task.name}; prepare the data again"
-                )
-        return cases
+        return [self.check_size(self.case(c, factor), factor) for c in self.ids(part, modality)]
 
     @property
     def split_checksum(self) -> str:

@@ -110,10 +110,13 @@ def adjacent_slices(image: NDArray, k: int) -> NDArray:
     return _slices(image, np.clip([k - 1, k, k + 1], 0, image.shape[2] - 1))
 
 
-def chunk_starts(depth: int) -> list[int]:
-    """First slices of the ceil(depth / 8) chunks that cover a volume; the last chunk is aligned to the end."""
+def chunk_starts(depth: int, step: int = PATCH_DEPTH) -> list[int]:
+    """First slices of the chunks that cover a volume, `step` apart; the last chunk is aligned to the end.
+
+    With the step of 8 slices there are ceil(depth / 8), and only the last one overlaps another.
+    """
     last = max(0, depth - PATCH_DEPTH)
-    return [*range(0, last, PATCH_DEPTH), last]
+    return [*range(0, last, step), last]
 
 
 def chunk(volume: NDArray, start: int) -> NDArray:

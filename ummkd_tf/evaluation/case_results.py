@@ -54,6 +54,7 @@ def evaluate(
     case_ids: Sequence[str],
     *,
     original_grid: bool = False,
+    largest_component: bool = False,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every case.
@@ -64,12 +65,14 @@ def evaluate(
         case_ids: Cases to evaluate.
         original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
             that covers it stands for its own (and a note says so), since surface distances need perpendicular axes.
+        largest_component: Keep the largest connected part of each predicted class alone; the paper has no such step.
         progress: Wraps the loop over cases, e.g. with a progress bar.
 
     Returns:
         Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
     """
     # Here, so that tables, which need the summary alone, start without the libraries that read scans.
+    from ummkd_tf.evaluation.inference import largest_components
     from ummkd_tf.scans.geometry import Volume, resample, straightened
     from ummkd_tf.scans.preprocessing import restore
 
@@ -87,6 +90,8 @@ def evaluate(
             predicted: NDArray = restore(probabilities, case.grid, grid)
         else:
             predicted, reference, grid = probabilities.argmax(-1), case.label, case.grid
+        if largest_component:
+            predicted = largest_components(predicted)
         results[case_id] = {
             "modality": case.modality,
             "spacing_mm": grid.spacing_mm,

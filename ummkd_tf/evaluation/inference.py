@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.reduction import enlarge_in_plane
 from ummkd_tf.data.sampling import PATCH_DEPTH, adjacent_slices, chunk, chunk_starts
 from ummkd_tf.model.segmenter import UnpairedSegmenter
+
+Progress = Callable[[Sequence[int]], Iterable[int]]
+"""Wraps the loop over a volume's batches, e.g. with a progress bar."""
+
+MOST_OVERLAP = 0.875
+"""Of neighbouring chunks: a new one at every slice."""
+
+_SIGMA = 1 / 8  # of a window's length; the Gaussian weights of nnU-Net
+
+
+class ProbabilityModel(Protocol):
+    """What predicts whole volumes: a `Predictor`, several of them, or a test's stand-in."""
+
+    def probabilities(
+        self,
+        image: NDArray[np.float32],
+        modality: str,
+        factor: int = 1,
+        *,
+        overlap: float = 0.0,
+        progress: Progress = iter,
+    ) -> NDArray[np.float32]:
+        """As `Predictor.probabilities`."""
 
 
 class Predictor:
@@ -30,32 +58,113 @@ class Predictor:
             reduce_retracing=True,
         )
 
-    def probabilities(self, image: NDArray[np.float32], modality: str, factor: int = 1) -> NDArray[np.float32]:
+    def probabilities(
+        self,
+        image: NDArray[np.float32],
+        modality: str,
+        factor: int = 1,
+        *,
+        overlap: float = 0.0,
+        progress: Progress = iter,
+    ) -> NDArray[np.float32]:
         """Class probabilities of one volume.
 
         Args:
             image: Prepared volume [rows, columns, slices] at the model's in-plane size.
             modality: The scan's modality.
             factor: In-plane reduction of the model against the task's grid; the result is enlarged by it.
+            overlap: Share, 0 to 0.875, of a chunk of the 3D network that the next one sees again; their probabilities
+                are averaged with Gaussian weights along the slices. 0 is the authors' protocol. The 2D network, which
+                predicts each slice once, has no chunks.
+            progress: Wraps the loop over batches.
 
         Returns:
             [rows · factor, columns · factor, slices, classes]; sums to 1 over classes.
+
+        Raises:
+            InputError: No such overlap.
         """
-        depth = image.shape[2]
+        check_overlap(overlap)
+        result = np.zeros((*image.shape, self.model.num_classes), np.float32)
         if self.model.network.rank == 2:
-            starts = list(range(depth))
-            inputs = [adjacent_slices(image, k) for k in starts]
-        else:
-            starts = chunk_starts(depth)
-            inputs = [chunk(image, start)[..., np.newaxis] for start in starts]
-        result = np.empty((*image.shape, self.model.num_classes), np.float32)
-        for first in range(0, len(starts), self.batch_size):
-            batch = np.stack(inputs[first : first + self.batch_size])
-            outputs = self._forward({modality: tf.constant(batch)})[modality].numpy()
-            for start, output in zip(starts[first:], outputs, strict=False):
-                if self.model.network.rank == 2:
-                    result[:, :, start] = output
-                else:
-                    length = min(PATCH_DEPTH, depth - start)
-                    result[:, :, start : start + length] = output[:, :, :length]
+            starts = list(range(image.shape[2]))
+            for start, output in self._outputs(starts, lambda k: adjacent_slices(image, k), modality, progress):
+                result[:, :, start] = output
+            return enlarge_in_plane(result, factor)
+        starts = chunk_starts(image.shape[2], max(1, round(PATCH_DEPTH * (1 - overlap))))
+        weights = gaussian_weights(PATCH_DEPTH)[:, np.newaxis] if overlap else None
+        total = np.zeros((image.shape[2], 1), np.float32)
+        for start, output in self._outputs(starts, lambda k: chunk(image, k)[..., np.newaxis], modality, progress):
+            here = slice(start, start + min(PATCH_DEPTH, image.shape[2] - start))
+            length = here.stop - here.start
+            if weights is None:
+                result[:, :, here] = output[:, :, :length]
+            else:
+                result[:, :, here] += output[:, :, :length] * weights[:length]
+                total[here] += weights[:length]
+        if weights is not None:
+            result /= total
         return enlarge_in_plane(result, factor)
+
+    def _outputs(
+        self, starts: Sequence[int], network_input: Callable[[int], NDArray], modality: str, progress: Progress
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """First slice and probabilities of each slice or chunk."""
+        for first in progress(range(0, len(starts), self.batch_size)):
+            batch = starts[first : first + self.batch_size]
+            images = tf.constant(np.stack([network_input(start) for start in batch]))
+            yield from zip(batch, self._forward({modality: images})[modality].numpy(), strict=True)
+
+
+class Ensemble:
+    """The mean of several models' probabilities, as of runs with several seeds or folds.
+
+    Args:
+        members: At least one.
+    """
+
+    def __init__(self, members: Sequence[ProbabilityModel]) -> None:
+        self.members = tuple(members)
+
+    def probabilities(
+        self,
+        image: NDArray[np.float32],
+        modality: str,
+        factor: int = 1,
+        *,
+        overlap: float = 0.0,
+        progress: Progress = iter,
+    ) -> NDArray[np.float32]:
+        """As `Predictor.probabilities`."""
+        each = (m.probabilities(image, modality, factor, overlap=overlap, progress=progress) for m in self.members)
+        total = next(each)
+        for more in each:
+            total += more
+        return total / np.float32(len(self.members))
+
+
+def check_overlap(overlap: float) -> None:
+    """Refuses a share of overlap that no chunk can have.
+
+    Raises:
+        InputError: Says what is possible.
+    """
+    if not 0 <= overlap <= MOST_OVERLAP:
+        raise InputError(f"overlap {overlap:g}: expected a share from 0 to {MOST_OVERLAP}")
+
+
+def gaussian_weights(length: int) -> NDArray[np.float32]:
+    """Weights of a window's voxels along one axis, 1 in the middle, as in nnU-Net: sigma is an eighth of the window."""
+    distance = np.arange(length) - (length - 1) / 2
+    return np.exp(-0.5 * (distance / (_SIGMA * length)) ** 2).astype(np.float32)
+
+
+def largest_components(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The class map with the largest connected part of each class alone (neighbours share a face); the rest is 0."""
+    result = np.zeros_like(labels)
+    for c, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            parts, _ = ndimage.label(labels[box] == c)
+            largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
+            result[box][parts == largest] = c
+    return result

@@ -78,7 +78,8 @@ def restore(path: Path, model: UnpairedModel, *, with_optimizer: bool) -> Progre
     """Sets a model's variables, and those of its optimizer, from a checkpoint.
 
     Raises:
-        InputError: As `read_checkpoint`, or the checkpoint is of another architecture.
+        InputError: As `read_checkpoint`, or the checkpoint is of another architecture; or, without the optimizer, which
+            is how models are used, has weights that are no numbers.
     """
     return _set(path, model, *read_checkpoint(path), with_optimizer=with_optimizer)
 
@@ -102,6 +103,12 @@ def set_variables(path: Path, variables: Mapping[str, Any], arrays: Mapping[str,
         InputError: Not the same names, shapes and types.
     """
     _check(path, variables, arrays)
+    broken = [name for name in variables if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all()]
+    if broken and not with_optimizer:
+        raise InputError(
+            f"{path}: {len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}: the run diverged; use "
+            "the other --selection, or train again with a lower --learning_rate"
+        )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 

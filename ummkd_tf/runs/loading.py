@@ -1,14 +1,17 @@
-"""The trained model of a run."""
+"""The trained model of a run, and what segments scans with the models of several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.runs.folder import RUN, read_run
+from ummkd_tf.runs.folder import RUN, config_of, read_run, task_of
+from ummkd_tf.tasks import differences
 
 if TYPE_CHECKING:
+    from ummkd_tf.evaluation.scan_prediction import ScanPredictor
     from ummkd_tf.model.segmenter import UnpairedSegmenter
 
 
@@ -32,3 +35,65 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{Path(run_dir) / RUN}: describes no model ({error}): restore it from a copy") from error
     return model, record, restore(path, model, with_optimizer=False).step
+
+
+def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The records of runs whose predictions can be averaged.
+
+    Raises:
+        InputError: As `read_run`; or a run that differs from the first in task, modalities or image size.
+    """
+    records = [read_run(run_dir) for run_dir in run_dirs]
+    first = records[0]
+    for run_dir, record in zip(run_dirs, records, strict=True):
+        different = differences(task_of(first), task_of(record))
+        different += [
+            f"{name} {there} instead of {here}"
+            for name, here, there in (
+                ("modalities", *(", ".join(r["model"]["modalities"]) for r in (first, record))),
+                ("size", first["flags"]["size"], record["flags"]["size"]),
+            )
+            if here != there
+        ]
+        if different:
+            raise InputError(
+                f"{run_dir}: does not go with {run_dirs[0]}: {'; '.join(different)}: only runs of one task, the same "
+                "modalities and the same image size can be averaged"
+            )
+    return records
+
+
+def load_scan_predictor(
+    run_dirs: Sequence[str | Path],
+    selection: str | None = None,
+    *,
+    overlap: float = 0.0,
+    largest_component: bool = False,
+) -> ScanPredictor:
+    """What segments scans with a run, or with the mean of several runs' probabilities (seeds or folds).
+
+    Args:
+        run_dirs: Folders of runs that agree, at least one.
+        selection: As for `load_model`.
+        overlap: As for `ScanPredictor`.
+        largest_component: As for `ScanPredictor`.
+
+    Raises:
+        InputError: As `read_agreeing_runs` and `load_model`.
+    """
+    from ummkd_tf.evaluation.inference import Ensemble, Predictor
+    from ummkd_tf.evaluation.scan_prediction import ScanPredictor
+
+    record = read_agreeing_runs(run_dirs)[0]
+    loaded = [load_model(run_dir, selection) for run_dir in run_dirs]
+    predictors = [Predictor(model) for model, _, _ in loaded]
+    titles = dict.fromkeys(f"{model.setting.title}, step {step}" for model, _, step in loaded)
+    return ScanPredictor(
+        predictors[0] if len(predictors) == 1 else Ensemble(predictors),
+        task_of(record),
+        record["model"]["modalities"],
+        config_of(record).factor(task_of(record)),
+        overlap=overlap,
+        largest_component=largest_component,
+        title="; ".join(titles) + (f" (mean of {len(loaded)} runs)" if len(loaded) > 1 else ""),
+    )

@@ -189,6 +189,16 @@ class DicomSeries:
         order = tuple(files.index(part.path) for part in slices)
         return cls(place, files, grid, order, tuple(notes), tuple(slices), datasets)
 
+    @property
+    def modality(self) -> str:
+        """The first file's Modality, as CT or MR; empty where it has none."""
+        return "".join(_texts(next(iter(self._datasets.values())), "Modality")[:1])
+
+    @property
+    def slices(self) -> list[Dataset]:
+        """The file of each slice k; a multi-frame file stands for each of its frames."""
+        return [self._datasets[part.path] for part in self._slices]
+
     def read(self) -> Volume:
         """Values in the series' own unit (HU for CT): stored value × RescaleSlope + RescaleIntercept, float32.
 

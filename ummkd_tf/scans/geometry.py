@@ -6,7 +6,8 @@ Convention: an array is indexed `[i, j, k]` and its affine maps that index to wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +41,7 @@ def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
 Affine = NDArray[np.float64]
 Interpolation = Literal["nearest", "linear", "bspline"]
 
+_BLOCK_VOXELS = 2**25  # resampled at a time; ITK holds several copies, of 128 MiB then
 _ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
 _EXACT = 1e-6  # of directions' products; a tenth of what ITK allows
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
@@ -205,8 +207,33 @@ def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     return image
 
 
+def blocks(grid: Grid, count: int) -> Iterator[tuple[slice, ...]]:
+    """Windows that cover a grid, in their order: its longest axis in about `count` parts of whole layers."""
+    axis = int(np.argmax(grid.shape))
+    step = max(1, math.ceil(grid.shape[axis] / count))
+    for start in range(0, grid.shape[axis], step):
+        window = [slice(0, size) for size in grid.shape]
+        window[axis] = slice(start, min(start + step, grid.shape[axis]))
+        yield tuple(window)
+
+
+def part(grid: Grid, window: tuple[slice, ...]) -> Grid:
+    """The grid of an array cut by `window`."""
+    first, second, third = (side.stop - side.start for side in window)
+    return Grid(shifted(grid.affine, window), (first, second, third))
+
+
+def around(volume: Volume, grid: Grid) -> Volume:
+    """The part of a volume that linear interpolation at a grid's voxels needs; may have no voxel."""
+    corners = volume.grid.index(grid.world(_CORNERS * (np.asarray(grid.shape) - 1)))
+    box = window(volume.grid, np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2)
+    return Volume(volume.array[box], shifted(volume.affine, box))
+
+
 def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
     """Values of a volume at the voxels of another grid.
+
+    What is large is done in blocks, so that the libraries' copies stay small; not "bspline", which needs the whole.
 
     Args:
         volume: Any orientation.
@@ -217,6 +244,18 @@ def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: 
     Returns:
         Array of `grid.shape`; float32, or the volume's own type for "nearest".
     """
+    count = math.ceil(max(volume.array.size, math.prod(grid.shape)) / _BLOCK_VOXELS)
+    if count == 1 or interpolation == "bspline":
+        return _resample(volume, grid, interpolation, outside)
+    result = np.full(grid.shape, outside, volume.array.dtype if interpolation == "nearest" else np.float32)
+    for box in blocks(grid, count):
+        source = around(volume, part(grid, box))
+        if source.array.size:
+            result[box] = _resample(source, part(grid, box), interpolation, outside)
+    return result
+
+
+def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float) -> NDArray:
     import SimpleITK as sitk
 
     array = volume.array

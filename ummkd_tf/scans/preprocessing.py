@@ -7,6 +7,9 @@ label map on the scan's own grid.
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +17,32 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, resample, same_geometry, shifted, straightened, window
+from ummkd_tf.scans.geometry import (
+    Grid,
+    Volume,
+    around,
+    blocks,
+    crop,
+    part,
+    reorient,
+    resample,
+    same_geometry,
+    shifted,
+    straightened,
+    window,
+)
 from ummkd_tf.tasks import Clip, Task
 
-VERSION = 4  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+_LOG = logging.getLogger(__name__)
+
+VERSION = 5  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
 
 _LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
+_RESTORED_VOXELS = 2**24  # of a label map made at a time, because every class's probability stands beside it
+_BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
+_BODY_MARGIN_MM = 10.0  # for skin and noise at the body's edge
+_LOOKED_AT_MM = (3.0, 3.0, 8.0)  # the body is looked for in about such steps, whatever the scan's voxels
 # Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
 _TIE_SIGMA, _TIE_WEIGHT = 3.0, 0.1
 
@@ -49,7 +71,8 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
 
     Args:
         image: The scan in any orientation.
-        label: Class map (0..C-1) on the same grid, or None for a scan to be predicted.
+        label: Class map (0..C-1) on the same grid, or None for a scan to be predicted. No labelled voxel is cropped
+            away: where the body's box leaves some out, it is enlarged, and a warning says so.
         task: Row of the task table.
         modality: Chooses the intensity range.
 
@@ -60,26 +83,107 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
         difference = same_geometry(image.grid, label.grid)
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
-    oriented = reorient(image, task.axes)
-    if task.region == "body":
-        oriented = crop(oriented, body_box(clip_intensity(oriented.array, task.clip_for(modality))))
-    if task.region == "label_centroid" and label is not None:
-        center = label_centroid(reorient(label, task.axes).array)
-    else:
-        center = (np.asarray(oriented.array.shape) - 1) / 2
+    turned = None if label is None else reorient(label, task.axes)
+    oriented = _without_margins(reorient(image, task.axes), turned, task, modality)
+    center = _middle(oriented)
+    if task.region == "label_centroid" and turned is not None:
+        center = label_centroid(turned.array)
     grid = task_grid(oriented.grid, center, task)
+    return Prepared(
+        image=_on_grid(oriented, grid, task.clip_for(modality)),
+        label=None if label is None else resample_label(label, grid, task.num_classes),
+        grid=grid,
+        original=image.grid,
+        original_label=None if label is None else label.array.astype(np.uint8),
+    )
+
+
+def _without_margins(oriented: Volume, label: Volume | None, task: Task, modality: str) -> Volume:
+    """What of a scan with the task's axes is looked at: for the region "body" its box, which holds all labels."""
+    if task.region != "body":
+        return oriented
+    box = body_box(oriented, task.clip_for(modality))
+    if label is not None:
+        box, outside = _with_all_labels(box, label.array)
+        if outside:
+            _LOG.warning(
+                "%s labelled voxels lie outside of what looks like the body, which was enlarged: does the label belong "
+                "to this image?",
+                outside,
+            )
+    return crop(oriented, box)
+
+
+def _middle(volume: Volume) -> NDArray[np.float64]:
+    return (np.asarray(volume.array.shape) - 1) / 2
+
+
+def _on_grid(oriented: Volume, grid: Grid, clip: Clip) -> NDArray[np.float32]:
+    """The scan on a grid of the task, clipped and as a z-score."""
     values = resample(oriented, grid, "linear", outside=np.nan)
     scanned = ~np.isnan(values)
     if not scanned.any():
         raise InputError("the image has no voxel inside the task's window: check its geometry")
-    classes = None if label is None else label.array.astype(np.uint8)
-    return Prepared(
-        image=normalize(values, scanned, task.clip_for(modality)),
-        label=None if label is None else resample_label(label, grid, task.num_classes),
-        grid=grid,
-        original=image.grid,
-        original_label=classes,
-    )
+    return normalize(values, scanned, clip)
+
+
+class Windows:
+    """A scan to be predicted, on windows of the task's size that cover all of it (the body, for the region "body").
+
+    Each window is prepared as a training scan is. Where the scan fits one, that is `prepare`'s; otherwise windows
+    overlap by half or more.
+
+    Args:
+        image: The scan in any orientation.
+        task: Says the window's size and spacing.
+        modality: Chooses the intensity range.
+
+    Attributes:
+        grid: All windows together; its rows and columns are the task's, or more.
+        starts: First row and column of each window on `grid`.
+
+    Raises:
+        InputError: The scan is longer than any patient.
+    """
+
+    def __init__(self, image: Volume, task: Task, modality: str) -> None:
+        self._task, self._clip = task, task.clip_for(modality)
+        self._scan = _without_margins(reorient(image, task.axes), None, task, modality)
+        upright = straightened(self._scan.grid)
+        extent = np.asarray(upright.shape[:2]) * upright.spacing_mm[:2] / task.spacing_mm[:2]
+        rows, columns = (max(n, math.ceil(e - 1e-3)) for n, e in zip(task.size, extent, strict=True))
+        self.grid = task_grid(self._scan.grid, _middle(self._scan), task, (rows, columns))
+        firsts = [_window_starts(total, size) for total, size in zip((rows, columns), task.size, strict=True)]
+        self.starts = [(row, column) for row in firsts[0] for column in firsts[1]]
+
+    def window(self, start: tuple[int, int]) -> tuple[slice, ...]:
+        """Where on `grid` a window lies."""
+        return (*(slice(s, s + n) for s, n in zip(start, self._task.size, strict=True)), slice(0, self.grid.shape[2]))
+
+    def grid_around(self, world: NDArray[np.float64]) -> Grid:
+        """The grid of the window around a point (RAS mm), as around a label's centroid in training."""
+        return task_grid(self._scan.grid, self._scan.grid.index(world), self._task)
+
+    def image(self, grid: Grid) -> NDArray[np.float32]:
+        """The scan on a grid with the task's axes and spacing, as `Prepared.image`.
+
+        Raises:
+            InputError: No scanned voxel, or all scanned voxels have one value.
+        """
+        return _on_grid(self._scan, grid, self._clip)
+
+    def image_in(self, start: tuple[int, int]) -> NDArray[np.float32] | None:
+        """The scan in one window, prepared as if it were alone; None where there is nothing but one value."""
+        try:
+            return self.image(part(self.grid, self.window(start)))
+        except InputError:
+            return None
+
+
+def _window_starts(total: int, size: int) -> list[int]:
+    """First rows (or columns) of the fewest windows that cover a range evenly and overlap by half or more."""
+    steps = math.ceil((total - size) / (size / 2))
+    return [round((total - size) * step / steps) for step in range(steps + 1)] if steps else [0]
 
 
 def clip_intensity(values: NDArray, clip: Clip) -> NDArray[np.float32]:
@@ -160,26 +264,65 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def body_box(values: NDArray[np.float32]) -> tuple[slice, ...]:
-    """In-plane box of the body (`find_body`), without black margins, over the whole slice range."""
-    return (*find_body(values)[:2], slice(None))
+def body_box(scan: Volume, clip: Clip) -> tuple[slice, ...]:
+    """In-plane box of the body (`find_body`) with a margin of 10 mm, over the whole slice range.
+
+    What lies outside does not enter the z-score, because the amount of air around a patient would shift all
+    intensities.
+
+    Args:
+        scan: Image [rows, columns, slices].
+        clip: The modality's intensity range.
+    """
+    spacing = np.asarray(scan.grid.spacing_mm)
+    steps = np.maximum(1, np.asarray(_LOOKED_AT_MM) // spacing).astype(int)
+    found = find_body(clip_intensity(scan.array[tuple(slice(None, None, step) for step in steps)], clip))
+    margin = np.ceil(_BODY_MARGIN_MM / spacing).astype(int) + steps - 1
+    rows, columns = (
+        slice(max(0, side.start * step - more), min(size, (side.stop - 1) * step + 1 + more))
+        for side, step, more, size in zip(found[:2], steps, margin, scan.array.shape, strict=False)
+    )
+    return rows, columns, slice(None)
 
 
 def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     """Box of the body.
 
-    Our choice, because the paper says only "excluding the black margins": voxels above a tenth of the intensity
-    range, their largest connected part (which leaves out the table and cables), its bounding box. What lies outside
-    does not enter the z-score: the amount of air around a patient would shift all intensities.
+    Our choice, because the paper says only "excluding the black margins": voxels brighter than air by a tenth of what
+    the body is (`_body_level`), their largest connected part (which leaves out the table and cables), its bounding
+    box. A tenth of the intensity range instead would cut off fat and liver where fluid is fifteen times as bright.
 
     Args:
         values: Clipped image [rows, columns, slices].
     """
-    low, high = float(values.min()), float(values.max())
-    parts, count = ndimage.label(values > low + 0.1 * (high - low))
-    if not count:
+    low = float(values.min())
+    if float(values.max()) == low:
         return tuple(slice(0, size) for size in values.shape)
+    body = _body_level(values) - low
+    # Noise lifts air; with hardly any air in the picture, the darkest tenth is tissue.
+    air = min(float(np.percentile(values, 10)) - low, _BODY_SHARE * body)
+    parts, _ = ndimage.label(values > low + air + _BODY_SHARE * (body - air))
     return ndimage.find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
+
+
+def _body_level(values: NDArray[np.float32]) -> float:
+    """Typical intensity of the body: the median of what is brighter than a quarter of it, air left out."""
+    low, level = float(values.min()), float(values.mean(dtype=np.float64))
+    for _ in range(10):  # settles after two or three
+        level, before = float(np.median(values[values > low + (level - low) / 4])), level
+        if level == before:
+            break
+    return level
+
+
+def _with_all_labels(box: tuple[slice, ...], classes: NDArray) -> tuple[tuple[slice, ...], int]:
+    """The box, large enough for all foreground voxels, and how many it left out."""
+    outside = int(np.count_nonzero(classes)) - int(np.count_nonzero(classes[box]))
+    if not outside:
+        return box, 0
+    labelled = ndimage.find_objects((classes > 0).astype(np.uint8))[0][:2]
+    sides = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, labelled, strict=False)]
+    return (*sides, box[2]), outside
 
 
 def label_centroid(classes: NDArray) -> NDArray[np.float64]:
@@ -188,18 +331,20 @@ def label_centroid(classes: NDArray) -> NDArray[np.float64]:
     Raises:
         InputError: No foreground voxel.
     """
-    foreground = np.nonzero(classes)
-    if not foreground[0].size:
+    foreground = classes > 0
+    along = [foreground.sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+    if not along[0].any():
         raise InputError("the label map has no foreground voxel: the organs cannot be located; check the label file")
-    return np.array([axis.mean() for axis in foreground])
+    return np.array([np.average(np.arange(len(counts)), weights=counts) for counts in along])
 
 
-def task_grid(scan: Grid, center: NDArray[np.float64], task: Task) -> Grid:
+def task_grid(scan: Grid, center: NDArray[np.float64], task: Task, size: tuple[int, int] | None = None) -> Grid:
     """The task's grid over a scan that already has the task's axes.
 
-    In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed). Across:
-    as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left out. Over a
-    tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm, need it.
+    In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed), or `size`.
+    Across: as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left
+    out. Over a tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm,
+    need it.
 
     Raises:
         InputError: The scan is longer than any patient.
@@ -212,7 +357,7 @@ def task_grid(scan: Grid, center: NDArray[np.float64], task: Task) -> Grid:
         raise InputError(
             f"the scan is {through_mm:.0f} mm long: expected at most {_LONGEST_MM}; check its header's spacing"
         )
-    shape = (*task.size, max(1, round(through_mm / task.spacing_mm[2])))
+    shape = (*(size or task.size), max(1, round(through_mm / task.spacing_mm[2])))
     middle = np.array([center[0], center[1], (scan.shape[2] - 1) / 2])
     axes = scan.affine[:3, :3] / scan.spacing_mm * task.spacing_mm
     affine = np.eye(4)
@@ -235,10 +380,27 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
         uint8 array of `original.shape`, in the scan's own axis order.
     """
     labels = np.zeros(original.shape, np.uint8)
-    best = resample(Volume(probabilities[..., 0], grid.affine), original, "linear", outside=1.0)
-    for c in range(1, probabilities.shape[-1]):
-        candidate = resample(Volume(probabilities[..., c], grid.affine), original, "linear", outside=0.0)
-        wins = candidate > best
-        labels[wins] = c
-        best = np.maximum(best, candidate)
+    for box in blocks(original, math.ceil(labels.size / _RESTORED_VOXELS)):
+        labels[box] = _classes(probabilities, grid, part(original, box))
     return labels
+
+
+def _classes(probabilities: NDArray, grid: Grid, wanted: Grid) -> NDArray[np.uint8]:
+    labels = np.zeros(wanted.shape, np.uint8)
+    best = np.ones(wanted.shape, np.float32)
+    for c, values in enumerate(restored_probabilities(probabilities, grid, wanted)):
+        wins = values > best if c else slice(None)
+        labels[wins] = c
+        best[wins] = values[wins]
+    return labels
+
+
+def restored_probabilities(probabilities: NDArray, grid: Grid, wanted: Grid) -> Iterator[NDArray[np.float32]]:
+    """Each class's probability at the voxels of another grid, the background's first; beyond the window, background."""
+    for c in range(probabilities.shape[-1]):
+        source = around(Volume(probabilities[..., c], grid.affine), wanted)
+        outside = 0.0 if c else 1.0
+        if source.array.size:
+            yield resample(source, wanted, "linear", outside)
+        else:
+            yield np.full(wanted.shape, outside, np.float32)

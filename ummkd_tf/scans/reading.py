@@ -22,6 +22,9 @@ from ummkd_tf.scans.nifti import read_nifti
 _WHOLE = 1e-3  # a label nearer to a whole number is that number, stored with a slope or as float32
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = _NIFTI_SUFFIXES + _ITK_SUFFIXES
+"""Of files that hold one scan each."""
+
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -63,10 +66,9 @@ def _read(path: Path, labels: bool = False) -> Volume:
     named = path.name.lower()
     if not path.exists():
         raise InputError(f"{path}: no such file or folder: check the path")
-    if path.is_dir():
-        return read_dicom_series(path)[0]
-    check_content(path)
-    if named.endswith(_DICOM_SUFFIXES) or (is_dicom(path) and not named.endswith(_NIFTI_SUFFIXES + _ITK_SUFFIXES)):
+    if path.is_file():
+        check_content(path)
+    if is_dicom_scan(path):
         return read_dicom_series(path)[0]
     if is_dicom(path):
         raise InputError(f"{path}: a DICOM file with the name of another format: rename it, or give its folder")
@@ -77,6 +79,14 @@ def _read(path: Path, labels: bool = False) -> Volume:
     raise InputError(
         f"{path}: unknown image format: expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder"
     )
+
+
+def is_dicom_scan(path: Path) -> bool:
+    """Whether `read_volume` takes a path for DICOM: a folder, or a file by its name, or by its content."""
+    named = path.name.lower()
+    if path.is_dir() or named.endswith(_DICOM_SUFFIXES):
+        return True
+    return path.is_file() and not named.endswith(VOLUME_SUFFIXES) and is_dicom(path)
 
 
 def read_label(path: str | Path) -> Volume:

@@ -1,0 +1,372 @@
+"""From raw scans to label maps with a stand-in for the network, which sees brightness alone."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import dicom_files
+import nibabel as nib
+import numpy as np
+import pytest
+from programs import program
+from recorded_runs import write_run
+from scipy import ndimage
+
+from experiments.plans import DATA, RunSpec
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.evaluation.inference import Ensemble
+from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
+from ummkd_tf.scans import geometry
+from ummkd_tf.scans.dicom import DicomSeries
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample
+from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.scans.preprocessing import prepare, restore
+from ummkd_tf.tasks import TASKS, Clip
+
+COARSE = {"size": (64, 64), "spacing_mm": (4.0, 4.0, 8.0), "clip": {"default": Clip(-1000, 1000)}}
+ABDOMEN, CARDIAC = (dataclasses.replace(TASKS[name], **COARSE) for name in ("abdomen", "cardiac"))
+
+
+class Bright:
+    """Class 1 with certainty from 1.8 standard deviations above the mean on, which tissue alone stays below."""
+
+    def __init__(self, above: float = 1.8) -> None:
+        self.above, self.seen = above, []
+
+    def probabilities(self, image, modality, factor=1, *, overlap=0.0, progress=iter):
+        self.seen.append(image.shape)
+        for _ in progress(range(1)):
+            pass
+        result = np.zeros((*image.shape, 5), np.float32)
+        result[..., 1] = image > self.above
+        result[..., 0] = 1 - result[..., 1]
+        return result
+
+
+def predictor(task=ABDOMEN, **more) -> ScanPredictor:
+    return ScanPredictor(Bright(), task, ("ct", "mr"), title="bright", **more)
+
+
+def spaced(*spacing, origin=(0, 0, 0)):
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = origin
+    return affine
+
+
+def patient(shape=(40, 30, 10), spacing=(6.0, 6.0, 8.0), organs=((slice(5, 12), slice(8, 14), slice(2, 6)),)) -> Volume:
+    """Soft tissue of 50 in air of -1000, with organs of 800; RAS."""
+    array = np.full(shape, -1000, np.float32)
+    array[2:-2, 2:-2] = 50 + np.random.default_rng(0).integers(-5, 6, array[2:-2, 2:-2].shape)
+    for organ in organs:
+        array[organ] = 800
+    return Volume(array, spaced(*spacing, origin=(-100, -80, 30)))
+
+
+def inside(scan: Volume) -> np.ndarray:
+    """Voxels of the organs that no other tissue touches."""
+    return ndimage.binary_erosion(scan.array == 800)
+
+
+def all_orientations() -> list[str]:
+    pairs = ("RL", "AP", "SI")
+    return ["".join(letters) for order in itertools.permutations(pairs) for letters in itertools.product(*order)]
+
+
+# --- the same scan, however it is stored -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [ABDOMEN, CARDIAC], ids=lambda task: task.name)
+def test_all_48_orientations_predict_the_same_labels_in_world_space(task):
+    scan = patient()
+    expected = predictor(task).predict_scan(scan, "ct")
+    assert expected.voxels["liver" if task is ABDOMEN else "lv_myocardium"] == pytest.approx(7 * 6 * 4, rel=0.3)
+    assert len(all_orientations()) == 48
+    for axes in all_orientations():
+        turned = reorient(scan, axes)
+        found = predictor(task).predict_scan(turned, "ct")
+        assert found.grid.axes == axes and found.labels.shape == turned.array.shape
+        back = reorient(Volume(found.labels, found.affine), "RAS")
+        np.testing.assert_allclose(back.affine, scan.affine, atol=1e-9)
+        assert np.array_equal(back.array, expected.labels), axes
+
+
+def write_series(folder: Path, scan: Volume, modality: str = "CT") -> None:
+    """`scan` in LPS."""
+    for k in range(scan.array.shape[2]):
+        place = scan.grid.world([0, 0, k]) * (-1, -1, 1)
+        slice_ = scan.array[:, :, k].astype(np.int16)
+        ds = dicom_files.dataset(slice_, place, spacing=scan.grid.spacing_mm[1::-1])
+        ds.Modality, ds.InstanceNumber = modality, str(k + 1)
+        dicom_files.write(folder / f"{k:03d}.dcm", ds)
+
+
+def test_a_file_and_its_dicom_series_predict_the_same(tmp_path):
+    scan = reorient(patient(), "LPS")
+    write_nifti(tmp_path / "scan.nii.gz", Volume(scan.array.astype(np.int16), scan.affine))
+    write_series(tmp_path / "series", scan)
+    from_file = predictor().predict_scan(tmp_path / "scan.nii.gz", "ct")
+    from_series = predictor().predict_scan(tmp_path / "series", "ct")
+    np.testing.assert_allclose(from_series.affine, from_file.affine, atol=1e-6)
+    assert np.array_equal(from_series.labels, from_file.labels)
+    assert from_file.labels.any()
+
+
+def test_dicom_of_another_machine_is_refused(tmp_path):
+    write_series(tmp_path / "mr", reorient(patient(), "LPS"), "MR")
+    with pytest.raises(InputError, match=r"Modality is MR: expected CT for modality 'ct'"):
+        predictor().predict_scan(tmp_path / "mr", "ct")
+
+
+def test_values_that_speak_against_the_modality_are_warned_of(tmp_path, caplog):
+    scan = patient()
+    write_nifti(tmp_path / "a.nii", scan)
+    write_nifti(tmp_path / "b.nii", Volume(scan.array + 1024, scan.affine))
+    predictor().predict_scan(tmp_path / "a.nii", "ct")
+    assert not caplog.text
+    predictor().predict_scan(tmp_path / "a.nii", "mr")
+    assert "values down to -1000, which looks like a CT" in caplog.text
+    predictor().predict_scan(tmp_path / "b.nii", "ct")
+    assert "no value below 24: a CT in Hounsfield units has air at -1000" in caplog.text
+
+
+def test_machines_by_names_of_modalities():
+    named = {"ct": "CT", "ct_1": "CT", "cect": "CT", "mr": "MR", "mri": "MR", "t1_in": "MR", "t2": "MR", "site_a": None}
+    assert {name: machine(name) for name in [*named, "ctx"]} == {**named, "ctx": None}
+
+
+def test_unknown_modality():
+    with pytest.raises(InputError, match="modality 'pet': the model knows ct, mr"):
+        predictor().predict_scan(patient(), "pet")
+
+
+# --- scans larger than the window ------------------------------------------------------------------------------------
+
+
+def test_wide_patient_keeps_the_whole_organ():
+    """480 mm wide, where the window has 64 × 4 = 256 mm: organs at both edges are found, none twice."""
+    scan = patient((120, 40, 6), (4.0, 4.0, 8.0), [(slice(s, s + 8), slice(10, 20), slice(1, 5)) for s in (4, 56, 108)])
+    model = predictor()
+    result = model.predict_scan(scan, "ct")
+    assert result.windows == 3
+    assert set(model.model.seen) == {(64, 64, 6)}
+    assert result.milliliters["liver"] == pytest.approx(3 * 8 * 10 * 4 * 128 / 1000, rel=0.3)
+    assert (result.labels[inside(scan)] == 1).all()
+    assert not result.labels[scan.array < 0].any()
+    np.testing.assert_allclose(result.prepared_probabilities.sum(-1), 1, atol=1e-5)
+    assert result.prepared_image.shape == result.prepared_probabilities.shape[:3]
+
+
+def test_scan_that_fits_has_one_window_as_in_training():
+    scan = patient((12, 11, 10), (6.0, 6.0, 8.0), [(slice(5, 8), slice(5, 8), slice(2, 6))])
+    result = predictor().predict_scan(scan, "ct")
+    assert result.windows == 1
+    assert np.array_equal(result.prepared_image, prepare(scan, None, ABDOMEN, "ct").image)
+
+
+def test_heart_at_the_top_of_a_long_scan_is_found_and_centred_as_in_evaluation():
+    """700 mm long, the window 256 mm: the second pass has the window of training, around the label's centroid."""
+    scan = patient((50, 40, 88), (6.0, 6.0, 8.0), [(slice(20, 30), slice(10, 22), slice(74, 84))])
+    result = predictor(CARDIAC).predict_scan(scan, "mr")
+    label = Volume((scan.array == 800).astype(np.uint8), scan.affine)
+    trained = prepare(scan, label, CARDIAC, "mr")
+    assert result.windows > 3
+    np.testing.assert_allclose(result.prepared_grid.affine, trained.grid.affine, atol=2.0)  # mm: half a voxel
+    assert (result.labels[inside(scan)] == 1).all()
+    assert result.milliliters["lv_myocardium"] == pytest.approx(10 * 12 * 10 * 288 / 1000, rel=0.3)
+
+
+def test_nothing_found_is_said(caplog):
+    result = predictor(CARDIAC).predict_scan(patient(organs=()), "ct")
+    assert not result.labels.any()
+    assert "nothing found in any of" in caplog.text
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_largest_component_drops_what_is_apart():
+    organs = [(slice(5, 12), slice(8, 14), slice(2, 6)), (slice(30, 33), slice(8, 11), slice(2, 6))]
+    both = predictor().predict_scan(patient(organs=organs), "ct").labels
+    largest = predictor(largest_component=True).predict_scan(patient(organs=organs), "ct").labels
+    assert both[31, 9, 4] == 1 and largest[31, 9, 4] == 0
+    assert np.array_equal(largest[:20], both[:20])
+
+
+def test_probabilities_on_the_scans_grid_agree_with_the_labels():
+    result = predictor().predict_scan(patient(), "ct")
+    assert result.probabilities.shape == (*result.labels.shape, 5)
+    assert result.probabilities.dtype == np.float32
+    assert np.array_equal(result.probabilities.argmax(-1), result.labels)
+    np.testing.assert_allclose(result.probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_several_models_are_averaged():
+    image = np.array([0.5, 1.5, 2.5], np.float32).reshape(1, 1, 3)
+    mean = Ensemble([Bright(0), Bright(1), Bright(2)]).probabilities(image, "ct")
+    np.testing.assert_allclose(mean[0, 0, :, 1], [1 / 3, 2 / 3, 1], atol=1e-6)
+
+
+# --- in blocks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_resampling_in_blocks_changes_nothing(interpolation, monkeypatch):
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * (1.1, 0.9, 3.0)
+    volume = Volume(rng.normal(size=(30, 25, 12)).astype(np.float32), affine)
+    center = volume.grid.world([14.5, 12, 5.5])
+    grid = Grid(spaced(1.3, 1.3, 2.1, origin=tuple(center - (26, 29, 21))), (40, 45, 20))
+    whole = resample(volume, grid, interpolation, outside=-9)
+    monkeypatch.setattr(geometry, "_BLOCK_VOXELS", 2000)
+    np.testing.assert_allclose(resample(volume, grid, interpolation, outside=-9), whole, atol=1e-4)
+    assert 0.05 < (whole == -9).mean() < 0.95
+
+
+def test_labels_restored_in_blocks_are_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([1] * 4, (20, 22, 9)).astype(np.float32)
+    grid, own = Grid(spaced(3, 3, 8), (20, 22, 9)), Grid(spaced(2, 2, 3, origin=(-5, 4, 9)), (40, 30, 25))
+    whole = restore(probabilities, grid, own)
+    monkeypatch.setattr("ummkd_tf.scans.preprocessing._RESTORED_VOXELS", 3000)
+    assert (restore(probabilities, grid, own) != whole).mean() < 1e-4
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """A run whose network is the stand-in."""
+
+    def stand_in(run_dirs, selection, *, overlap, largest_component):
+        return predictor(overlap=overlap, largest_component=largest_component)
+
+    monkeypatch.setattr("ummkd_tf.runs.loading.load_scan_predictor", stand_in)
+    return write_run(tmp_path / "runs", RunSpec("abdomen", next(iter(DATA)), "ours", seed=0), None)
+
+
+def predict(run_dir, *arguments):
+    return program("experiments.predict", f"--run_dir={run_dir}", *arguments)
+
+
+def write_scans(folder: Path) -> None:
+    folder.mkdir()
+    write_nifti(folder / "a.nii.gz", patient())
+    write_nifti(folder / "b.nii", patient(organs=[(slice(20, 30), slice(8, 14), slice(2, 6))]))
+    write_series(folder / "c", reorient(patient(), "LPS"))
+    (folder / "notes.txt").write_text("not a scan", encoding="utf-8")
+
+
+def test_folder_of_scans_with_tables_and_label_files(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    out = tmp_path / "out"
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={out}", "--probabilities")
+    assert done.returncode == 0, done.stderr
+    assert "left out, no scans: notes.txt" in done.stderr
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(f"{name}{more}.nii.gz" for name in "abc" for more in ("", "_probabilities")),
+        *("labels.ctbl", "labels.label", "volumes.csv", "volumes.json"),
+    ]
+    labels = np.asarray(nib.load(out / "a.nii.gz").dataobj)
+    with open(out / "volumes.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["scan"] for row in rows] == [name for name in "abc" for _ in range(4)]
+    assert rows[0] == {
+        "scan": "a",
+        "modality": "ct",
+        "class": "liver",
+        "label": "1",
+        "voxels": str((labels == 1).sum()),
+        "ml": f"{(labels == 1).sum() * 0.288:.3f}",
+    }
+    content = json.loads((out / "volumes.json").read_text(encoding="utf-8"))
+    assert content["scans"]["c"]["classes"]["liver"]["voxels"] == int(rows[8]["voxels"])
+    assert (content["overlap"], content["largest_component"]) == (0, False)
+    probabilities = np.asarray(nib.load(out / "a_probabilities.nii.gz").dataobj)
+    assert probabilities.shape == (*labels.shape, 5) and probabilities.dtype == np.float32
+    assert '    1   255    0    0        1  1  1    "liver"' in (out / "labels.label").read_text(encoding="utf-8")
+    assert "4 spleen 255 255 0 255" in (out / "labels.ctbl").read_text(encoding="utf-8").splitlines()
+
+
+def test_csv_of_scans(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    rows = "case,modality,image,remark\nfirst,ct,scans/a.nii.gz,x\nsecond,mr,scans/b.nii,\n"
+    (tmp_path / "list.csv").write_text(rows, encoding="utf-8")
+    done = predict(run_dir, f"--input={tmp_path / 'list.csv'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"first.nii.gz", "second.nii.gz"}
+
+
+def test_one_bad_scan_of_many_is_named_and_the_others_are_done(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    (tmp_path / "scans/b.nii").write_bytes(b"no scan")
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "1 of 3 scans were not segmented, see above: b" in done.stderr
+    assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"a.nii.gz", "c.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--input={scans}", "--output={out}"], "--modality: missing: expected the scan's modality, one of ct, mr"),
+        (["--input={scans}", "--output={out}.nii.gz", "--modality=ct"], "lists scans: give a folder to write to"),
+        (["--input={scans}", "--output={scans}", "--modality=ct"], "is the scan itself: expected another file"),
+        (
+            ["--input={scans}", "--output={out}", "--modality=ct", "--overlap=1"],
+            "overlap 1: expected a share from 0 to",
+        ),
+        (["--input={csv}", "--output={out}"], "list.csv line 2: an empty field: expected case, modality, image"),
+    ],
+)
+def test_misuse(run_dir, tmp_path, arguments, told):
+    write_scans(tmp_path / "scans")
+    (tmp_path / "list.csv").write_text("case,modality,image\na,,scans/a.nii.gz\n", encoding="utf-8")
+    places = {"scans": tmp_path / "scans", "out": tmp_path / "out", "csv": tmp_path / "list.csv"}
+    done = predict(run_dir, *(text.format(**places) for text in arguments))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_another_image_size_are_not_averaged(run_dir, tmp_path):
+    other = write_run(tmp_path / "runs", RunSpec("abdomen", next(iter(DATA)), "ours", seed=1), None)
+    record = json.loads((other / "run.json").read_text(encoding="utf-8"))
+    record["flags"]["size"] = 128
+    (other / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    write_scans(tmp_path / "scans")
+    done = predict(
+        f"{run_dir},{other}", "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}"
+    )
+    assert done.returncode == 1
+    assert f"{other}: does not go with {run_dir}: size 128 instead of 64" in done.stderr
+
+
+def test_dicom_segmentation_lies_on_its_series(run_dir, tmp_path):
+    hd = pytest.importorskip("highdicom", reason="DICOM segmentations need highdicom")
+    write_series(tmp_path / "series", reorient(patient(), "LPS"))
+    done = predict(
+        run_dir, "--modality=ct", f"--input={tmp_path / 'series'}", f"--output={tmp_path / 'out'}", "--dicom_seg"
+    )
+    assert done.returncode == 0, done.stderr
+    segmentation = hd.seg.segread(tmp_path / "out/series.dcm")
+    assert [d.segment_label for d in segmentation.SegmentSequence] == ["liver"]
+    series = DicomSeries.open(tmp_path / "series")
+    frames = segmentation.get_pixels_by_source_instance(
+        [ds.SOPInstanceUID for ds in series.slices], combine_segments=True, ignore_spatial_locations=True
+    )
+    labels = np.asarray(nib.load(tmp_path / "out/series.nii.gz").dataobj)
+    assert labels.any() and np.array_equal(frames.T, labels)
+
+
+def test_dicom_segmentation_without_highdicom_is_one_line(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--dicom_seg")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: DICOM segmentations need the package highdicom: install it with pip install")

@@ -1,0 +1,244 @@
+"""From a raw scan to its label map on its own grid, wherever the model comes from.
+
+predictor = ummkd_tf.runs.loading.load_scan_predictor(["runs/ours-seed0", "runs/ours-seed1"])
+result = predictor.predict_scan("scan.nii.gz", modality="mr")
+result.labels, result.probabilities, result.affine
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.reduction import reduce_image
+from ummkd_tf.evaluation.inference import (
+    ProbabilityModel,
+    Progress,
+    check_overlap,
+    gaussian_weights,
+    largest_components,
+)
+from ummkd_tf.scans.dicom import DicomSeries
+from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
+from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
+from ummkd_tf.scans.reading import is_dicom_scan, read_volume
+from ummkd_tf.tasks import Task
+
+_LOG = logging.getLogger(__name__)
+
+# What a modality's name says about the machine; other names, and other machines' tags, say nothing.
+_MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
+_OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
+_AIR_HU = -200  # air is -1000 HU; no MR has values this far below 0
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmented scan.
+
+    Attributes:
+        labels: uint8 class map on the scan's own grid and in its axis order; that of a scan with tilted slices lies on
+            an upright grid that covers it, since NIfTI readers such as ITK take no tilted one.
+        affine: Voxel index of `labels` to RAS mm [4, 4].
+        task: Names the classes.
+        prepared_image: What the model saw [rows, columns, slices], on `prepared_grid`.
+        prepared_probabilities: float32 [rows, columns, slices, classes], background first.
+        prepared_grid: On the task's axes and spacing.
+        windows: How many windows of the task's size the scan was covered with.
+    """
+
+    labels: NDArray[np.uint8]
+    affine: Affine
+    task: Task
+    prepared_image: NDArray[np.float32]
+    prepared_probabilities: NDArray[np.float32]
+    prepared_grid: Grid
+    windows: int
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels of `labels` lie."""
+        return Grid(self.affine, self.labels.shape)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]; as large as that sounds."""
+        parts = restored_probabilities(self.prepared_probabilities, self.prepared_grid, self.grid)
+        result = np.empty((*self.labels.shape, self.task.num_classes), np.float32)
+        for c, values in enumerate(parts):
+            result[..., c] = values
+        return result
+
+    @cached_property
+    def voxels(self) -> Mapping[str, int]:
+        """Voxels of `labels` by class, without background."""
+        counts = np.zeros(self.task.num_classes, np.int64)
+        for k in range(self.labels.shape[2]):  # by slice, because bincount takes 64 bits for every voxel
+            counts += np.bincount(self.labels[:, :, k].ravel(), minlength=len(counts))
+        return {name: int(counts[c]) for c, name in enumerate(self.task.class_names) if c}
+
+    @property
+    def milliliters(self) -> Mapping[str, float]:
+        """Volumes of the same."""
+        return {name: count * self.grid.voxel_volume_mm3 / 1000 for name, count in self.voxels.items()}
+
+
+class ScanPredictor:
+    """Segments raw scans with one model or the mean of several.
+
+    A scan larger than the task's window is covered with windows, whose probabilities are averaged with Gaussian
+    weights. Where training centres the window on the label (the heart), it is found in two passes: the scan is covered
+    with windows, and the one with most foreground tells the centre of the window that counts.
+
+    Args:
+        model: Gives the probabilities of prepared volumes.
+        task: The task it was trained for.
+        modalities: Those it knows.
+        factor: In-plane reduction of the images it sees against the task's grid.
+        overlap: As for `Predictor.probabilities`.
+        largest_component: Keep the largest connected part of each class alone.
+        title: For messages and pictures.
+    """
+
+    def __init__(
+        self,
+        model: ProbabilityModel,
+        task: Task,
+        modalities: Sequence[str],
+        factor: int = 1,
+        *,
+        overlap: float = 0.0,
+        largest_component: bool = False,
+        title: str = "",
+    ) -> None:
+        check_overlap(overlap)
+        self.model, self.task, self.modalities, self.factor = model, task, tuple(modalities), factor
+        self.overlap, self.largest_component, self.title = overlap, largest_component, title
+
+    def predict_scan(self, scan: str | Path | Volume, modality: str, *, progress: Progress = iter) -> Segmentation:
+        """Segments one scan.
+
+        Args:
+            scan: A NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or a volume in any orientation.
+            modality: One of `modalities`.
+            progress: Wraps the loop over the batches of each window.
+
+        Raises:
+            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared.
+        """
+        if modality not in self.modalities:
+            raise InputError(f"modality {modality!r}: the model knows {', '.join(self.modalities)}")
+        volume = scan if isinstance(scan, Volume) else read_scan(scan, modality)
+        where = "" if isinstance(scan, Volume) else f"{scan}: "
+        try:
+            return self._segment(volume, modality, where, progress)
+        except InputError as error:
+            raise InputError(f"{where}{error}") from error
+
+    def _segment(self, volume: Volume, modality: str, where: str, progress: Progress) -> Segmentation:
+        windows = Windows(volume, self.task, modality)
+        if self.task.region == "label_centroid":
+            grid, image, probabilities = self._around_the_organs(windows, modality, where, progress)
+        else:
+            grid, image, probabilities = self._everywhere(windows, modality, progress)
+        if volume.grid.is_tilted:
+            _LOG.warning("%sthe slices are tilted: the label map lies on an upright grid that covers the scan", where)
+        own = straightened(volume.grid)
+        labels = restore(probabilities, grid, own)
+        if self.largest_component:
+            labels = largest_components(labels).astype(np.uint8, copy=False)
+        return Segmentation(labels, own.affine, self.task, image, probabilities, grid, len(windows.starts))
+
+    def _predict(self, image: NDArray[np.float32], modality: str, progress: Progress) -> NDArray[np.float32]:
+        reduced = reduce_image(image, self.factor)
+        return self.model.probabilities(reduced, modality, self.factor, overlap=self.overlap, progress=progress)
+
+    def _everywhere(
+        self, windows: Windows, modality: str, progress: Progress
+    ) -> tuple[Grid, NDArray[np.float32], NDArray[np.float32]]:
+        """Grid, image and probabilities of all windows together."""
+        image = windows.image(windows.grid)
+        if len(windows.starts) == 1:
+            return windows.grid, image, self._predict(image, modality, progress)
+        total = np.zeros((*windows.grid.shape, self.task.num_classes), np.float32)
+        weights = np.zeros((*windows.grid.shape[:2], 1, 1), np.float32)
+        weight = np.outer(*(gaussian_weights(n) for n in self.task.size))[:, :, np.newaxis, np.newaxis]
+        for start in windows.starts:
+            part = windows.image_in(start)
+            here = windows.window(start)
+            if part is None:  # nothing was scanned there, or nothing but air
+                total[here][..., 0] += weight[..., 0]
+            else:
+                total[here] += self._predict(part, modality, progress) * weight
+            weights[here[:2]] += weight
+        total /= weights
+        return windows.grid, image, total
+
+    def _around_the_organs(
+        self, windows: Windows, modality: str, where: str, progress: Progress
+    ) -> tuple[Grid, NDArray[np.float32], NDArray[np.float32]]:
+        """Grid, image and probabilities of one window around what the covering windows show."""
+        most, center = 0, None
+        for start in windows.starts:
+            part = windows.image_in(start)
+            if part is None:
+                continue
+            found = self._predict(part, modality, progress).argmax(axis=-1).astype(np.uint8)
+            foreground = largest_components((found > 0).astype(np.uint8))
+            count = int(np.count_nonzero(foreground))
+            if count > most:
+                most, center = count, windows.grid.world(label_centroid(foreground) + np.array([*start, 0]))
+        if center is None:
+            _LOG.warning("%snothing found in any of %d windows", where, len(windows.starts))
+            center = windows.grid.world((np.asarray(windows.grid.shape) - 1) / 2)
+        grid = windows.grid_around(center)
+        image = windows.image(grid)
+        return grid, image, self._predict(image, modality, progress)
+
+
+def read_scan(path: str | Path, modality: str) -> Volume:
+    """Reads a scan that is said to be of a modality.
+
+    What a modality is called decides what can be checked: "ct…", "mr…", "t1…" and the like.
+
+    Raises:
+        InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine. Other formats have no
+            such tag: there a warning says when values below zero, which CT has and MR lacks, speak against it.
+    """
+    path, expected = Path(path), machine(modality)
+    if not is_dicom_scan(path):
+        volume = read_volume(path)
+        _warn_of_values(volume, modality, expected, path)
+        return volume
+    series = DicomSeries.open(path)
+    if expected and series.modality in (*_MACHINES, *_OTHER_MACHINES) and series.modality != expected:
+        raise InputError(
+            f"{path}: the DICOM files' Modality is {series.modality}: expected {expected} for modality {modality!r}; "
+            "give the scan's own modality"
+        )
+    return series.read()
+
+
+def machine(modality: str) -> str | None:
+    """DICOM's name for the machine that a modality's name speaks of, CT or MR; None where it does not."""
+    return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
+
+
+def _warn_of_values(volume: Volume, modality: str, expected: str | None, path: Path) -> None:
+    low = float(volume.array.min())
+    if expected == "CT" and low > _AIR_HU:
+        _LOG.warning(
+            "%s: no value below %g: a CT in Hounsfield units has air at -1000; is this a CT, and in these units?",
+            path,
+            low,
+        )
+    if expected == "MR" and low < _AIR_HU:
+        _LOG.warning("%s: values down to %g, which looks like a CT: is its modality %s?", path, low, modality)
