@@ -92,6 +92,12 @@ def _set(
     else:
         variables = model_variables(model)
         arrays = {name: array for name, array in arrays.items() if name.startswith("model/")}
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise InputError(
+                f"{path}: {len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}: the run diverged; "
+                "use the other --selection, or train again with a lower --learning_rate"
+            )
     set_variables(path, variables, arrays)
     return progress
 
@@ -103,12 +109,6 @@ def set_variables(path: Path, variables: Mapping[str, Any], arrays: Mapping[str,
         InputError: Not the same names, shapes and types.
     """
     _check(path, variables, arrays)
-    broken = [name for name in variables if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all()]
-    if broken and not with_optimizer:
-        raise InputError(
-            f"{path}: {len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}: the run diverged; use "
-            "the other --selection, or train again with a lower --learning_rate"
-        )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
