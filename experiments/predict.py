@@ -4,6 +4,7 @@
     python -m experiments.predict --run_dir=runs/ours --modality=mr --input=dicom_folder --output=labels.nii.gz
     python -m experiments.predict --run_dir=runs/ours --modality=ct --input=folder       --output=predictions/
     python -m experiments.predict --run_dir=runs/ours               --input=scans.csv    --output=predictions/
+    python -m experiments.predict --model=model      --modality=ct --input=scan.nii.gz  --output=labels.nii.gz
     python -m experiments.predict --run_dir=runs/ours-seed0,runs/ours-seed1 …            the mean of several runs
 
 A folder is one DICOM series, or holds scans: NIfTI, NRRD and MetaImage files, and folders with one DICOM series each. A
@@ -38,6 +39,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
     "run_dir", None, "Folder of a trained run; several, repeated or with commas between, are averaged."
 )
+flags.DEFINE_string("model", None, "Exported model, a folder that experiments.export has written, instead of a run.")
 flags.DEFINE_string("input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.")
 flags.DEFINE_string("modality", None, "The scans' modality, as the run names it, e.g. ct or mr; a CSV has its own.")
 flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz; or a folder, for one scan or many.")
@@ -51,7 +53,7 @@ flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees a
 flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
 flags.DEFINE_bool("probabilities", False, "Also write NAME_probabilities.nii.gz, float32, one volume per class.")
 flags.DEFINE_bool("dicom_seg", False, "Also write NAME.dcm, a DICOM segmentation, for DICOM series (needs highdicom).")
-for _name in ("run_dir", "input", "output"):
+for _name in ("input", "output"):
     flags.mark_flag_as_required(_name)
 
 _COLUMNS = ("case", "modality", "image")
@@ -69,8 +71,13 @@ class Scan:
 def main(_: list[str]) -> None:
     from ummkd_tf.evaluation.inference import check_overlap
     from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
+    from ummkd_tf.runs.model_folder import read_description
 
-    run_dirs = [name.strip() for given in FLAGS.run_dir for name in given.split(",") if name.strip()]
+    run_dirs = [name.strip() for given in FLAGS.run_dir or () for name in given.split(",") if name.strip()]
+    if bool(run_dirs) == bool(FLAGS.model):
+        raise InputError("--run_dir, --model: expected one of them: a trained run, or a model exported from one")
+    if FLAGS.model and FLAGS.selection:
+        raise InputError("--selection: an exported model has one checkpoint: leave it out")
     output = Path(FLAGS.output)
     one_file = output.name.endswith((".nii", ".nii.gz"))
     if not one_file and output.suffix and not output.is_dir():
@@ -82,15 +89,20 @@ def main(_: list[str]) -> None:
         from ummkd_tf.output.label_files import check_highdicom
 
         check_highdicom()
-    record = read_agreeing_runs(run_dirs)[0]
+    record = read_description(Path(FLAGS.model)) if FLAGS.model else read_agreeing_runs(run_dirs)[0]
     scans = _scans(Path(FLAGS.input), record["model"]["modalities"])
     if one_file and (len(scans) > 1 or FLAGS.input.endswith(".csv")):
         raise InputError(f"--output={output}: a file, but {FLAGS.input} lists scans: give a folder to write to")
     targets = {scan.name: output if one_file else output / f"{scan.name}.nii.gz" for scan in scans}
     _check_not_overwriting(scans, targets)
     start_tensorflow()
-    predictor = load_scan_predictor(
-        run_dirs, FLAGS.selection, overlap=FLAGS.overlap, largest_component=FLAGS.largest_component
+    from ummkd_tf.runs.exported import load_model
+
+    options = {"overlap": FLAGS.overlap, "largest_component": FLAGS.largest_component}
+    predictor = (
+        load_model(FLAGS.model).scan_predictor(**options)
+        if FLAGS.model
+        else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
     failed, volumes = [], {}
     for number, scan in enumerate(scans, start=1):
@@ -114,7 +126,7 @@ def main(_: list[str]) -> None:
             },
         }
     if not one_file and volumes:
-        _write_tables(output, volumes, predictor, run_dirs)
+        _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
     if failed:
         raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
 

@@ -235,7 +235,7 @@ def main(_: list[str]) -> int:
         "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
     }
     config = resolve(network, task)
-    if dataset:
+    if dataset and not config.init_from:  # a grown model has more modalities than its data
         with_modalities = {**model_arguments, "modalities": dataset.modalities}
         changes = {"accept_changes": FLAGS.accept_changes}
         check_run(Path(FLAGS.run_dir), config=config, model=with_modalities, dataset=dataset, **changes)

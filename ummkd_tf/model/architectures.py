@@ -117,7 +117,8 @@ class Network:
 
 def network_to_dict(network: Network) -> dict[str, Any]:
     """A network as JSON has it; `network_from_dict` undoes it."""
-    return {**asdict(replace(network, regions={})), "regions": {r: list(names) for r, names in network.regions.items()}}
+    plain = asdict(replace(network, regions={}, paper_parameters={}))
+    return {**plain, "regions": {region: list(names) for region, names in network.regions.items()}}
 
 
 def network_from_dict(content: Mapping[str, Any]) -> Network:

@@ -1,14 +1,8 @@
 """A trained model as one folder that others can use without the run, its data or a flag.
 
-<folder>/model.json       arguments of the model, the whole task, how scans are prepared, labels and colours, and where
-                          the model comes from: data, cases trained on, split, commit, seed, steps, validation Dice
-<folder>/weights.npz      every weight and statistic by its path; plain arrays, no pickle
-<folder>/MODEL_CARD.md    intended use, limits, results
-<folder>/SHA256SUMS       checked when the folder is read
-
-    model = ummkd_tf.load_model("model")
-    result = model.predict_scan("scan.nii.gz", modality="mr")
-    result.labels, result.probabilities, result.affine
+model = ummkd_tf.load_model("model")
+result = model.predict_scan("scan.nii.gz", modality="mr")
+result.labels, result.probabilities, result.affine
 """
 
 from __future__ import annotations
@@ -23,60 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ummkd_tf import __version__
-from ummkd_tf.common.documents import MALFORMED, read_json, read_npz
+from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, write_json
 from ummkd_tf.data.cases import file_checksum, read_case, read_source_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.opening import open_dataset
-from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.data.released_dataset import ReleasedDataset
 from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
 from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import model_variables, set_variables
 from ummkd_tf.runs.folder import config_of, task_of
 from ummkd_tf.runs.loading import load_model as load_run
 from ummkd_tf.runs.model_card import model_card
+from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, read_description
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Affine, Grid, Volume, resample, straightened
-from ummkd_tf.scans.reading import read_volume
+from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.tasks import Task, stored_task
-
-FORMAT = 1
-MODEL, WEIGHTS, CARD, CHECKSUMS = "model.json", "weights.npz", "MODEL_CARD.md", "SHA256SUMS"
-_FIELDS: dict[str, type] = {"model": dict, "task": dict, "preparation": int, "factor": int, "training": dict}
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A segmented scan.
-
-    Attributes:
-        labels: uint8 class map on the scan's own grid and in its axis order; that of a scan with tilted slices lies on
-            an upright grid that covers it.
-        affine: Voxel index of `labels` to RAS mm [4, 4].
-        prepared_probabilities: float32 [rows, columns, slices, classes], background first, on `prepared_grid`.
-        prepared_grid: On the task's axes and spacing.
-    """
-
-    labels: NDArray[np.uint8]
-    affine: Affine
-    prepared_probabilities: NDArray[np.float32]
-    prepared_grid: Grid
-
-    @cached_property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]; background beyond the window."""
-        grid = Grid(self.affine, self.labels.shape)
-        classes = np.moveaxis(self.prepared_probabilities, -1, 0)
-        parts = [
-            resample(Volume(p, self.prepared_grid.affine), grid, "linear", outside=float(c == 0))
-            for c, p in enumerate(classes)
-        ]
-        return np.stack(parts, axis=-1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -102,25 +62,40 @@ class ExportedModel:
         """Gives the probabilities of prepared volumes."""
         return Predictor(self.model)
 
-    def predict_scan(self, scan: str | Path | Volume, modality: str) -> Segmentation:
-        """Segments one scan.
+    @property
+    def title(self) -> str:
+        """For messages and pictures."""
+        step = self.training.get("step")
+        return f"{self.model.setting.title}{'' if step is None else f', step {step}'} ({self.folder})"
+
+    def scan_predictor(self, *, overlap: float = 0.0, largest_component: bool = False) -> ScanPredictor:
+        """What segments scans with it; arguments as `ScanPredictor`."""
+        return ScanPredictor(
+            self.predictor,
+            self.task,
+            self.model.modalities,
+            self.factor,
+            overlap=overlap,
+            largest_component=largest_component,
+            title=self.title,
+        )
+
+    def predict_scan(
+        self, scan: str | Path | Volume, modality: str, *, overlap: float = 0.0, largest_component: bool = False
+    ) -> Segmentation:
+        """Segments one scan, see `ScanPredictor`: labels, probabilities and affine on the scan's own grid.
 
         Args:
             scan: A NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or a volume in any orientation.
             modality: One of `model.modalities`.
+            overlap: Of neighbouring chunks of the 3D network; 0 is the authors' protocol, 0.5 smooths seams.
+            largest_component: Keep the largest connected part of each class alone.
 
         Raises:
-            InputError: An unknown modality, or a scan that cannot be read or prepared.
+            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared.
         """
-        if modality not in self.model.modalities:
-            raise InputError(f"modality {modality!r}: the model knows {', '.join(self.model.modalities)}")
-        volume = scan if isinstance(scan, Volume) else read_volume(scan)
-        prepared = preprocessing.prepare(volume, None, self.task, modality)
-        image = reduce_image(prepared.image, self.factor)
-        probabilities = self.predictor.probabilities(image, modality, self.factor)
-        own = straightened(volume.grid)
-        labels = preprocessing.restore(probabilities, prepared.grid, own)
-        return Segmentation(labels, own.affine, probabilities, prepared.grid)
+        predictor = self.scan_predictor(overlap=overlap, largest_component=largest_component)
+        return predictor.predict_scan(scan, modality)
 
 
 def load_model(folder: str | Path) -> ExportedModel:
@@ -146,39 +121,6 @@ def load_model(folder: str | Path) -> ExportedModel:
         raise InputError(f"{folder / MODEL}: model and task do not fit: export it again")
     set_variables(folder / WEIGHTS, model_variables(model), arrays)
     return ExportedModel(folder, model, task, content["factor"], content["training"])
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Content of `model.json`, once every file has the checksum that `SHA256SUMS` says.
-
-    Raises:
-        InputError: No model folder, or one that was damaged or edited.
-    """
-    if not (folder / MODEL).is_file():
-        raise InputError(f"{folder}: no exported model: expected a folder that experiments.export has written")
-    try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CHECKSUMS}: missing or damaged: copy the whole folder again") from error
-    for name in (MODEL, WEIGHTS, CARD):
-        if not (folder / name).is_file() or file_checksum(folder / name) != sums.get(name):
-            raise InputError(
-                f"{folder / name}: missing, damaged or edited (its checksum is not that in {CHECKSUMS}): copy the "
-                "whole folder again"
-            )
-    try:
-        content = read_json(folder / MODEL)
-        if content.get("format") != FORMAT:
-            raise InputError(f"{folder}: format {content.get('format')}, expected {FORMAT}: use the ummkd_tf it names")
-        wrong = [name for name, kind in _FIELDS.items() if not isinstance(content.get(name), kind)]
-        if wrong:
-            raise ValueError(f"no {wrong[0]}")
-    except InputError:
-        raise
-    except MALFORMED as error:
-        raise InputError(f"{folder / MODEL}: damaged ({error}): export the model again") from error
-    return content
 
 
 def export_run(run_dir: str | Path, out: str | Path, selection: str | None = None, *, results: str = "") -> Path:

@@ -22,8 +22,9 @@ from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import device
-from ummkd_tf.runs.exported import check_not_seen, read_description, start_from
+from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
+from ummkd_tf.runs.model_folder import read_description
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,165 @@
+"""Networks of one's own: a table of stages, or any functional Keras model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from programs import program
+from residual_unet import residual_unet
+
+from ummkd_tf import UnpairedSegmenter, per_modality
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.model.architectures import NETWORKS, check_network, network_from_dict, network_to_dict
+
+MODALITIES = ("ct", "t1", "t2")
+
+
+def batch() -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    rng = np.random.default_rng(0)
+    images = {m: rng.normal(size=(1, 16, 16, 4, 1)).astype(np.float32) for m in MODALITIES}
+    labels = {m: (x[..., 0] > 0).astype(np.int32) + (x[..., 0] > 1) for m, x in images.items()}
+    return {m: tf.constant(x) for m, x in images.items()}, {m: tf.constant(y) for m, y in labels.items()}
+
+
+@pytest.fixture
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return residual_unet(3, width=4, levels=2)
+
+
+def test_kernels_are_shared_and_norms_are_not(network: keras.Model) -> None:
+    model = per_modality(network, MODALITIES)
+    count = {
+        kind: sum(v.shape.num_elements() for v in network.variables if v.name in kind)
+        for kind in (("kernel", "bias"), ("gamma", "beta", "moving_mean", "moving_variance"))
+    }
+    kernels, norms = count.values()
+    assert model.count_params() == kernels + 3 * norms
+    paths = [v.path for v in model.variables_of(MODALITIES)]
+    assert len(set(paths)) == len(paths)  # checkpoints name variables by path
+    images, _ = batch()
+    for m, logits in model(images).items():  # starts as the network it was made of
+        np.testing.assert_allclose(logits, network(images[m]), atol=1e-6)
+
+
+def test_it_trains_with_the_paper_s_losses(network: keras.Model) -> None:
+    model = per_modality(network, MODALITIES)
+    model.compile(keras.optimizers.Adam(1e-2), kd_weight=0.5)
+    images, labels = batch()
+    losses = [float(model.optimize(images, labels)["loss"]) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    assert {"kd_loss", "t1_dice_loss"} <= set(model.batch_losses(images, labels, training=False))
+    before = {v.path: v.numpy() for v in model.variables}
+    model.optimize({"t1": images["t1"]}, {"t1": labels["t1"]})
+    moved = [v.path for v in model.variables if not np.array_equal(before[v.path], v.numpy())]
+    # The shared kernels and its own layers, and no other modality's.
+    assert any("kernel" in path for path in moved) and any("_t1/" in path for path in moved)
+    assert not any(f"_{m}/" in path for path in moved for m in ("ct", "t2"))
+
+
+def test_running_statistics_follow_the_layers_own_momentum(network: keras.Model) -> None:
+    model = per_modality(network, ("ct", "mr"))
+    x = {"ct": np.random.default_rng(0).normal(3, 2, size=(1, 16, 16, 4, 1)).astype(np.float32)}
+    model.estimate_statistics([x])
+    norm = next(layer for layer in model.networks["ct"].layers if layer.name.startswith("batch_normalization"))
+    before = keras.Model(model.networks["ct"].inputs[0], norm.input)(x["ct"])
+    np.testing.assert_allclose(norm.moving_mean, np.mean(before, axis=(0, 1, 2, 3)), atol=1e-4)
+    other = next(layer for layer in model.networks["mr"].layers if layer.name.startswith("batch_normalization"))
+    np.testing.assert_array_equal(other.moving_mean, 0)  # not in the batches
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
+def test_it_is_saved_and_exported(network: keras.Model, tmp_path: Path) -> None:
+    model = per_modality(network, ("ct", "mr"))
+    model.compile(keras.optimizers.Adam(1e-2))
+    images, labels = ({m: part[m] for m in ("ct", "t1")} for part in batch())
+    images["mr"], labels["mr"] = images.pop("t1"), labels.pop("t1")
+    model.optimize(images, labels)
+    model.save(tmp_path / "x.keras")
+    model.export(str(tmp_path / "saved"), verbose=False)
+    loaded, saved = keras.models.load_model(tmp_path / "x.keras"), tf.saved_model.load(str(tmp_path / "saved"))
+    for m, logits in model(images).items():
+        np.testing.assert_allclose(loaded(images)[m], logits, atol=1e-6)
+        np.testing.assert_allclose(getattr(saved, f"serve_{m}")(images[m]), logits, atol=1e-6)
+
+
+def test_it_predicts_whole_volumes(network: keras.Model) -> None:
+    image = np.random.default_rng(0).normal(size=(16, 16, 11)).astype(np.float32)
+    probabilities = Predictor(per_modality(network, ("ct", "mr"))).probabilities(image, "ct")
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_unsuitable_models_are_told() -> None:
+    inputs = keras.Input((16, 16, 3))
+    with pytest.raises(ValueError, match="no normalization layer"):
+        per_modality(keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same")(inputs)), ("ct", "mr"))
+    normalized = keras.layers.BatchNormalization()(inputs)
+    softmax = keras.layers.Conv2D(2, 3, activation="softmax")(normalized)
+    with pytest.raises(ValueError, match="ends in probabilities"):
+        per_modality(keras.Model(inputs, softmax), ("ct", "mr"))
+    pooled = keras.layers.GlobalAveragePooling2D()(normalized)
+    with pytest.raises(ValueError, match="expected images → logits"):
+        per_modality(keras.Model(inputs, pooled), ("ct", "mr"))
+    with pytest.raises(ValueError, match="different plain names"):
+        per_modality(residual_unet(2, width=2, levels=2), ("ct", "ct"))
+
+
+MY_NET = """
+from ummkd_tf.model.architectures import Conv, Filters, Network, StageRow, make_regions
+
+
+def build():
+    def conv(kernel, width):
+        return Conv(Filters(per_width=width), kernel, "conv-norm-act")
+
+    cube = (3, 3, 3)
+    up = Conv(Filters(per_width=1), (2, 2, 2), "conv-norm-act", up=True)
+    stages = (
+        StageRow("encoder", (conv(cube, 1),)),
+        StageRow("bottom", (conv(cube, 2),), pool=True),
+        StageRow("decoder", (up, conv(cube, 1)), skip="encoder"),
+        StageRow("output", (Conv(Filters(per_class=1), (1, 1, 1), "conv", use_bias=True),)),
+    )
+    regions = make_regions([s.name for s in stages], green="bottom", blue=("bottom", "bottom"))
+    return Network("my_net", 1, 3, stages, regions, multiple=2, dropout=0.0)
+"""
+
+
+def test_a_table_of_stages_in_a_file(tmp_path: Path, prepared_dataset: Dataset) -> None:
+    (tmp_path / "my_net.py").write_text(MY_NET)
+    network = f"--network={tmp_path / 'my_net.py'}:build"
+    done = program("experiments.train", "--describe", network)
+    assert "my_net" in done.stdout and "bottom" in done.stdout, done.stderr
+    flags = ("--preset=tiny", "--steps=1", f"--data_dir={prepared_dataset.directory}", f"--run_dir={tmp_path / 'run'}")
+    done = program("experiments.train", network, *flags)
+    assert done.returncode == 0, done.stderr
+    # The run and what is exported hold the whole table: nobody needs the file.
+    (tmp_path / "my_net.py").unlink()
+    assert program("experiments.export", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'model'}").returncode == 0
+    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert UnpairedSegmenter(**content["model"]).network.name == "my_net"
+    done = program("experiments.train", "--describe", network)
+    assert (done.returncode, "expected dilated2d, unet3d, or a Python file" in done.stderr) == (1, True)
+
+
+def test_a_table_is_checked_and_survives_json() -> None:
+    for network in NETWORKS.values():
+        again = network_from_dict(json.loads(json.dumps(network_to_dict(network))))
+        assert again == replace(network, regions=dict(network.regions), paper_parameters={})
+    good = NETWORKS["unet3d"]
+    first, *others = good.stages
+    for wrong, message in (
+        (replace(good, stages=(first, first, *others)), "different plain names"),
+        (replace(good, stages=(replace(first, skip="output"), *others)), "expected an earlier stage"),
+        (replace(good, rank=2), "expected layers with 2 sizes"),
+        (replace(good, regions={}), "region 'nowhere'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_network(wrong)

@@ -1,0 +1,139 @@
+"""The paper's scheme for any Keras model: shared kernels, normalization layers of each modality's own (Sec. III-A)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from ummkd_tf.model.architectures import Network
+from ummkd_tf.model.layers import PLAIN, BatchNorm
+from ummkd_tf.model.segmenter import UnpairedModel
+from ummkd_tf.settings import SETTINGS, are_modality_names
+
+NORMALIZATIONS = (
+    BatchNorm,
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+
+
+def per_modality(
+    model: keras.Model, modalities: Sequence[str], setting: Literal["ours", "chilopod"] = "ours"
+) -> PerModalityModel:
+    """A functional Keras model of images for several modalities.
+
+    Every layer with weights is shared, except that each modality has its own copy of every normalization layer. All
+    start with the weights that `model` has, which stays as it is.
+
+    Args:
+        model: Functional or sequential, images [batch, *space, channels] → logits [batch, *space, num_classes] before
+            the softmax; 2D or 3D.
+        modalities: Names.
+        setting: "ours", with the distillation loss, or "chilopod", without.
+
+    Returns:
+        A model that is called, compiled, trained, saved and exported as `UnpairedSegmenter` is.
+
+    Raises:
+        ValueError: Not such a model, without normalization layers, or names that are none.
+
+    Example:
+        model = ummkd_tf.per_modality(my_keras_unet, ("ct", "mr"))
+        model.compile(keras.optimizers.Adam(1e-3), kd_weight=0.5)
+        model.fit(sampler.batches(0, 1000))
+    """
+    return PerModalityModel(model, modalities, setting)
+
+
+@keras.saving.register_keras_serializable(package="ummkd_tf")
+class PerModalityModel(UnpairedModel):
+    """See `per_modality`.
+
+    Call arguments:
+        images: Modality → images; any subset of the modalities.
+        training: As for Keras's layers.
+
+    Returns:
+        Modality → logits.
+    """
+
+    def __init__(
+        self, model: keras.Model, modalities: Sequence[str], setting: str = "ours", name: str = "per_modality"
+    ) -> None:
+        super().__init__(name=name)
+        if setting not in ("ours", "chilopod"):
+            raise ValueError(
+                f"setting {setting!r}: expected 'ours' or 'chilopod', where kernels are shared and norms not"
+            )
+        if not are_modality_names(tuple(modalities)):
+            raise ValueError(f"modalities {modalities!r}: expected different plain names")
+        _check(model)
+        self.modalities, self.setting, self.operations = tuple(modalities), SETTINGS[setting], PLAIN
+        self.num_classes = int(model.output_shape[-1])
+        # What training and prediction ask of a network: its rank and channels. Its layers check sizes themselves.
+        self.network = Network(model.name, model.input_shape[-1], len(model.input_shape) - 2, (), {}, 1, 0.0)
+        # Not the model itself: Keras would count its weights as ours.
+        described = keras.saving.serialize_keras_object(model)
+        self._config = {"model": described, "modalities": self.modalities, "setting": setting}
+        shared: dict[str, keras.layers.Layer] = {}
+        self.networks = {m: _clone(model, m, shared) for m in self.modalities}
+        self.track_losses()
+        self.built = True
+
+    def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        unknown = set(images) - set(self.modalities)
+        if unknown or not images:
+            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
+        return {m: self.networks[m](images[m], training=training) for m in self.modalities if m in images}
+
+    def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
+        """Variables that a batch of these modalities uses: the shared ones and their own."""
+        used = [v for m in self.modalities if m in modalities for v in self.networks[m].variables]
+        return list({id(v): v for v in used}.values())
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> PerModalityModel:
+        return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"])})
+
+
+def _check(model: keras.Model) -> None:
+    if not isinstance(model, keras.Model) or not hasattr(model, "input_shape"):
+        raise ValueError(f"{model!r}: expected a functional Keras model, keras.Model(inputs, outputs)")
+    shapes = model.input_shape, model.output_shape
+    if not all(isinstance(shape, tuple) and len(shape) in (4, 5) for shape in shapes) or shapes[1][-1] is None:
+        raise ValueError(
+            f"{model.name}: {shapes[0]} → {shapes[1]}: expected images → logits, channels and classes last"
+        )
+    layers = model._flatten_layers(include_self=False)
+    if not any(isinstance(layer, NORMALIZATIONS) for layer in layers):
+        raise ValueError(f"{model.name}: has no normalization layer: expected some, since they are what modalities own")
+    if getattr(model.layers[-1], "activation", None) in (keras.activations.softmax, keras.activations.sigmoid):
+        raise ValueError(f"{model.name}: ends in probabilities: expected logits, without the activation")
+
+
+def _clone(model: keras.Model, modality: str, shared: dict[str, keras.layers.Layer]) -> keras.Model:
+    """The model with normalization layers of a modality's own and every other layer from `shared`, which it fills."""
+
+    def layer_of(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, NORMALIZATIONS):
+            return _copy(layer, f"{layer.name}_{modality}")
+        if layer.name not in shared:
+            shared[layer.name] = _copy(layer, layer.name)
+        return shared[layer.name]
+
+    clone = keras.models.clone_model(model, clone_function=layer_of)
+    for ours, theirs in zip(clone.layers, model.layers, strict=True):
+        ours.set_weights(theirs.get_weights())
+    return clone
+
+
+def _copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    return layer.__class__.from_config({**layer.get_config(), "name": name})
