@@ -81,10 +81,15 @@ def main(_: list[str]) -> None:
             probabilities.argmax(-1),
             task=task,
             spacing_mm=prepared.grid.spacing_mm,
-            title=f"{Path(FLAGS.input).name}: {model.setting.title}",
+            title=f"{_scan_name(Path(FLAGS.input))}: {model.setting.title}",
         )
         save_figure(figure, FLAGS.overlay)
         print(f"picture: {FLAGS.overlay}")
+
+
+def _scan_name(path: Path) -> str:
+    """A file's name, or the end of a folder's path: DICOM folders are often called alike, and the patient is above."""
+    return "/".join(path.resolve().parts[-3:]) if path.is_dir() else path.name
 
 
 if __name__ == "__main__":
