@@ -317,7 +317,7 @@ def _facts(dataset: Dataset) -> str:
         {
             "Task": task.name,
             "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
-            "Spacing": f"{_numbers(task.spacing_mm, 1)} mm (rows × columns × slices)",
+            "Spacing": f"{' × '.join(f'{v:.4g}' for v in task.spacing_mm)} mm (rows × columns × slices)",
             "Axes": f"{task.axes} ({directions})",
             "Split": dataset.split_name,
             "Split checksum": dataset.split_checksum,

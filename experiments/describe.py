@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.output.diagram import network_diagram
+from ummkd_tf.output.pictures import save_figure
 from ummkd_tf.output.text_tables import markdown
 
 
-def describe(model_arguments: dict[str, Any]) -> str:
-    """Table of stages, and the trainable parameters beside the paper's."""
+def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str:
+    """Table of stages, and the trainable parameters beside the paper's; draws the network into the file `diagram`."""
     model = UnpairedSegmenter(**model_arguments)
+    if diagram:
+        sizes = {"width": model_arguments["width"], "num_classes": model.num_classes}
+        save_figure(network_diagram(model.network, model.setting, model.modalities, **sizes), diagram)
     rows = []
     for stage in model.stages:
         count = sum(v.value.shape.num_elements() for v in stage.trainable_variables)

@@ -239,7 +239,7 @@ def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredic
             result.prepared_probabilities.argmax(-1),
             task=result.task,
             spacing_mm=result.prepared_grid.spacing_mm,
-            title=f"{scan.path.name}: {predictor.title}",
+            title=f"{_scan_name(scan.path)}: {predictor.title}",
         )
         picture = Path(FLAGS.overlay) if one_file else Path(FLAGS.overlay) / f"{scan.name}.png"
         save_figure(figure, picture)
@@ -272,6 +272,11 @@ def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredicto
     )
     files = write_label_files(output, predictor.task)
     print(f"{output}: {len(volumes)} scans; volumes.csv, volumes.json, {', '.join(path.name for path in files)}")
+
+
+def _scan_name(path: Path) -> str:
+    """A file's name, or the end of a folder's path: DICOM folders are often called alike, and the patient is above."""
+    return "/".join(path.resolve().parts[-3:]) if path.is_dir() else path.name
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Trains one of the paper's seven settings.
 
     python -m experiments.train --task=abdomen --setting=ours --data_dir=data/abdomen --run_dir=runs/ours
-    python -m experiments.train --setting=x_shaped --describe
+    python -m experiments.train --setting=x_shaped --describe --diagram=net.svg
 
 The same command continues a run that was stopped. Look at it with `tensorboard --logdir runs`.
 """
@@ -147,6 +147,8 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("describe", False, "Print which stages are shared and the parameter count, then stop. Needs no data.")
 
+flags.DEFINE_string("diagram", None, "With --describe: draw the network into this file, .svg, .pdf or .png.")
+
 
 def chosen_network(text: str) -> Network:
     """The network that --network names.
@@ -213,6 +215,8 @@ def resolve(network: Network, task: Task) -> RunConfig:
 
 
 def main(_: list[str]) -> int:
+    if FLAGS.diagram and not FLAGS.describe:
+        raise InputError("--diagram: is drawn by --describe alone: give both, or leave it out")
     if not FLAGS.describe and not (FLAGS.data_dir and FLAGS.run_dir):
         raise InputError("--data_dir and --run_dir are needed to train: give both, or use --describe")
     asked = get_task(FLAGS.task) if FLAGS.task else None
@@ -245,7 +249,7 @@ def main(_: list[str]) -> int:
     from ummkd_tf.runs.session import SessionOptions, run_training
 
     if dataset is None:
-        print(describe(model_arguments))
+        print(describe(model_arguments, FLAGS.diagram))
         return 0
     run_dir = Path(FLAGS.run_dir)
 

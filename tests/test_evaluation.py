@@ -91,7 +91,7 @@ def test_table_has_the_papers_columns_and_the_printed_numbers():
     assert header[1:6] == ["ct liver", "ct spleen", "ct right kidney", "ct left kidney", "ct mean"]
     assert header[-2:] == ["mr mean", "overall"]
     row = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert row[:5] == ["Dice (%)", "80.0 ± 10.0", "40.0 ± 20.0", "80.0 ± 0.0", "70.0 ± 0.0"]
+    assert row[:5] == ["Dice (%)", "80.0 ± 10.0", "40.0 ± 20.0", "80.0 ± 0.0", "70.0"]  # the last of one case
     assert row[header.index("mr spleen")] == "–"  # absent everywhere: no number is invented
     assert "mr spleen absent in 1 (left out)" in reporting.counts_line(record, TASK)
 
@@ -164,3 +164,9 @@ def test_a_class_that_no_case_has_leaves_the_mean_to_the_others():
     assert summary["dice"]["overall"] == pytest.approx((0.7 + 0.75) / 2)
     line = reporting.counts_line({"summary": summary, "cases": cases, "modalities": ["ct", "mr"]}, TASK)
     assert "ct mean over the other 3 classes, because no case has spleen" in line
+
+
+def test_one_case_has_no_spread():
+    entry = {"mean": 0.875, "std": 0.0, "count": 1}
+    assert reporting._cell(entry, 100.0, 1) == "87.5"
+    assert reporting._cell({**entry, "std": 0.021, "count": 2}, 100.0, 1) == "87.5 ± 2.1"

@@ -138,7 +138,7 @@ def test_a_label_that_does_not_fit_is_refused(label, message):
 
 def test_files_are_whole_repeatable_and_titles_are_literal(tmp_path):
     figure = _figure(title="$\\frac{$ <b> 100 %")
-    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
         first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
         save_figure(figure, first)
         save_figure(figure, second)
@@ -146,9 +146,9 @@ def test_files_are_whole_repeatable_and_titles_are_literal(tmp_path):
         assert first.read_bytes() == second.read_bytes()
     width, height = (figure.get_size_inches() * 110).astype(int)
     assert sitk.ReadImage(str(tmp_path / "a.png")).GetSize() == (width, height)
-    with pytest.raises(InputError, match=r"format '\.gif': expected \.png or \.pdf"):
+    with pytest.raises(InputError, match=r"format '\.gif': expected \.png, \.pdf, \.svg"):
         save_figure(figure, tmp_path / "a.gif")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "b.pdf", "b.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "b.pdf", "b.png", "b.svg"]
 
 
 def test_drawing_needs_neither_pyplot_nor_tensorflow():

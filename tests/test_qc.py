@@ -283,7 +283,7 @@ def test_table_shows_the_data(report):
 
 def test_page_says_what_the_set_is(report):
     folder, _, parsed = report
-    for fact in ("abdomen", "1.5 × 1.5 × 8.0 mm (rows × columns × slices)", Dataset.load(folder).split_checksum,
+    for fact in ("abdomen", "1.5 × 1.5 × 8 mm (rows × columns × slices)", Dataset.load(folder).split_checksum,
                  "PLS (rows run to the back, columns run to the left, slices run to the head)"):  # fmt: skip
         assert fact in parsed.text
     assert any(text.startswith("1 in 1 of 7 cases.") for text in parsed.text)

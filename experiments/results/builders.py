@@ -207,7 +207,8 @@ def _cells(
     def cell(entry: Callable[[Mapping[str, Any]], Any]) -> Cell:
         entries = [entry(summary[metric]) for summary in summaries]
         if entries and isinstance(entries[0], Mapping):
-            return number_cell([e["mean"] for e in entries], metric, [e["std"] for e in entries])
+            one_case = all(e.get("count") == 1 for e in entries)  # no spread between cases
+            return number_cell([e["mean"] for e in entries], metric, None if one_case else [e["std"] for e in entries])
         return number_cell(entries, metric)
 
     names = (*task.table_classes, "mean")

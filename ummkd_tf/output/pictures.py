@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.patheffects as effects
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +28,11 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 _PLANE_NAMES = {"RL": "sagittal", "AP": "coronal", "SI": "axial"}
 _WIDTH_INCHES = 12.0
 # No date in the file, so that the same figure gives the same bytes.
-_METADATA: Mapping[str, Mapping[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}}
+_METADATA: Mapping[str, Mapping[str, Any]] = {
+    ".png": {},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
 # Lighter than the line it surrounds, since the paper's blue is hard to see on black.
 _HALO = effects.withStroke(linewidth=2.4, foreground="white", alpha=0.55)
 _DARK_EDGE = effects.withStroke(linewidth=2.6, foreground="black")
@@ -250,13 +255,14 @@ def _legend(figure: Figure, task: Task, compared: bool) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
-    """Writes a figure whole or not at all; the suffix (.png or .pdf) chooses the format.
+    """Writes a figure whole or not at all; the suffix (.png, .pdf or .svg) chooses the format.
 
     Raises:
         InputError: Another suffix, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in _METADATA:
-        raise InputError(f"{path}: unknown picture format {path.suffix!r}: expected {' or '.join(_METADATA)}")
-    with replacing(path) as temporary:
+        raise InputError(f"{path}: unknown picture format {path.suffix!r}: expected {', '.join(_METADATA)}")
+    # Names in an SVG file are random without a salt.
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "ummkd"}):
         figure.savefig(temporary, dpi=dpi, metadata=dict(_METADATA[path.suffix]))

@@ -66,7 +66,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(entry: Mapping[str, Any], factor: float, decimals: int) -> str:
     if entry["mean"] is None or entry["mean"] != entry["mean"]:
         return "–"
-    return f"{factor * entry['mean']:.{decimals}f} ± {factor * entry['std']:.{decimals}f}"
+    mean = _number(entry["mean"], factor, decimals)
+    # One case has no spread between cases; the pooled distance has one between surface points, and no count of cases.
+    return mean if entry.get("count") == 1 else f"{mean} ± {factor * entry['std']:.{decimals}f}"
 
 
 def _number(value: float | None, factor: float, decimals: int) -> str:
