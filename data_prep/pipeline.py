@@ -9,6 +9,7 @@ started again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +26,17 @@ from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
+from ummkd_tf.data.cases import (
+    file_checksum,
+    read_image_checksum,
+    read_source_checksum,
+    recipe_checksum,
+    source_checksum,
+    write_case,
+)
 from ummkd_tf.data.dataset import DATASET, RELEASED, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import same_geometry
+from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
 from ummkd_tf.tasks import Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
@@ -43,8 +51,9 @@ class Visit:
         case_id: The case.
         problems: What keeps it from being prepared.
         notes: What is odd but handled.
-        image_sha256: Of the scan's files; "" where they cannot be read.
-        up_to_date: There is a prepared file of the same sources and recipe.
+        image_sha256: Of the scan's voxels, whatever the file format; "" where they cannot be read.
+        up_to_date: There was a prepared file of the same sources and recipe.
+        put_aside: The prepared file lies in `STAGING`, written now or by an interrupted run.
     """
 
     case_id: str
@@ -52,6 +61,7 @@ class Visit:
     notes: Sequence[str] = ()
     image_sha256: str = ""
     up_to_date: bool = False
+    put_aside: bool = False
 
 
 @dataclass
@@ -65,7 +75,9 @@ class _Findings:
             return read()
         except InputError as error:
             self.problems.append(Problem.parse(error))
-            return None
+        except OSError as error:
+            self.problems.append(Problem(str(error.filename), "not readable", "check the file's permissions"))
+        return None
 
 
 def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Visit:
@@ -79,13 +91,11 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
     """
     found = _Findings()
     found.attempt(lambda: plain_name(case.case_id))
-    checksums = found.attempt(lambda: {path: file_checksum(path) for path in case.files}) or {}
-    source, image_sha256 = _source(case, checksums), _joint(case.image, checksums)
-    if out is not None and checksums and _is_current(case, task, out, source):
-        return Visit(case.case_id, image_sha256=image_sha256, up_to_date=True)
-    if image_sha256 and image_sha256 == _joint(case.label, checksums):
-        text = "the label map is the image itself, byte for byte"
-        found.problems.append(Problem(str(case.label), text, "expected a map of classes; correct the path"))
+    source = found.attempt(lambda: _source(case)) or {}
+    current = _current(case, task, out, source) if out is not None and source else None
+    if current:
+        aside = current.parent.name == STAGING
+        return Visit(case.case_id, image_sha256=read_image_checksum(current), up_to_date=True, put_aside=aside)
     scan = found.attempt(case.read_scan)
     label = found.attempt(lambda: case.read_label(scan, found.notes.append))
     if label is not None:
@@ -98,8 +108,9 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
             )
         elif absent:
             found.notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
+    image_sha256 = ""
     if scan is not None:
-        image = scan.volume
+        image, image_sha256 = scan.volume, _voxels_checksum(scan.volume, task.axes)
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
@@ -110,6 +121,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
                 found.problems.append(Problem(str(case.label), text, "use the image's own label map"))
             elif not np.array_equal(image.affine, label.affine):
                 found.notes.append(f"{case.case_id}: image and label headers differ by rounding; the image's is used")
+    put_aside = False
     if scan is not None and label is not None and not found.problems:
         try:
             prepared = preprocessing.prepare(scan.volume, label, task, case.modality)
@@ -119,9 +131,17 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
             assert prepared.label is not None
             if out is not None and write:
                 check_space(out, prepared.image.nbytes + prepared.label.nbytes + label.array.nbytes)
-                path = _path(out / STAGING, case)
-                write_case(path, prepared, case_id=case.case_id, modality=case.modality, task=task, source=source)
-    return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256)
+                write_case(
+                    _path(out / STAGING, case),
+                    prepared,
+                    case_id=case.case_id,
+                    modality=case.modality,
+                    task=task,
+                    source=source,
+                    image_sha256=image_sha256,
+                )
+                put_aside = True
+    return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256, put_aside=put_aside)
 
 
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
@@ -240,9 +260,9 @@ def prepare(
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
     (out / "cases").mkdir(parents=True, exist_ok=True)
-    for path in (_path(out / STAGING, case) for case in wanted):
-        if path.exists():
-            path.replace(out / "cases" / path.name)
+    for case, found in zip(wanted, visits, strict=True):
+        if found.put_aside:
+            _path(out / STAGING, case).replace(_path(out / "cases", case))
     shutil.rmtree(out / STAGING, ignore_errors=True)
     write_dataset(
         out,
@@ -265,29 +285,31 @@ def _path(folder: Path, case: RawCase) -> Path:
     return folder / f"{plain_name(case.case_id)}{_SUFFIX}"
 
 
-def _source(case: RawCase, checksums: Mapping[Path, str]) -> dict[str, str]:
+def _source(case: RawCase) -> dict[str, str]:
     """sha256 by source file, and the label values in words, because both decide the result."""
-    names = source_names(list(checksums)) if checksums else {}
-    by_name = {name: checksums[path] for name, path in names.items()}
+    by_name = {name: file_checksum(path) for name, path in source_names(case.files).items()}
     return by_name | {"label values": str(sorted(case.label_values.items()))}
 
 
-def _joint(place: Path, checksums: Mapping[Path, str]) -> str:
-    """One checksum over a scan's or a label map's own files, whatever their names; "" where there is none."""
-    own = [sha256 for path, sha256 in checksums.items() if place in (path, path.parent)]
-    return source_checksum({str(number): sha256 for number, sha256 in enumerate(own)}) if own else ""
+def _voxels_checksum(image: Volume, axes: str) -> str:
+    """sha256 of a scan's voxels along the task's axes: a copy in another format or with other axes has the same."""
+    array = reorient(image, axes).array
+    digest = hashlib.sha256(str(array.shape).encode())
+    for k in range(array.shape[2]):  # by slice, so that it takes no memory
+        digest.update(np.ascontiguousarray(array[:, :, k], "<f4"))
+    return digest.hexdigest()
 
 
-def _is_current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> bool:
-    """Whether the data set, or what an interrupted run has put aside, holds the case of these sources and recipe."""
+def _current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> Path | None:
+    """The case as prepared from these sources by this recipe: in the data set, or put aside by an interrupted run."""
     wanted = source_checksum(source), recipe_checksum(task)
     for folder in (out / "cases", out / STAGING):
         try:
             if read_source_checksum(_path(folder, case)) == wanted:
-                return True
+                return _path(folder, case)
         except (InputError, OSError):  # nothing prepared yet, or damaged
             pass
-    return False
+    return None
 
 
 def _report(visits: Sequence[Visit], note: Note) -> list[Problem]:
@@ -298,7 +320,7 @@ def _report(visits: Sequence[Visit], note: Note) -> list[Problem]:
 
 
 def _copies(visits: Iterable[Visit]) -> list[Problem]:
-    """Scans that are the same byte for byte: in train and test they would make the test worthless."""
+    """Scans that are the same voxel for voxel: in train and test they would make the test worthless."""
     by_content: dict[str, list[str]] = {}
     for found in visits:
         if found.image_sha256:
@@ -306,7 +328,7 @@ def _copies(visits: Iterable[Visit]) -> list[Problem]:
     return [
         Problem(
             " and ".join(case_ids),
-            "the same scan, byte for byte",
+            "the same scan, voxel for voxel",
             "expected every scan once, or it could be in training and in test; leave one out (--exclude_cases)",
         )
         for case_ids in by_content.values()

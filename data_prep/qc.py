@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_prep.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
-from ummkd_tf.data.cases import Case, read_original_label
+from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
@@ -35,6 +36,7 @@ FEW_SLICES = 8  # depth of the 3D network's training patch
 # Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
 SCORE_TOLERANCE = 0.05
 BLACK_TOLERANCE = 0.1  # share of an organ that may be as dark as padding; gas and vessels are
+CUT_TOLERANCE = 1e-3  # standard deviations below the brightest value
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
 # Bins of 0.1 standard deviations; what lies beyond is counted in the outermost bins.
 HISTOGRAM_EDGES = np.linspace(-10.0, 10.0, 201)
@@ -131,6 +133,8 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         *_class_warnings(case, task, millilitres, before),
         *_side_warnings(case, task),
         *_image_warnings(summary),
+        *odd_size(case.original),
+        *_cut_warnings(values),
     ]
     return summary
 
@@ -183,6 +187,17 @@ def _image_warnings(summary: Summary) -> Iterable[str]:
         yield f"only {summary.size[2]} slices"
 
 
+def _cut_warnings(values: NDArray[np.float32]) -> Iterable[str]:
+    """A CT stored as HU + 1024 lies above the range of its task nearly everywhere."""
+    highest = float(values.max())
+    share = cut_share(values, float(values.min()), highest - CUT_TOLERANCE)
+    if share:
+        yield (
+            f"intensities: {share:.0%} of the voxels brighter than the darkest have the brightest value (usual: a few "
+            "per cent); was the scan stored with another offset, as HU + 1024?"
+        )
+
+
 def warn_of_outliers(summaries: Sequence[Summary]) -> None:
     """Adds a warning to each case whose organ volume is far from the median of its modality."""
     for modality in {s.modality for s in summaries}:
@@ -229,7 +244,8 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     summaries = []
     order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
     for case_id in progress(order, desc="drawing", unit="case"):
-        case, part = dataset.case(case_id), part_of.get(case_id, UNUSED)
+        case, part = dataset.case(case_id, original_label=True), part_of.get(case_id, UNUSED)
+        assert case.original_label is not None
         figure = overlay_figure(
             case.image,
             case.label,
@@ -238,7 +254,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
             title=f"{case_id} · {case.modality} · {part}",
         )
         save_figure(figure, out / _picture(case_id))
-        summaries.append(summarize(case, read_original_label(dataset.path(case_id)), dataset.task, part))
+        summaries.append(summarize(case, case.original_label, dataset.task, part))
     warn_of_outliers(summaries)
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
     page = out / "index.html"
@@ -281,6 +297,8 @@ _RULES = (
     "An organ's centre lies on the wrong side of another's: the liver belongs right of the spleen, the right kidney "
     "right of the left kidney, the ascending aorta above and the left atrium behind the left ventricle.",
     f"The intensities' mean differs from 0, or their standard deviation from 1, by more than {SCORE_TOLERANCE:g}.",
+    f"The scan is longer than {LONGEST_MM:.0f} mm or thinner than {SHORTEST_MM:.0f} mm, which is hardly a patient.",
+    "More than half of what is not dark has one value, the brightest.",
     f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
 )
 

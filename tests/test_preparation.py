@@ -324,6 +324,24 @@ def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path,
     assert snapshot(out) == snapshot(prepared[0])
 
 
+def test_what_an_interrupted_run_made_of_other_files_is_not_taken_over(raw, prepared, tmp_path):
+    """A scan is replaced, its preparation stops, the scan is put back: the data set's own case is the right one."""
+    out, changed = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
+    write_nifti(ct(changed, "img", "0002"), raw_data.image(99))
+    case = SOURCES["btcv"].find(Options(raw=changed)).cases[1]
+    assert pipeline.visit(case, TASK, out).put_aside and (out / pipeline.STAGING / "ct_0002.h5").exists()
+    assert prepare(raw, out)[-1].startswith("0 cases prepared, 6 already up to date")
+    assert snapshot(out) == snapshot(prepared[0])
+
+
+def test_voxels_beside_their_header_are_source_files(tmp_path):
+    """MetaImage's `.mhd` names its `.raw`: another `.raw` is another scan."""
+    for values in (raw_data.image(1), raw_data.image(2)):
+        sitk.WriteImage(to_sitk(values, CT_AFFINE), str(tmp_path / "a.mhd"))
+        case = RawCase("a", "ct", tmp_path / "a.mhd", tmp_path / "a.mhd", {})
+        assert case.files[:2] == (tmp_path / "a.mhd", tmp_path / "a.raw")
+
+
 def test_workers_make_no_difference(raw, prepared, tmp_path):
     prepare(raw, tmp_path / "out", workers=2)
     assert snapshot(tmp_path / "out") == snapshot(prepared[0])
@@ -331,7 +349,10 @@ def test_workers_make_no_difference(raw, prepared, tmp_path):
 
 def test_lost_worker_is_told(raw):
     case = SOURCES["btcv"].find(Options(raw=raw)).cases
-    with Workers(2) as pool, pytest.raises(InputError, match="a worker process was ended during 'verify'"):
+    with (
+        Workers(2) as pool,
+        pytest.raises(InputError, match="the worker process ended with exit code 1 during 'verify'"),
+    ):
         list(pool.each(_leave, case, "verify"))
 
 
@@ -442,6 +463,14 @@ def test_another_label_map_prepares_again(tmp_path):
     assert not (read_original_label(tmp_path / "out/cases/ct_0.h5") == 2).any()
 
 
+def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path):
+    options = write_own(tmp_path / "own")
+    rows = options["csv"].read_text(encoding="utf-8").rstrip("\n").split("\n")
+    options["csv"].write_text("\n".join([*rows[:2], ",,,,", " , ,, ,", *rows[2:], ",,,,,,,", ""]), encoding="utf-8")
+    found = own.find(options["csv"], TASK, options["label_map"])
+    assert (list(found.problems), len(found.cases)) == ([], len(rows) - 1)
+
+
 def test_label_map_by_name_index_and_default(tmp_path):
     (tmp_path / "map.json").write_text('{"0": "background", "7": "liver", "9": 0, "300": 4}', encoding="utf-8")
     assert own.read_label_map(tmp_path / "map.json", TASK) == {0: 0, 7: 1, 9: 0, 300: 4}
@@ -528,10 +557,12 @@ def test_source_of_real_scans(prepared):
 def test_the_same_scan_twice_is_a_problem_whatever_its_name(raw, tmp_path):
     """In train and in test it would make the test worthless."""
     more = shutil.copytree(raw, tmp_path / "raw")
-    for kind in ("img", "label"):
-        shutil.copy(ct(more, kind), ct(more, kind, "0099"))
+    shutil.copy(ct(more, "label"), ct(more, "label", "0099"))
+    image = nib.load(ct(more, "img"))
+    nib.save(nib.Nifti1Image(image.get_fdata().astype(np.float32), image.affine), ct(more, "img", "0099"))
+    assert ct(more, "img").read_bytes() != ct(more, "img", "0099").read_bytes()
     (problem,) = problems_of(more, tmp_path / "out")
-    assert str(problem).startswith("ct_0001 and ct_0099: the same scan, byte for byte: expected every scan once")
+    assert str(problem).startswith("ct_0001 and ct_0099: the same scan, voxel for voxel: expected every scan once")
     assert not (tmp_path / "out").exists()
 
 
@@ -539,7 +570,7 @@ def test_an_image_given_as_its_own_label_is_a_problem(raw, tmp_path):
     more = shutil.copytree(raw, tmp_path / "raw")
     shutil.copy(ct(more, "label"), ct(more, "img"))
     problems = [str(problem) for problem in problems_of(more, tmp_path / "out")]
-    assert any("label0001.nii.gz: the label map is the image itself, byte for byte" in text for text in problems)
+    assert any("label0001.nii.gz: the label map is the image itself, voxel for voxel" in text for text in problems)
 
 
 @pytest.mark.parametrize(
@@ -549,6 +580,8 @@ def test_an_image_given_as_its_own_label_is_a_problem(raw, tmp_path):
         (lambda a: a + 1024, (2.0, 2.0, 5.0), "stored as HU + 1024"),
         (lambda a: a, (0.2, 0.2, 0.5), "are distances in cm written as mm?"),
         (lambda a: a, (20.0, 60.0, 5.0), "more than a person: is the spacing in mm?"),
+        (lambda a: a, (0.8, 0.8, 2.0), "51 × 51 × 60 mm large: are distances in cm written as mm?"),
+        (np.sign, (2.0, 2.0, 5.0), "only 2 different values, usual are hundreds: is it a label map?"),
     ],
 )
 def test_odd_units_are_noted(values, spacing, words):

@@ -95,6 +95,12 @@ def _without(label, c):
     return np.where(label == c, 0, label).astype(np.uint8)
 
 
+def _two_values():
+    image = np.full(SHAPE, 0.5, np.float32)
+    image[1::5] = -2  # 8 of 40 rows: mean 0, standard deviation 1
+    return image
+
+
 @pytest.mark.parametrize(
     ("changes", "before", "expected"),
     [
@@ -121,15 +127,26 @@ def _without(label, c):
             "intensities: mean 0.250 and standard deviation 1.500 instead of 0 and 1"]),
         ({"image": _image(0, (40, 40, 7)), "label": _label()[:, :, 1:8], "grid": Grid(AFFINE, (40, 40, 7))}, None, [
             "only 7 slices"]),
+        # All but the dark fifth of the rows at one value, as a CT stored as HU + 1024.
+        ({"image": _two_values()}, None, [
+            "intensities: 100% of the voxels brighter than the darkest have the brightest value (usual: a few per "
+            "cent); was the scan stored with another offset, as HU + 1024?"]),
     ],
 )  # fmt: skip
 def test_warnings_of_one_case(changes, before, expected):
     assert _summary(_case(**changes), before).warnings == expected
 
 
+def test_an_odd_extent_is_a_warning():
+    """A scan of 40 × 40 × 10 voxels, its spacing a tenth or 50 times what it was."""
+    for factor, words in ((0.1, "6 × 6 × 8 mm large: are distances in cm"), (50, "3000 × 3000 × 4000 mm large, more")):
+        original = Grid(np.diag([1.5 * factor, 1.5 * factor, 8 * factor, 1]), SHAPE)
+        assert any(words in warning for warning in _summary(_case(original=original)).warnings)
+
+
 def test_cardiac_anatomy():
     task = get_task("cardiac")
-    affine = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [-1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+    affine = np.array([[0, -2, 0, 0], [0, 0, -2, 0], [-2, 0, 0, 0], [0, 0, 0, 1]], np.float64)
     grid = Grid(affine, (30, 30, 30))
     assert grid.axes == task.axes
     label = np.zeros(grid.shape, np.uint8)

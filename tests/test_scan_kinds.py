@@ -9,7 +9,9 @@ import gzip
 import logging
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from pydicom import uid
 from scipy.spatial.transform import Rotation
 from test_dicom_series import assert_same
 
-from data_prep.workers import Workers
+from data_prep.workers import Workers, _lost
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import case_results
 from ummkd_tf.scans.dicom import DicomSeries
@@ -500,16 +502,28 @@ def test_paths_that_are_not_utf8(tmp_path):
 
 
 def end(item: int) -> None:
-    os._exit(1)
+    if item == 2:
+        os.kill(os.getpid(), signal.SIGABRT)
+    time.sleep(60)
 
 
-def test_why_a_worker_ended_is_not_guessed():
-    with (
-        Workers(2) as pool,
-        pytest.raises(InputError, match=r"by what is not known: .*--workers=1, which shows") as told,
-    ):
+def test_how_a_worker_ended_is_told_and_not_guessed():
+    """Item 2 ends its process, and with it the other, which is asleep."""
+    aborted = r"2: the worker process was ended by signal 6 \(Aborted\) during 'verify': finished cases are kept"
+    with Workers(2) as pool, pytest.raises(InputError, match=f"^{aborted}"):
         list(pool.each(end, [1, 2], "verify"))
-    assert "memory" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "told"),
+    [
+        ({7: -9, 8: -15}, "ct_1: the worker process was killed (signal 9; often the system's out-of-memory killer)"),
+        ({7: -15, 8: 3}, "ct_2: the worker process ended with exit code 3"),
+        ({7: -15, 8: -15}, "ct_1, ct_2: the worker process was ended by signal 15 (Terminated)"),
+    ],
+)
+def test_exit_codes_in_words(exit_codes, told):
+    assert str(_lost(exit_codes, {7: "ct_1", 8: "ct_2"}, "prepare")).startswith(f"{told} during 'prepare': ")
 
 
 # --- 15. what is written can be read ---------------------------------------------------------------------------------

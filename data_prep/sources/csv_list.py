@@ -107,7 +107,7 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                 )
             rows = []
             for row in reader:
-                if not any(row.values()):  # an empty line of a spreadsheet
+                if not "".join(text for cell in row.values() for text in cell or ()).strip():  # of a spreadsheet
                     continue
                 if None in row or None in row.values():
                     raise InputError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.errors import InputError, one_line
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.itk import files_of
 from ummkd_tf.scans.reading import Scan, read_label, read_scan
 
 Note = Callable[[str], None]
@@ -72,7 +73,9 @@ class RawCase:
     def files(self) -> tuple[Path, ...]:
         """Every source file of the case."""
         return tuple(
-            file for path in (self.image, self.label) for file in (files_in_order(path) if path.is_dir() else [path])
+            file
+            for path in (self.image, self.label)
+            for file in (files_in_order(path) if path.is_dir() else files_of(path))
         )
 
     def read_scan(self) -> Scan:
@@ -87,6 +90,11 @@ class RawCase:
             note: Takes a line for each thing that had to be mended.
         """
         volume = self.label_reader(self, scan, note)
+        if scan is not None and np.array_equal(scan.volume.array, volume.array):
+            raise InputError(
+                f"{self.label}: the label map is the image itself, voxel for voxel: expected an image and a map of "
+                "its classes; correct the paths"
+            )
         return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
 
     def read(self, note: Note = no_note) -> tuple[Volume, Volume]:

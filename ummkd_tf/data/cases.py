@@ -5,7 +5,7 @@
                                    label  uint8   [rows, columns, slices]
                                    original_label uint8 [i, j, k]           the scan's own grid and axis order
                                    attributes: case_id, modality, task, spacing_mm, affine, original_affine,
-                                   source (file names), source_sha256, recipe
+                                   source (file names), source_sha256, image_sha256, recipe
 
 Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
 under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
@@ -66,7 +66,14 @@ class Case:
 
 
 def write_case(
-    path: Path, prepared: Prepared, *, case_id: str, modality: str, task: Task, source: Mapping[str, str]
+    path: Path,
+    prepared: Prepared,
+    *,
+    case_id: str,
+    modality: str,
+    task: Task,
+    source: Mapping[str, str],
+    image_sha256: str = "",
 ) -> None:
     """Writes a prepared, labelled scan whole or not at all.
 
@@ -77,6 +84,7 @@ def write_case(
         modality: The scan's modality.
         task: Row of the task table.
         source: sha256 by source file name.
+        image_sha256: Of the scan's voxels, by which a copy under another name is found.
     """
     assert prepared.label is not None and prepared.original_label is not None
     # In memory first, because HDF5 can bring the process down when the disk is full.
@@ -94,6 +102,7 @@ def write_case(
             "task": task.name,
             "source": json.dumps(sorted(source)),
             "source_sha256": source_checksum(source),
+            "image_sha256": image_sha256,
             "recipe": recipe_checksum(task),
         }
         file.attrs.update(
@@ -193,6 +202,12 @@ def read_source_checksum(path: Path) -> tuple[str, str]:
     """(source, recipe) checksums a case was prepared with."""
     with _opened(path) as file:
         return _text(file.attrs["source_sha256"]), _text(file.attrs["recipe"])
+
+
+def read_image_checksum(path: Path) -> str:
+    """sha256 of the scan's voxels; "" where the case was prepared without."""
+    with _opened(path) as file:
+        return _text(file.attrs.get("image_sha256", ""))
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
 def read_sitk(path: Path, image_io: str = "") -> sitk.Image:
     """Reads with SimpleITK, whose libraries believe any size: the header is read and checked first."""
     check_content(path)
-    files = _files_of(path)
+    files = files_of(path)
     stored = sum(file.stat().st_size for file in files)
     try:
         with _plain_name(files) as file:
@@ -83,7 +83,7 @@ def _plain_name(files: Sequence[Path]) -> Iterator[Path]:
         yield links[0]
 
 
-def _files_of(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """An image file and the data file that its header names, which must lie beside it.
 
     Raises:
