@@ -102,13 +102,13 @@ def measure(case: RawCase) -> Measured:
         image, label = scan.volume, case.label_reader(case, scan, lambda _: None)
         difference = same_geometry(image.grid, label.grid)
         if difference:
-            raise InputError(f"{case.label}: the label has {difference}: use the image's own label map")
+            raise InputError(f"the label has {difference}", where=case.label, fix="use the image's own label map")
         values = np.unique(label.array)
         if values[0] < 0 or len(values) > 255:
             text = f"{len(values)} label values from {values[0]} to {values[-1]}"
-            raise InputError(f"{case.label}: {text}: expected at most 255, none negative; is it a label map?")
+            raise InputError(f"{text}", where=case.label, fix="expected at most 255, none negative; is it a label map?")
     except InputError as error:
-        return Measured(case, (Problem.parse(error),))
+        return Measured(case, (Problem.of(error),))
     foreground = image.array[label.array > 0].astype(np.float32)
     upper = np.percentile(foreground, _FOREGROUND[1]) if foreground.size else image.array.max()
     oriented, minimum = reorient(image, _DIRECTIONS), float(image.array.min())
@@ -188,8 +188,9 @@ def _clip(scans: Sequence[Measured]) -> tuple[dict[str, dict[str, Any]], dict[st
         foreground = np.concatenate([scan.foreground for scan in own_scans])
         if not foreground.size:
             raise InputError(
-                f"{own_scans[0].case.label}: no {modality} scan has a labelled voxel: expected labelled scans; check "
-                "the label files"
+                f"no {modality} scan has a labelled voxel",
+                where=own_scans[0].case.label,
+                fix="expected labelled scans; check the label files",
             )
         low, high = map(float, np.percentile(foreground, _FOREGROUND))
         shown = f"labelled voxels have {low:.4g} to {high:.4g} ({_FOREGROUND[0]} to {_FOREGROUND[1]} percentile)"
@@ -224,14 +225,18 @@ def class_names(scans: Sequence[Measured], label_map: Path | None) -> dict[int, 
         names = {int(value): name for value, name in read_json(label_map).items()}
     except MALFORMED as error:
         raise InputError(
-            f'{label_map}: not a label map ({error}): expected a JSON object like {{"1": "prostate"}}'
+            f"not a label map ({error})", where=label_map, fix='expected a JSON object like {"1": "prostate"}'
         ) from error
     wrong = [f"{value} → {name!r}" for value, name in names.items() if not isinstance(name, str)]
     if wrong:
-        raise InputError(f"{label_map}: {', '.join(wrong)}: expected a class name for every value; correct the entries")
+        raise InputError(
+            f"{', '.join(wrong)}", where=label_map, fix="expected a class name for every value; correct the entries"
+        )
     missing = [f"{value} ({found[value].label})" for value in sorted(found.keys() - names.keys())]
     if missing:
-        raise InputError(f"{label_map}: no name for label value {', '.join(missing)}: add it, as background or a class")
+        raise InputError(
+            f"no name for label value {', '.join(missing)}", where=label_map, fix="add it, as background or a class"
+        )
     return names
 
 
@@ -298,7 +303,7 @@ def main(_: list[str]) -> int:
         raise InputError(f"--out={out}: expected a name that ends in .json")
     for path in (out, label_map_beside(out)):
         if path.exists() and not values.overwrite:
-            raise InputError(f"{path}: is there already: give --overwrite, or choose another --out")
+            raise InputError("is there already", where=path, fix="give --overwrite, or choose another --out")
     name = values.name or re.sub(r"\W", "_", out.stem, flags=re.ASCII)
     if name in TASKS:
         raise InputError(f"--name={name}: is the paper's task: choose another name")

@@ -74,7 +74,7 @@ class _Findings:
         try:
             return read()
         except InputError as error:
-            self.problems.append(Problem.parse(error))
+            self.problems.append(Problem.of(error))
         except OSError as error:
             self.problems.append(Problem(str(error.filename), "not readable", "check the file's permissions"))
         return None
@@ -126,7 +126,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         try:
             prepared = preprocessing.prepare(scan.volume, label, task, case.modality)
         except InputError as error:
-            found.problems.append(Problem.parse(InputError(f"{case.image}: {error}")))
+            found.problems.append(Problem(str(case.image), error.problem, error.fix))
         else:
             assert prepared.label is not None
             if out is not None and write:
@@ -227,7 +227,7 @@ def prepare(
         InputError: A split that does not fit, another data set in `out`, a full disk, or a worker that was ended.
     """
     if (out / RELEASED).exists():
-        raise InputError(f"{out}: holds released records: expected an empty folder; choose another --out")
+        raise InputError("holds released records", where=out, fix="expected an empty folder; choose another --out")
     if not overwrite:
         _check_same(out, {"source": source, "task": task.name, "modalities": list(split)})
     parts = by_part(split)
@@ -296,7 +296,7 @@ def _voxels_checksum(image: Volume, axes: str) -> str:
     array = reorient(image, axes).array
     digest = hashlib.sha256(str(array.shape).encode())
     for k in range(array.shape[2]):  # by slice, so that it takes no memory
-        digest.update(np.ascontiguousarray(array[:, :, k], "<f4"))
+        digest.update(np.ascontiguousarray(array[:, :, k], "<f4").tobytes())
     return digest.hexdigest()
 
 
@@ -352,7 +352,9 @@ def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
     different = [f"{name} is {found[name]}, now {wanted[name]}" for name in wanted if found[name] != wanted[name]]
     if different:
         raise InputError(
-            f"{out}: holds another data set ({'; '.join(different)}): choose another --out, or give --overwrite"
+            f"holds another data set ({'; '.join(different)})",
+            where=out,
+            fix="choose another --out, or give --overwrite",
         )
 
 
@@ -365,9 +367,12 @@ def check_space(out: Path, size_bytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     total, _, free = shutil.disk_usage(existing)
     if not total:
-        raise InputError(f"{out}: no place for files (a disk of 0 bytes): expected a folder; choose another --out")
+        raise InputError(
+            "no place for files (a disk of 0 bytes)", where=out, fix="expected a folder; choose another --out"
+        )
     if free < size_bytes:
         raise InputError(
-            f"{out}: disk full, {free / 2**20:.0f} MiB free: expected {size_bytes / 2**20:.0f} MiB; make room "
-            "or choose another --out; nothing was written"
+            f"disk full, {free / 2**20:.0f} MiB free",
+            where=out,
+            fix=f"expected {size_bytes / 2**20:.0f} MiB; make room or choose another --out; nothing was written",
         )

@@ -82,7 +82,7 @@ def find(raw: Path) -> Release:
     try:
         files = files_by_name(raw)
     except InputError as error:
-        release.problems.append(Problem.parse(error))
+        release.problems.append(Problem.of(error))
         return release
     _find_lists(release, files)
     for modality in MODALITIES:
@@ -132,7 +132,7 @@ def _listed(release: Release, files: FilesByName, modality: str, part: str) -> l
     if path is None:
         return []
     found, errors = find_listed(path, files, release.raw)
-    release.problems.extend(Problem.parse(error) for error in errors)
+    release.problems.extend(Problem.of(error) for error in errors)
     return found
 
 
@@ -188,7 +188,7 @@ def _inspect_record(path: Path) -> Inspection:
         label = read_record(path)[1]
         return Inspection(None, {path.name: file_checksum(path)}, frozenset(np.unique(label).tolist()))
     except InputError as error:
-        return Inspection(Problem.parse(error))
+        return Inspection(Problem.of(error))
 
 
 def _inspect_volume(path: Path) -> Inspection:
@@ -198,7 +198,7 @@ def _inspect_volume(path: Path) -> Inspection:
         size_bytes = math.prod(grid.shape) * _VOXEL_BYTES
         return Inspection(None, checksums, geometry=_geometry(path, grid), size_bytes=size_bytes)
     except InputError as error:
-        return Inspection(Problem.parse(error))
+        return Inspection(Problem.of(error))
 
 
 def _geometry(path: Path, grid: Grid) -> str:

@@ -82,15 +82,18 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
         path = Path(name_or_path)
         if not path.is_file():
             raise InputError(
-                f"{name_or_path}: no such split: expected seeded, k_fold, {', '.join(committed_names())} "
-                "or the path of a split file"
+                "no such split",
+                where=name_or_path,
+                fix=f"expected seeded, k_fold, {', '.join(committed_names())} or the path of a split file",
             )
     try:
         content = read_json(path)
         name = str(content["name"])
         if "folds" in content:
             if not 0 <= fold < len(content["folds"]):
-                raise InputError(f"{path}: no fold {fold}: expected 0 to {len(content['folds']) - 1}; change --fold")
+                raise InputError(
+                    f"no fold {fold}", where=path, fix=f"expected 0 to {len(content['folds']) - 1}; change --fold"
+                )
             name, split = f"{name}, fold {fold}", content["folds"][fold]
         else:
             split = content["split"]
@@ -98,7 +101,9 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
     except InputError:
         raise
     except MALFORMED as error:
-        raise InputError(f"{path}: not a split file ({error!r}): expected the form in docs/data.md") from error
+        raise InputError(
+            f"not a split file ({error!r})", where=path, fix="expected the form in docs/data.md"
+        ) from error
 
 
 def by_part(split: Split) -> dict[str, list[str]]:

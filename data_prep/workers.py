@@ -71,7 +71,7 @@ def _lost(exit_codes: Mapping[int | None, int | None], at_work: Mapping[int, obj
     """The message on workers that ended, from every worker's exit code (negative: a signal) and item."""
     # When one ends, the pool ends the others with SIGTERM.
     first = {pid: code for pid, code in exit_codes.items() if code not in (0, -signal.SIGTERM, None)} or exit_codes
-    named = [at_work[pid] for pid in first if pid in at_work] or list(at_work.values())
+    named = [at_work[pid] for pid in first if pid is not None and pid in at_work] or list(at_work.values())
     where = ", ".join(str(getattr(item, "case_id", item)) for item in named) or title
     hows = []
     for code in dict.fromkeys(first.values()):
@@ -82,8 +82,9 @@ def _lost(exit_codes: Mapping[int | None, int | None], at_work: Mapping[int, obj
         else:
             hows.append(f"was ended by signal {-code} ({signal.strsignal(-code)})")
     return InputError(
-        f"{where}: the worker process {' or '.join(hows) or 'ended'} during '{title}': finished cases are kept; run "
-        "again, with fewer --workers if memory is short, or without this case"
+        f"the worker process {' or '.join(hows) or 'ended'} during '{title}'",
+        where=where,
+        fix="finished cases are kept; run again, with fewer --workers if memory is short, or without this case",
     )
 
 

@@ -69,8 +69,9 @@ def main(_: list[str]) -> None:
     dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
     if dataset.split_checksum != record["split_sha256"]:
         raise InputError(
-            f"{dataset.directory}: another split ({dataset.split_name}) than the run was trained with "
-            f"({record['split_name']}): test cases may have been trained on; evaluate on the run's own data"
+            f"another split ({dataset.split_name}) than the run was trained with ({record['split_name']})",
+            where=dataset.directory,
+            fix="test cases may have been trained on; evaluate on the run's own data",
         )
     check_same_task(
         dataset.task, task_of(record), dataset.directory, "evaluate on the run's own data, or prepare them for its task"
@@ -78,7 +79,9 @@ def main(_: list[str]) -> None:
     part = "outlier" if FLAGS.outlier else FLAGS.part
     case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
     if not case_ids:
-        raise InputError(f"{dataset.directory}: no case in the {part} part: expected one to evaluate; see --part")
+        raise InputError(
+            f"no case in the {part} part", where=dataset.directory, fix="expected one to evaluate; see --part"
+        )
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     factor = config_of(record).factor(dataset.task)
     predictor = Predictor(model)

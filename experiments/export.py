@@ -48,7 +48,9 @@ def results_of(run_dir: Path, selection: str | None) -> str:
         table = evaluation_table(evaluation, task_of(record))
         counts = counts_line(evaluation, task_of(record))
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged ({error!r}): evaluate the run again, or remove the file") from error
+        raise InputError(
+            f"damaged ({error!r})", where=path, fix="evaluate the run again, or remove the file"
+        ) from error
     return (
         f"Test part of {evaluation['split_name']}, {evaluation['grid']} grid, step {evaluation['step']} "
         f"({evaluation['selection']}):\n\n{table}\n\n{counts}"

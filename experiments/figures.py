@@ -73,7 +73,9 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
         raise InputError(f"no figure {target!r}: expected one of {', '.join(FIGURES)}")
     records = [record for record in records if record.finished]
     if not records:
-        raise InputError(f"{target}: none of its runs is finished: expected at least one; run `make {target}`")
+        raise InputError(
+            "none of its runs is finished", where=target, fix=f"expected at least one; run `make {target}`"
+        )
     with rc_context(_STYLE):
         figure = _DRAW[target](TARGETS[target].specs, records)
         caption = [provenance(records)]
@@ -208,7 +210,9 @@ def median_cases(record: Record, modality: str, number: int) -> list[str]:
         if case["modality"] == modality
     }
     if not dice:
-        raise InputError(f"{record.run_dir}: no {modality} case in evaluation_test.json: evaluate the run again")
+        raise InputError(
+            f"no {modality} case in evaluation_test.json", where=record.run_dir, fix="evaluate the run again"
+        )
     ordered = sorted(dice, key=lambda case_id: (dice[case_id], case_id))
     first = max(0, (len(ordered) - number + 1) // 2)
     return sorted(ordered[first : first + number])

@@ -64,10 +64,11 @@ def write_phantoms(folder: Path) -> None:
                     "validation": ids[first_test - validation : first_test],
                     "test": ids[first_test:],
                 }
-            arguments = {"split": split, "split_name": "growing", "source": "phantom", "pool": pool, "note": print}
-            problems = prepare(cases, TASK, folder / name, **arguments)
+            problems = prepare(
+                cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=print
+            )
             if problems:
-                raise InputError(f"{folder}: {problems[0]}")
+                raise InputError(f"{problems[0]}", where=folder)
 
 
 def config(steps: int, **changes: Any) -> RunConfig:
@@ -147,7 +148,8 @@ def main(_: list[str]) -> None:
             scores[way].append(train(part, work / "runs" / f"{way.replace(' ', '-')}-{n}", settings))
     print(f"\nfirst model, CT and MR: test Dice {100 * before:.1f} % after {FLAGS.first_steps} steps")
     print(
-        f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {commit()}; {len(new.ids('test'))} test scans"
+        f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {commit()}; "
+        f"{len(new.ids('test'))} test scans"
     )
     print(f"\n{table(scores, FLAGS.scans)}")
 

@@ -37,8 +37,9 @@ def main(_: list[str]) -> None:
     task = get_task(FLAGS.task or ("cardiac" if arguments["network"] == "dilated2d" else "abdomen"))
     if task.num_classes != arguments["num_classes"]:
         raise InputError(
-            f"{FLAGS.checkpoint}: has {arguments['num_classes']} classes, and task {task.name} has "
-            f"{task.num_classes}, background included: give the checkpoint's own task with --task"
+            f"has {arguments['num_classes']} classes, and task {task.name} has {task.num_classes}, background included",
+            where=FLAGS.checkpoint,
+            fix="give the checkpoint's own task with --task",
         )
     model = UnpairedSegmenter(**arguments)
     load_released_weights(model, values)

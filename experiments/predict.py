@@ -163,11 +163,13 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
             told = f"{where}: {scan.name} is {scan.modality!r}, and" if isinstance(where, Path) else f"{where}:"
             raise InputError(f"{told} the run knows {', '.join(modalities)}; give the scan's modality")
         if not scan.path.exists():
-            raise InputError(f"{scan.path}: no such file or folder: check the path")
+            raise InputError("no such file or folder", where=scan.path, fix="check the path")
     names = [scan.name for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{given}: several scans called {', '.join(twice)}: rename them, or list them in a CSV")
+        raise InputError(
+            f"several scans called {', '.join(twice)}", where=given, fix="rename them, or list them in a CSV"
+        )
     return scans
 
 
@@ -179,15 +181,17 @@ def _csv_scans(path: Path) -> list[Scan]:
             reader = csv.DictReader(stream, strict=True)
             missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(f"{path}: no column {', '.join(missing)}: expected {','.join(_COLUMNS)}")
+                raise InputError(f"no column {', '.join(missing)}", where=path, fix=f"expected {','.join(_COLUMNS)}")
             rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({error}): check the path and that it is UTF-8") from error
+        raise InputError(
+            f"not a readable CSV file ({error})", where=path, fix="check the path and that it is UTF-8"
+        ) from error
     for line, values in rows:
         if not all(values):
             raise InputError(f"{path} line {line}: an empty field: expected {', '.join(_COLUMNS)}; correct the line")
     if not rows:
-        raise InputError(f"{path}: lists no scan: expected one a line under {','.join(_COLUMNS)}")
+        raise InputError("lists no scan", where=path, fix=f"expected one a line under {','.join(_COLUMNS)}")
     return [Scan(plain_name(case), path.parent / image, modality) for _, (case, modality, image) in rows]
 
 
@@ -196,7 +200,7 @@ def _check_not_overwriting(scans: Sequence[Scan], targets: dict[str, Path]) -> N
     for target in targets.values():
         if target.resolve() in inputs or any(target.exists() and target.samefile(path) for path in inputs):
             told = f"--output={FLAGS.output}"
-            raise InputError(f"{told}: is the scan itself: expected another file; choose another name")
+            raise InputError("is the scan itself", where=told, fix="expected another file; choose another name")
 
 
 def _segment(scan: Scan, predictor: ScanPredictor, title: str) -> Segmentation:
@@ -223,7 +227,7 @@ def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredic
         from ummkd_tf.scans.reading import is_dicom_scan
 
         if not is_dicom_scan(scan.path):
-            raise InputError(f"{scan.path}: no DICOM series, which --dicom_seg needs: leave --dicom_seg out")
+            raise InputError("no DICOM series, which --dicom_seg needs", where=scan.path, fix="leave --dicom_seg out")
         write_dicom_seg(
             base.with_name(f"{base.name}.dcm"), labels, DicomSeries.open(scan.path), result.task, predictor.title
         )

@@ -245,7 +245,7 @@ def _cost(folder: Path) -> str:
         pictures = [p for part in measured["parts"] for p in part["pictures"].items()]
         figures = [_figure(folder / Path(name).name, caption) for name, caption in pictures]
     except MALFORMED as error:
-        raise InputError(f"{path}: not what experiments.benchmark writes: {error!r}; run it again") from error
+        raise InputError("not what experiments.benchmark writes", where=path, fix=f"{error!r}; run it again") from error
     note = "" if figures else '<p>Part "scaling" was not run.</p>'
     return "\n".join([heading, facts(told), note, f'<div class="grid">{"".join(figures)}</div>'])
 

@@ -152,8 +152,9 @@ class Work:
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
             raise InputError(
-                f"{self.run_dir}: holds another run ({'; '.join(different)}): expected the planned one; "
-                "give the flags it was made with, or another --runs_dir"
+                f"holds another run ({'; '.join(different)})",
+                where=self.run_dir,
+                fix="expected the planned one; give the flags it was made with, or another --runs_dir",
             )
 
 
@@ -174,7 +175,7 @@ def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], opt
 def _check_data(spec: RunSpec, options: Options, folds: Sequence[int]) -> None:
     flag = f"--{spec.data}_data"
     if spec.data not in options.data:
-        raise InputError(f"{flag}: not given, but {spec.name} needs it: expected a folder of prepared data")
+        raise InputError(f"not given, but {spec.name} needs it", where=flag, fix="expected a folder of prepared data")
     if len(folds) > 1 and "{fold}" not in options.data[spec.data]:
         raise InputError(
             f"{flag}={options.data[spec.data]}: one data set for {len(folds)} folds: expected {{fold}} in the path, "

@@ -88,8 +88,9 @@ class StudyRun:
         changed = [name for name in self.flags.keys() & record["flags"] if record["flags"][name] != self.flags[name]]
         if changed:
             raise InputError(
-                f"{self.run_dir}: differs in {', '.join(sorted(changed))}: expected the planned run; give another "
-                "--runs_dir"
+                f"differs in {', '.join(sorted(changed))}",
+                where=self.run_dir,
+                fix="expected the planned run; give another --runs_dir",
             )
         return [] if record["status"] == "finished" else ["train"]
 

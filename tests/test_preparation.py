@@ -111,11 +111,13 @@ def test_label_values_of_the_data_sets():
 
 
 def test_problem_is_one_line_of_three_parts():
-    problem = Problem.parse(InputError("a/b.nii: 2 NaN voxels (first: 7): expected finite values; repair it"))
+    problem = Problem.of(
+        InputError("2 NaN voxels (first: 7)", where=Path("a: b/b.nii"), fix="expected finite values; repair it")
+    )
     assert (problem.file, problem.problem, problem.fix) == (
-        "a/b.nii", "2 NaN voxels (first: 7)", "expected finite values; repair it"
+        "a: b/b.nii", "2 NaN voxels (first: 7)", "expected finite values; repair it"
     )  # fmt: skip
-    assert str(problem) == "a/b.nii: 2 NaN voxels (first: 7): expected finite values; repair it"
+    assert str(problem) == "a: b/b.nii: 2 NaN voxels (first: 7): expected finite values; repair it"
 
 
 @pytest.mark.parametrize("below", [".", "btcv", "RawData/Training", "Training", "btcv/RawData/Training"])

@@ -125,8 +125,9 @@ def task_from_dict(content: Mapping[str, Any], where: object) -> Task:
     if problems:
         numbered = "; ".join(f"({number}) {text}" for number, text in enumerate(problems, start=1))
         raise InputError(
-            f"{where}: {len(problems)} problem{'s'[: len(problems) > 1]} in the task: {numbered}; correct the file, "
-            "docs/data.md explains every key"
+            f"{len(problems)} problem{'s'[: len(problems) > 1]} in the task",
+            where=where,
+            fix=f"{numbered}; correct the file, docs/data.md explains every key",
         )
     classes = _foreground(known["class_names"])
     given = known.get("class_colors", {})
@@ -163,7 +164,7 @@ def stored_task(value: object, where: object) -> Task:
     if isinstance(value, Mapping):
         return task_from_dict(value, where)
     if not isinstance(value, str) or value not in TASKS:
-        raise InputError(f"{where}: unknown task {value!r}: expected {' or '.join(TASKS)}, or a whole task")
+        raise InputError(f"unknown task {value!r}", where=where, fix=f"expected {' or '.join(TASKS)}, or a whole task")
     return TASKS[value]
 
 
@@ -181,8 +182,10 @@ def get_task(name: str) -> Task:
     task = _read(path)
     if task.name in TASKS and task != TASKS[task.name]:
         raise InputError(
-            f"{path}: the name {task.name!r} is that of the paper's task, which differs "
-            f"({'; '.join(differences(TASKS[task.name], task)) or 'in order or colours'}): give the task another name"
+            f"the name {task.name!r} is that of the paper's task, which differs ("
+            f"{'; '.join(differences(TASKS[task.name], task)) or 'in order or colours'})",
+            where=path,
+            fix="give the task another name",
         )
     return task
 
@@ -192,7 +195,7 @@ def _read(path: Path) -> Task:
         content = read_json(path)
     except MALFORMED as error:
         raise InputError(
-            f"{path}: not a task file ({error}): expected a JSON object, as data_prep.new_task writes it"
+            f"not a task file ({error})", where=path, fix="expected a JSON object, as data_prep.new_task writes it"
         ) from error
     return task_from_dict(content, path)
 
@@ -212,7 +215,7 @@ def check_same_task(stored: Task, asked: Task, where: object, fix: str) -> None:
     """
     different = differences(stored, asked)
     if different:
-        raise InputError(f"{where}: has another task: {'; '.join(different)}; {fix}")
+        raise InputError("has another task", where=where, fix=f"{'; '.join(different)}; {fix}")
 
 
 def _text(value: object) -> str:

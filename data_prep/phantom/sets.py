@@ -146,7 +146,7 @@ def _write_set(
             whole.rename(out_dir)
     except OSError as error:
         raise InputError(
-            f"{out_dir}: phantom not written ({error.strerror or error}): the folder is as before"
+            f"phantom not written ({error.strerror or error})", where=out_dir, fix="the folder is as before"
         ) from error
 
 
@@ -169,13 +169,15 @@ def _take_ids(ids: Sequence[str], number: int, modality: str, extra: bool) -> li
 def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
     """Refuses to mix with, or to delete, what is there."""
     if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir}: is a file: expected a folder to make; give another --out")
+        raise InputError("is a file", where=out_dir, fix="expected a folder to make; give another --out")
     if not out_dir.is_dir() or not any(out_dir.iterdir()):
         return
     if not overwrite:
-        raise InputError(f"{out_dir}: not empty: expected a new or empty folder; give another --out or --overwrite")
+        raise InputError(
+            "not empty", where=out_dir, fix="expected a new or empty folder; give another --out or --overwrite"
+        )
     if not (out_dir / MANIFEST).is_file():
-        raise InputError(f"{out_dir}: holds no {MANIFEST}, so it is not a phantom's to replace; give another --out")
+        raise InputError(f"holds no {MANIFEST}, so it is not a phantom's to replace; give another --out", where=out_dir)
 
 
 def _manifest(

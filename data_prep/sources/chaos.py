@@ -74,16 +74,18 @@ def read_grey_values(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
     if len(files) != len(file_of_slice):
         raise InputError(
-            f"{case.label}: {len(files)} PNG files for {len(file_of_slice)} DICOM files: "
-            "expected one each; restore the missing or remove the extra one"
+            f"{len(files)} PNG files for {len(file_of_slice)} DICOM files",
+            where=case.label,
+            fix="expected one each; restore the missing or remove the extra one",
         )
     grey = np.empty(grid.shape, np.int32)
     for k, which in enumerate(file_of_slice):
         values = read_png(files[which])
         if values.shape != grey.shape[:2]:
             raise InputError(
-                f"{files[which]}: {values.shape} pixels, the scan's slices have {grey.shape[:2]}: "
-                "expected the same; use the scan's own label"
+                f"{values.shape} pixels, the scan's slices have {grey.shape[:2]}",
+                where=files[which],
+                fix="expected the same; use the scan's own label",
             )
         grey[:, :, k] = values
     if list(file_of_slice) != sorted(file_of_slice):

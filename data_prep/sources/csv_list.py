@@ -75,14 +75,19 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
         values = {int(value): indices.get(name, name) for value, name in entries.items()}
     except MALFORMED as error:
         raise InputError(
-            f"{path}: not a label map ({error}): expected a JSON object from label value to class, "
-            f'e.g. {{"1": "{task.class_names[1]}"}}'
+            f"not a label map ({error})",
+            where=path,
+            fix=f'expected a JSON object from label value to class, e.g. {{"1": "{task.class_names[1]}"}}',
         ) from error
     for value, index in values.items():
         if type(index) is not int or index not in indices.values() or not 0 <= value <= _MAX_LABEL:
             raise InputError(
-                f"{path}: {value} → {index!r}: expected a label value from 0 to {_MAX_LABEL} and a class, one of "
-                f"{', '.join(task.class_names)} or its index; correct the entry"
+                f"{value} → {index!r}",
+                where=path,
+                fix=(
+                    f"expected a label value from 0 to {_MAX_LABEL} and a class, one of "
+                    f"{', '.join(task.class_names)} or its index; correct the entry"
+                ),
             )
     return {0: 0} | values
 
@@ -103,7 +108,9 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
             if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
                 found = ",".join(reader.fieldnames or ())
                 raise InputError(
-                    f"{csv_file}: columns {found or 'missing'}: expected {','.join(COLUMNS)}; correct the first line"
+                    f"columns {found or 'missing'}",
+                    where=csv_file,
+                    fix=f"expected {','.join(COLUMNS)}; correct the first line",
                 )
             rows = []
             for row in reader:
@@ -117,7 +124,7 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                 rows.append((reader.line_num, {column: text.strip() for column, text in row.items()}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{csv_file}: not a readable CSV file ({error}): check the path and that it is UTF-8"
+            f"not a readable CSV file ({error})", where=csv_file, fix="check the path and that it is UTF-8"
         ) from error
     return rows
 

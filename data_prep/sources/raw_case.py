@@ -33,14 +33,12 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return one_line(f"{self.file}: {self.problem}: {self.fix}")
+        return one_line(": ".join(part for part in (self.file, self.problem, self.fix) if part))
 
     @classmethod
-    def parse(cls, error: InputError) -> Problem:
-        """The problem an `InputError` of the form 'file: problem: fix' tells."""
-        file, _, rest = str(error).partition(": ")
-        problem, _, fix = rest.rpartition(": ")
-        return cls(file, problem, fix)
+    def of(cls, error: InputError) -> Problem:
+        """The problem that an error tells."""
+        return cls(error.where, error.problem, error.fix)
 
 
 def whole_file(case: RawCase, scan: Scan | None, note: Note) -> Volume:
@@ -92,8 +90,9 @@ class RawCase:
         volume = self.label_reader(self, scan, note)
         if scan is not None and np.array_equal(scan.volume.array, volume.array):
             raise InputError(
-                f"{self.label}: the label map is the image itself, voxel for voxel: expected an image and a map of "
-                "its classes; correct the paths"
+                "the label map is the image itself, voxel for voxel",
+                where=self.label,
+                fix="expected an image and a map of its classes; correct the paths",
             )
         return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
 
@@ -142,7 +141,9 @@ def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> 
         found, counts = np.unique(values[wrong], return_counts=True)
         listed = ", ".join(f"{v} ({n} voxels)" for v, n in list(zip(found, counts, strict=True))[:5])
         raise InputError(
-            f"{path}: unknown label value {listed}: expected only {_ranges(sorted(classes))}; correct the label map"
+            f"unknown label value {listed}",
+            where=path,
+            fix=f"expected only {_ranges(sorted(classes))}; correct the label map",
         )
     return result
 
@@ -167,7 +168,7 @@ def numbered(folder: Path, pattern: str) -> dict[str, list[Path]]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
+        raise InputError(f"{error.strerror}", where=folder, fix="check the path and its permissions") from error
     result: dict[str, list[Path]] = {}
     for entry in entries:
         match = re.fullmatch(pattern, entry.name)
@@ -201,7 +202,7 @@ def first_folder(candidates: Sequence[Path], fits: Callable[[Path], bool], what:
     for folder in candidates:
         if folder.is_dir() and fits(folder):
             return folder
-    raise InputError(f"{candidates[0]}: no {what} found: expected {tree}; see docs/data.md")
+    raise InputError(f"no {what} found", where=candidates[0], fix=f"expected {tree}; see docs/data.md")
 
 
 def source_names(files: Sequence[Path]) -> dict[str, Path]:

@@ -101,7 +101,7 @@ def _attempt(part: Callable[[Options], Found], options: Options) -> Found:
     try:
         return part(options)
     except InputError as error:
-        return Found((), (Problem.parse(error),))
+        return Found((), (Problem.of(error),))
 
 
 def _btcv(options: Options) -> Found:

@@ -102,7 +102,7 @@ class Worker:
             self._process.wait()
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
-            raise InputError(f"{self._name}: ended with code {self._process.returncode}: {last}")
+            raise InputError(f"ended with code {self._process.returncode}", where=self._name, fix=f"{last}")
         return json.loads(line)
 
     def __enter__(self) -> Worker:

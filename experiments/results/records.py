@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged ({error}): delete it and run again what writes it") from error
+        raise InputError(f"damaged ({error})", where=path, fix="delete it and run again what writes it") from error
 
 
 def _load(run_dir: Path) -> Record:

@@ -96,7 +96,9 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
-        raise InputError(f"{path}: not a readable .npz file of plain arrays: copy or download it again") from error
+        raise InputError(
+            "not a readable .npz file of plain arrays", where=path, fix="copy or download it again"
+        ) from error
     if len(arrays) < len(wanted):
         raise KeyError(next(name for name in wanted if name not in arrays))
     return arrays

@@ -8,12 +8,18 @@ _LONGEST = 2000  # characters; a message can quote what a damaged file holds
 class InputError(ValueError):
     """Bad input that the user can mend: a file, a flag or a data set.
 
-    The message is one line: what happened, what was expected, what was found and how to fix it.
-    Command-line programs print it without a traceback and exit with code 1.
+    The message is one line, "where: problem: fix". Command-line programs print it without a traceback and exit with
+    code 1.
+
+    Args:
+        problem: What happened, and what was found; or the whole message, where it does not come in three parts.
+        where: File, folder or flag, or None.
+        fix: What was expected, and how to mend it.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    def __init__(self, problem: str, *, where: object = None, fix: str = "") -> None:
+        self.where, self.problem, self.fix = "" if where is None else str(where), problem, fix
+        super().__init__(one_line(": ".join(part for part in (self.where, problem, fix) if part)))
 
 
 def one_line(text: str) -> str:

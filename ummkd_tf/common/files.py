@@ -40,10 +40,12 @@ def files_in_order(folder: str | Path) -> list[Path]:
         visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
         broken = [p for p in visible if p.is_symlink() and not p.exists()]
         if broken:
-            raise InputError(f"{broken[0]}: a link to a file that is not there: restore the file, or remove the link")
+            raise InputError(
+                "a link to a file that is not there", where=broken[0], fix="restore the file, or remove the link"
+            )
         files = [p for p in visible if p.is_file()]
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}: check the path and its permissions") from error
+        raise InputError(f"{error.strerror}", where=folder, fix="check the path and its permissions") from error
     # Every second token is a number.
     return sorted(files, key=lambda p: [int(t) if n % 2 else t for n, t in enumerate(re.split(r"([0-9]+)", p.name))])
 
@@ -74,7 +76,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.close(folder_descriptor)
     except OSError as error:
         reason = error.strerror or last_line(error)
-        raise InputError(f"{path}: could not be written ({reason}): make room or check permissions") from error
+        raise InputError(
+            f"could not be written ({reason})", where=path, fix="make room or check permissions"
+        ) from error
 
 
 def last_line(error: Exception) -> str:

@@ -162,12 +162,16 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
         original_shape = _dataset(file, "original_label").shape
         original = _voxels(file, "original_label") if original_label else None
     if image.shape != label.shape:
-        raise InputError(f"{path}: image {image.shape} and label {label.shape} do not fit: prepare the case again")
+        raise InputError(
+            f"image {image.shape} and label {label.shape} do not fit", where=path, fix="prepare the case again"
+        )
     if not np.isfinite(image).all():
-        raise InputError(f"{path}: the image has NaN or infinite voxels: expected finite ones; prepare the case again")
+        raise InputError(
+            "the image has NaN or infinite voxels", where=path, fix="expected finite ones; prepare the case again"
+        )
     if image.shape[0] % factor or image.shape[1] % factor:
         raise InputError(
-            f"{path}: image {image.shape}: expected rows and columns to reduce by {factor}; prepare it again"
+            f"image {image.shape}", where=path, fix=f"expected rows and columns to reduce by {factor}; prepare it again"
         )
     case = Case(
         case_id=case_id,
@@ -214,11 +218,11 @@ def read_image_checksum(path: Path) -> str:
 def _opened(path: Path) -> Iterator[h5py.File]:
     """A checked case file for reading, whose every failure, also while reading, is one clear line."""
     if not path.is_file():
-        raise InputError(f"{path}: missing case file: prepare the data again")
+        raise InputError("missing case file", where=path, fix="prepare the data again")
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file: delete it and prepare the case again") from error
+        raise InputError("not a readable HDF5 file", where=path, fix="delete it and prepare the case again") from error
     with file:
         try:
             _check_file(path, file)
@@ -226,17 +230,19 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         except InputError:
             raise
         except (*MALFORMED, RuntimeError) as error:
-            raise InputError(f"{path}: damaged or incomplete case file: prepare the case again") from error
+            raise InputError("damaged or incomplete case file", where=path, fix="prepare the case again") from error
 
 
 def _check_file(path: Path, file: h5py.File) -> None:
     for name in file:
         # A link could lead to any file on the machine.
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise InputError(f"{path}: {name!r} is a link: expected data in the file itself; prepare it again")
+            raise InputError(
+                f"{name!r} is a link", where=path, fix="expected data in the file itself; prepare it again"
+            )
     found = file.attrs.get("format", "none")
     if found != FORMAT:
-        raise InputError(f"{path}: case format {found}, expected {FORMAT}: prepare the data again")
+        raise InputError(f"case format {found}, expected {FORMAT}", where=path, fix="prepare the data again")
 
 
 def _text(value: bytes | str) -> str:

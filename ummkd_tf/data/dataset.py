@@ -55,7 +55,9 @@ class Dataset:
         directory = Path(directory)
         path = directory / DATASET
         if not path.is_file():
-            raise InputError(f"{path}: no prepared data set: run one of the prepare targets, or check --data_dir")
+            raise InputError(
+                "no prepared data set", where=path, fix="run one of the prepare targets, or check --data_dir"
+            )
         try:
             content = read_json(path)
             dataset = cls(
@@ -70,11 +72,13 @@ class Dataset:
         except InputError:
             raise
         except MALFORMED as error:
-            raise InputError(f"{path}: not a data set description ({error!r}): prepare the data again") from error
+            raise InputError(
+                f"not a data set description ({error!r})", where=path, fix="prepare the data again"
+            ) from error
         check_split(dataset.split, dataset.case_modality, dataset.modalities, path)
         for case_id in dataset.case_modality:
             if not dataset.path(case_id).is_file():
-                raise InputError(f"{dataset.path(case_id)}: missing case file: prepare the data again")
+                raise InputError("missing case file", where=dataset.path(case_id), fix="prepare the data again")
         return dataset
 
     def path(self, case_id: str) -> Path:
@@ -94,13 +98,16 @@ class Dataset:
         case = read_case(self.path(case_id), factor, original_label=original_label)
         if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
             raise InputError(
-                f"{self.path(case_id)}: holds case {case.case_id!r} of modality {case.modality!r}: expected "
-                f"{case_id!r} of {self.case_modality[case_id]!r}; prepare the case again"
+                f"holds case {case.case_id!r} of modality {case.modality!r}",
+                where=self.path(case_id),
+                fix=f"expected {case_id!r} of {self.case_modality[case_id]!r}; prepare the case again",
             )
         if case.label.max() >= self.task.num_classes:
             raise InputError(
-                f"{self.path(case_id)}: label value {case.label.max()}, but task {self.task.name} has values "
-                f"0 to {self.task.num_classes - 1}: prepare the data again"
+                f"label value {case.label.max()}, but task {self.task.name} has values 0 to "
+                f"{self.task.num_classes - 1}",
+                where=self.path(case_id),
+                fix="prepare the data again",
             )
         return case
 
@@ -113,8 +120,9 @@ class Dataset:
         size = tuple(n // factor for n in self.task.size)
         if case.image.shape[:2] != size:
             raise InputError(
-                f"{self.path(case.case_id)}: slices of {case.image.shape[:2]}, reduced by {factor}: expected {size} in "
-                f"task {self.task.name}; prepare the data again"
+                f"slices of {case.image.shape[:2]}, reduced by {factor}",
+                where=self.path(case.case_id),
+                fix=f"expected {size} in task {self.task.name}; prepare the data again",
             )
         return case
 
@@ -184,25 +192,35 @@ def check_split(
     """
     if not are_modality_names(modalities):
         raise InputError(
-            f"{where}: modalities {', '.join(modalities) or 'none'}: expected different plain names like ct and mr, "
-            f"and not {SHARED}; rename them where the data come from, and prepare again"
+            f"modalities {', '.join(modalities) or 'none'}",
+            where=where,
+            fix=(
+                f"expected different plain names like ct and mr, and not {SHARED}; rename them where the data come"
+                " from, and prepare again"
+            ),
         )
     seen: dict[str, str] = {}
     for part in PARTS:
         for case_id in split.get(part, ()):
             if case_id not in case_modality:
-                raise InputError(f"{where}: the split's {part} part names {case_id!r}, which is not among the cases")
+                raise InputError(
+                    f"the split's {part} part names {case_id!r}, which is not among the cases", where=where
+                )
             if case_modality[case_id] not in modalities:
                 raise InputError(
-                    f"{where}: {case_id!r} in the {part} part is of modality {case_modality[case_id]!r}: expected "
-                    f"{' or '.join(modalities)}; prepare the data again"
+                    f"{case_id!r} in the {part} part is of modality {case_modality[case_id]!r}",
+                    where=where,
+                    fix=f"expected {' or '.join(modalities)}; prepare the data again",
                 )
             if case_id in seen:
-                raise InputError(f"{where}: case {case_id!r} is in {seen[case_id]} and in {part}: keep it in one part")
+                raise InputError(
+                    f"case {case_id!r} is in {seen[case_id]} and in {part}", where=where, fix="keep it in one part"
+                )
             seen[case_id] = part
         for modality in modalities:
             if not any(case_modality[c] == modality for c in split.get(part, ())):
                 raise InputError(
-                    f"{where}: the {part} part has no {modality} case: expected at least one; "
-                    "add cases or choose another split"
+                    f"the {part} part has no {modality} case",
+                    where=where,
+                    fix="expected at least one; add cases or choose another split",
                 )

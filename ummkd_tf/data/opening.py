@@ -17,5 +17,7 @@ def open_dataset(directory: str | Path) -> Dataset:
     """
     prepared, released = ((Path(directory) / name).is_file() for name in (DATASET, RELEASED))
     if prepared and released:
-        raise InputError(f"{directory}: holds {DATASET} and {RELEASED}: expected one data set; remove one of the two")
+        raise InputError(
+            f"holds {DATASET} and {RELEASED}", where=directory, fix="expected one data set; remove one of the two"
+        )
     return ReleasedDataset.load(directory) if released else Dataset.load(directory)

@@ -111,21 +111,25 @@ class ReleasedDataset(Dataset):
             raise
         except MALFORMED as error:
             raise InputError(
-                f"{path}: not a description of released data ({error!r}): prepare the data again"
+                f"not a description of released data ({error!r})", where=path, fix="prepare the data again"
             ) from error
         if dataset.outside not in ("ignored", "background"):
-            raise InputError(f"{path}: label_5 is {dataset.outside!r}: expected ignored or background; correct it")
+            raise InputError(
+                f"label_5 is {dataset.outside!r}", where=path, fix="expected ignored or background; correct it"
+            )
         for record in (*dataset.split["train"], *dataset.split["validation"]):
             steps = PurePosixPath(record)
             if steps.is_absolute() or ".." in steps.parts or max(map(len, steps.parts), default=256) > 255:
                 raise InputError(
-                    f"{path}: record {record!r}: expected a path below {dataset.raw}; prepare the data again"
+                    f"record {record!r}", where=path, fix=f"expected a path below {dataset.raw}; prepare the data again"
                 )
             if not (dataset.raw / record).is_file():
-                raise InputError(f"{dataset.raw / record}: missing record: restore it or prepare the data again")
+                raise InputError(
+                    "missing record", where=dataset.raw / record, fix="restore it or prepare the data again"
+                )
         for case_id in dataset.split["test"]:
             if not dataset.path(case_id).is_file():
-                raise InputError(f"{dataset.path(case_id)}: missing case file: prepare the data again")
+                raise InputError("missing case file", where=dataset.path(case_id), fix="prepare the data again")
         return dataset
 
     def records(self, part: str, modality: str) -> list[Path]:
@@ -139,7 +143,7 @@ class ReleasedDataset(Dataset):
             InputError: The id is a record's.
         """
         if case_id not in self.split["test"]:
-            raise InputError(f"{case_id}: a single slice: only the test part has volumes; use --part=test")
+            raise InputError("a single slice", where=case_id, fix="only the test part has volumes; use --part=test")
         return super().case(case_id, factor, original_label=original_label)
 
     def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
@@ -150,8 +154,9 @@ class ReleasedDataset(Dataset):
         """
         if rank != 2:
             raise InputError(
-                f"{self.directory}: released records are slices with their neighbours: expected the 2D network, which "
-                "needs no volumes; give --network=dilated2d"
+                "released records are slices with their neighbours",
+                where=self.directory,
+                fix="expected the 2D network, which needs no volumes; give --network=dilated2d",
             )
         return RecordExamples(self.records("train", modality), factor, self.outside)
 

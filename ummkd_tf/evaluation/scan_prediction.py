@@ -221,8 +221,9 @@ def read_scan(path: str | Path, modality: str) -> Volume:
     series = DicomSeries.open(path)
     if expected and series.modality in (*_MACHINES, *_OTHER_MACHINES) and series.modality != expected:
         raise InputError(
-            f"{path}: the DICOM files' Modality is {series.modality}: expected {expected} for modality {modality!r}; "
-            "give the scan's own modality"
+            f"the DICOM files' Modality is {series.modality}",
+            where=path,
+            fix=f"expected {expected} for modality {modality!r}; give the scan's own modality",
         )
     return series.read()
 

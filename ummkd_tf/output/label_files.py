@@ -94,19 +94,20 @@ def write_dicom_seg(path: str | Path, labels: Volume, series: DicomSeries, task:
     """
     check_highdicom()
     if len(set(map(id, series.slices))) < len(series.slices) or series.grid.is_tilted:
-        raise InputError(f"{series.place}: a DICOM segmentation needs one file for each slice, and upright slices")
+        raise InputError("a DICOM segmentation needs one file for each slice, and upright slices", where=series.place)
     difference = same_geometry(straightened(series.grid), labels.grid)
     if difference:
-        raise InputError(f"{series.place}: the label map has {difference}; expected the series' own grid")
+        raise InputError(f"the label map has {difference}; expected the series' own grid", where=series.place)
     present = [c for c in range(1, task.num_classes) if (labels.array == c).any()]
     if not present:
-        raise InputError(f"{series.place}: nothing was found, and a DICOM segmentation cannot be empty")
+        raise InputError("nothing was found, and a DICOM segmentation cannot be empty", where=series.place)
     try:
         content = _segmentation(labels.array, series.slices, present, task, title)
     except Exception as error:  # highdicom wants every tag that the standard requires, and raises many kinds
         raise InputError(
-            f"{series.place}: no DICOM segmentation can be made from it ({error}): leave --dicom_seg out, or restore "
-            "the series' tags"
+            f"no DICOM segmentation can be made from it ({error})",
+            where=series.place,
+            fix="leave --dicom_seg out, or restore the series' tags",
         ) from error
     with replacing(path) as temporary:
         content.save_as(temporary)

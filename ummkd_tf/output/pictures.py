@@ -262,7 +262,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
     """
     path = Path(path)
     if path.suffix not in _METADATA:
-        raise InputError(f"{path}: unknown picture format {path.suffix!r}: expected {', '.join(_METADATA)}")
+        raise InputError(f"unknown picture format {path.suffix!r}", where=path, fix=f"expected {', '.join(_METADATA)}")
     # Names in an SVG file are random without a salt.
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "ummkd"}):
         figure.savefig(temporary, dpi=dpi, metadata=dict(_METADATA[path.suffix]))

@@ -20,7 +20,7 @@ def files_by_name(folder: str | Path) -> FilesByName:
     """
 
     def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}: check the path and its permissions") from error
+        raise InputError(f"{error.strerror}", where=error.filename, fix="check the path and its permissions") from error
 
     found: dict[str, list[Path]] = {}
     for place, folders, names in os.walk(folder, onerror=fail):
@@ -52,10 +52,10 @@ def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tup
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        return [], [InputError(f"{path}: not a readable text file ({error}): expected one path a line")]
+        return [], [InputError(f"not a readable text file ({error})", where=path, fix="expected one path a line")]
     named = {number: line.strip().replace("\\", "/") for number, line in enumerate(lines, start=1) if line.strip()}
     if not named:
-        return [], [InputError(f"{path}: empty list: expected one path a line; copy or unpack it again")]
+        return [], [InputError("empty list", where=path, fix="expected one path a line; copy or unpack it again")]
     found: dict[Path, int] = {}
     problems = []
     for number, line in named.items():
@@ -74,7 +74,7 @@ def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tup
             problems.append(InputError(f"{path} line {number}: {text}"))
     if not found and len(problems) > 1:
         fix = f"expected them as {PurePosixPath(named[min(named)]).name}; unpack the records there"
-        problems = [InputError(f"{path}: none of its {len(named)} files is below {folder}: {fix}")]
+        problems = [InputError(f"none of its {len(named)} files is below {folder}", where=path, fix=f"{fix}")]
     return list(found), problems
 
 

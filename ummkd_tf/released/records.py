@@ -56,7 +56,9 @@ def read_record(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.uint8
     for name, size in _SIZES.items():
         found = list(features[name].int64_list.value)
         if found != [size]:
-            raise InputError(f"{path}: {name} is {found}: expected [{size}]; use the authors' released records")
+            raise InputError(
+                f"{name} is {found}", where=path, fix=f"expected [{size}]; use the authors' released records"
+            )
     image, label = (_array(path, name, list(features[name].bytes_list.value)) for name in ("data_vol", "label_vol"))
     return checked_image(image, path), checked_label(label[:, :, 1], path)
 
@@ -77,23 +79,25 @@ def _features(path: Path) -> Mapping[str, Any]:
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
-        raise InputError(f"{path}: no such record: check the path")
+        raise InputError("no such record", where=path, fix="check the path")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: not readable: check the file's permissions")
+        raise InputError("not readable", where=path, fix="check the file's permissions")
     try:
         return tf.train.Example.FromString(_only_element()(str(path)).numpy()).features.feature
     except tf.errors.InvalidArgumentError as error:
         found = "more than one example" if path.stat().st_size else "empty file (0 bytes)"
-        raise InputError(f"{path}: {found}: expected one record; copy or unpack it again") from error
+        raise InputError(f"{found}", where=path, fix="expected one record; copy or unpack it again") from error
     except (tf.errors.OpError, DecodeError) as error:
-        raise InputError(f"{path}: damaged or truncated record: copy or unpack it again") from error
+        raise InputError("damaged or truncated record", where=path, fix="copy or unpack it again") from error
 
 
 def _array(path: Path, name: str, values: Sequence[bytes]) -> NDArray[np.float32]:
     expected = 4 * int(np.prod(SHAPE))
     if [len(value) for value in values] != [expected]:
         found = f"{len(values[0])} bytes" if values else "missing"
-        raise InputError(f"{path}: {name} is {found}: expected {expected} bytes of float32; copy or unpack it again")
+        raise InputError(
+            f"{name} is {found}", where=path, fix=f"expected {expected} bytes of float32; copy or unpack it again"
+        )
     return np.frombuffer(values[0], "<f4").reshape(SHAPE)
 
 
@@ -101,7 +105,9 @@ def checked_image(image: NDArray, path: Path) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         image = image.astype(np.float32, copy=False)
     if not np.isfinite(image).all():
-        raise InputError(f"{path}: NaN or infinite values in the image: expected finite ones; copy or unpack it again")
+        raise InputError(
+            "NaN or infinite values in the image", where=path, fix="expected finite ones; copy or unpack it again"
+        )
     return image
 
 
@@ -109,8 +115,9 @@ def checked_label(label: NDArray, path: Path) -> NDArray[np.uint8]:
     values = as_labels(label, path)
     if values.min() < 0 or values.max() > OUTSIDE:
         raise InputError(
-            f"{path}: label values {values.min()} to {values.max()}: expected 0 to {OUTSIDE}; "
-            "use the authors' released files"
+            f"label values {values.min()} to {values.max()}",
+            where=path,
+            fix=f"expected 0 to {OUTSIDE}; use the authors' released files",
         )
     return values.astype(np.uint8)
 

@@ -36,11 +36,14 @@ def read_test_volume(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.
     image, label = _read_npz(path) if path.suffix == ".npz" else _read_pair(path)
     if image.shape != label.shape or image.ndim != 3 or image.shape[:2] != SHAPE[:2] or not image.shape[2]:
         raise InputError(
-            f"{path}: image {image.shape} and label {label.shape}: expected both as {SHAPE[:2]} and slices; "
-            "use the authors' released files"
+            f"image {image.shape} and label {label.shape}",
+            where=path,
+            fix=f"expected both as {SHAPE[:2]} and slices; use the authors' released files",
         )
     if image.dtype.kind not in "iuf" or label.dtype.kind not in "iuf":
-        raise InputError(f"{path}: values of type {image.dtype} and {label.dtype}: expected numbers; copy it again")
+        raise InputError(
+            f"values of type {image.dtype} and {label.dtype}", where=path, fix="expected numbers; copy it again"
+        )
     image, label = (np.ascontiguousarray(np.flip(array, (0, 1))) for array in (image, label))
     return checked_image(image, path), checked_label(label, path)
 
@@ -50,16 +53,18 @@ def _read_npz(path: Path) -> tuple[NDArray, NDArray]:
         content = read_npz(path, ("arr_0", "arr_1"))
     except KeyError as error:
         raise InputError(
-            f"{path}: no arr_0 and arr_1: expected an image and its label; use the released file"
+            "no arr_0 and arr_1", where=path, fix="expected an image and its label; use the released file"
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"{path}: not a readable .npz file: no such file; check the path") from error
+        raise InputError("not a readable .npz file", where=path, fix="no such file; check the path") from error
     return content["arr_0"], content["arr_1"]
 
 
 def _read_pair(path: Path) -> tuple[NDArray, NDArray]:
     if not path.name.startswith("image") or not path.name.endswith(_NIFTI):
-        raise InputError(f"{path}: not a test volume: expected *.npz, or image_*.nii.gz beside its gth_*.nii.gz")
+        raise InputError(
+            "not a test volume", where=path, fix="expected *.npz, or image_*.nii.gz beside its gth_*.nii.gz"
+        )
     return read_volume(path).array, read_volume(label_file(path)).array
 
 
@@ -136,7 +141,11 @@ def place(image: NDArray, label: NDArray, scan: Volume, reference: Path) -> Affi
     if len(fitting) != 1:
         problem = "both axis orders fit" if scan.array.shape == image.shape else f"shape {scan.array.shape}"
         raise InputError(
-            f"{reference}: {problem}: expected the test volume's image or label itself, or shape "
-            f"{image.shape[::-1]}; remove the file to assume 1 mm voxels"
+            f"{problem}",
+            where=reference,
+            fix=(
+                f"expected the test volume's image or label itself, or shape {image.shape[::-1]}; remove the file"
+                " to assume 1 mm voxels"
+            ),
         )
     return fitting[0][1]

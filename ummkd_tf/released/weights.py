@@ -167,7 +167,9 @@ def model_arguments(values: Mapping[str, NDArray], where: object) -> dict[str, A
                 "num_classes": int(values[last].shape[-1]),
                 "decoder": "paper" if network == "dilated2d" else "released",
             }
-    raise InputError(f"{where}: holds neither of the authors' two networks: expected variables segmenter/… or joint/…")
+    raise InputError(
+        "holds neither of the authors' two networks", where=where, fix="expected variables segmenter/… or joint/…"
+    )
 
 
 def read_tf1_checkpoint(prefix: str) -> dict[str, NDArray]:
@@ -183,4 +185,6 @@ def read_tf1_checkpoint(prefix: str) -> dict[str, NDArray]:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, ValueError) as error:
-        raise InputError(f"{prefix}: not a readable TF 1 checkpoint: give the path without '.index'") from error
+        raise InputError(
+            "not a readable TF 1 checkpoint", where=prefix, fix="give the path without '.index'"
+        ) from error

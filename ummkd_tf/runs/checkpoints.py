@@ -68,9 +68,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, NDArray], Progress]:
         arrays = read_npz(path)
         progress = Progress(**json.loads(arrays.pop("meta").tobytes()))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such checkpoint: train the run first, or check --run_dir") from error
+        raise InputError("no such checkpoint", where=path, fix="train the run first, or check --run_dir") from error
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged checkpoint: restore it from a copy, or use the other --selection") from error
+        raise InputError(
+            "damaged checkpoint", where=path, fix="restore it from a copy, or use the other --selection"
+        ) from error
     return arrays, progress
 
 
@@ -95,8 +97,9 @@ def _set(
         broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
         if broken:
             raise InputError(
-                f"{path}: {len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}: the run diverged; "
-                "use the other --selection, or train again with a lower --learning_rate"
+                f"{len(broken)} variables with NaN or infinite values, e.g. {broken[0]!r}",
+                where=path,
+                fix="the run diverged; use the other --selection, or train again with a lower --learning_rate",
             )
     set_variables(path, variables, arrays)
     return progress
@@ -122,8 +125,9 @@ def _check(path: Path, variables: Mapping[str, Any], arrays: Mapping[str, NDArra
     wrong += [name for name in variables if name in arrays and _kind(variables[name].value) != _kind(arrays[name])]
     if wrong:
         raise InputError(
-            f"{path}: checkpoint of another architecture ({len(wrong)} variables differ, e.g. {wrong[0]!r}): "
-            "use the flags it was trained with"
+            f"checkpoint of another architecture ({len(wrong)} variables differ, e.g. {wrong[0]!r})",
+            where=path,
+            fix="use the flags it was trained with",
         )
 
 
@@ -176,7 +180,8 @@ class CheckpointFolder:
         found = [self.folder / BEST] if selection == "best" else checkpoint_files(self.run_dir)[:1]
         if not found or not found[0].is_file():
             raise InputError(
-                f"{self.folder}: no {selection} checkpoint: train the run first, or choose --selection="
-                f"{'last' if selection == 'best' else 'best'}"
+                f"no {selection} checkpoint",
+                where=self.folder,
+                fix=f"train the run first, or choose --selection={'last' if selection == 'best' else 'best'}",
             )
         return found[0]

@@ -109,16 +109,20 @@ def load_model(folder: str | Path) -> ExportedModel:
     task = stored_task(content["task"], folder / MODEL)
     if content["preparation"] != preprocessing.VERSION:
         raise InputError(
-            f"{folder}: was trained on scans prepared by version {content['preparation']} of the steps, and this "
-            f"program has version {preprocessing.VERSION}: use ummkd_tf {content.get('ummkd_tf')}, or train again"
+            f"was trained on scans prepared by version {content['preparation']} of the steps, and this program has"
+            f" version {preprocessing.VERSION}",
+            where=folder,
+            fix=f"use ummkd_tf {content.get('ummkd_tf')}, or train again",
         )
     try:
         model = UnpairedSegmenter(**content["model"])
         arrays = read_npz(folder / WEIGHTS)
     except MALFORMED as error:
-        raise InputError(f"{folder / MODEL}: describes no model ({last_line(error)}): export it again") from error
+        raise InputError(
+            f"describes no model ({last_line(error)})", where=folder / MODEL, fix="export it again"
+        ) from error
     if model.num_classes != task.num_classes or task.size[0] % max(1, content["factor"]):
-        raise InputError(f"{folder / MODEL}: model and task do not fit: export it again")
+        raise InputError("model and task do not fit", where=folder / MODEL, fix="export it again")
     set_variables(folder / WEIGHTS, model_variables(model), arrays)
     return ExportedModel(folder, model, task, content["factor"], content["training"])
 
@@ -140,8 +144,9 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
     dataset = open_dataset(record["data_dir"])
     if dataset.split_checksum != record["split_sha256"]:
         raise InputError(
-            f"{dataset.directory}: has another split than the run was trained with, so nobody knows which scans it "
-            "has seen: restore the data set"
+            "has another split than the run was trained with, so nobody knows which scans it has seen",
+            where=dataset.directory,
+            fix="restore the data set",
         )
     progress = record.get("progress", {})
     training = {
@@ -187,7 +192,7 @@ def write_model(
         InputError: The folder exists, or cannot be written.
     """
     if out.exists():
-        raise InputError(f"{out}: is there already: expected a new folder; choose another --out, or remove it")
+        raise InputError("is there already", where=out, fix="expected a new folder; choose another --out, or remove it")
     description = {
         "format": FORMAT,
         "ummkd_tf": __version__,
@@ -214,7 +219,9 @@ def write_model(
             (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
             os.rename(folder, out)
     except OSError as error:
-        raise InputError(f"{out}: could not be written ({error.strerror}): make room or check permissions") from error
+        raise InputError(
+            f"could not be written ({error.strerror})", where=out, fix="make room or check permissions"
+        ) from error
     return out
 
 
@@ -234,8 +241,9 @@ def start_from(model: UnpairedSegmenter, folder: str | Path, task: Task) -> None
     source, known = description["model"], stored_task(description["task"], folder / MODEL).class_names
     if known != task.class_names:
         raise InputError(
-            f"{folder}: segments {', '.join(known[1:])}, but the data have {', '.join(task.class_names[1:])}: expected "
-            "the same classes in the same order; prepare the data for the model's classes"
+            f"segments {', '.join(known[1:])}, but the data have {', '.join(task.class_names[1:])}",
+            where=folder,
+            fix="expected the same classes in the same order; prepare the data for the model's classes",
         )
     arrays = read_npz(folder / WEIGHTS)
     for name, variable in model_variables(model).items():
@@ -248,8 +256,9 @@ def start_from(model: UnpairedSegmenter, folder: str | Path, task: Task) -> None
         if values is None or values.shape != tuple(variable.shape):
             found = "none" if values is None else f"shape {values.shape}"
             raise InputError(
-                f"{folder}: has {found} for {name.removeprefix('model/')}, expected {tuple(variable.shape)}: take the "
-                "network, setting, preset, classes and normalization that the model was trained with"
+                f"has {found} for {name.removeprefix('model/')}, expected {tuple(variable.shape)}",
+                where=folder,
+                fix="take the network, setting, preset, classes and normalization that the model was trained with",
             )
         if not last.startswith("seed_generator"):  # dropout starts anew, with the run's own seed
             variable.assign(values)
@@ -304,6 +313,8 @@ def check_not_seen(
         found += [f"{case_id} (there {name})" for name in names[:1]]
     if found:
         raise InputError(
-            f"{dataset.directory}: {len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} "
-            f"part: {', '.join(found[:5])}: expected scans that it has not seen; leave them out"
+            f"{len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} part: "
+            f"{', '.join(found[:5])}",
+            where=dataset.directory,
+            fix="expected scans that it has not seen; leave them out",
         )

@@ -69,7 +69,9 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(run_dir) / RUN
     if not path.is_file():
-        raise InputError(f"{path}: no run here: expected a folder that experiments.train has written; check --run_dir")
+        raise InputError(
+            "no run here", where=path, fix="expected a folder that experiments.train has written; check --run_dir"
+        )
     try:
         record = read_json(path)
         for field, kind in _FIELDS.items():
@@ -80,7 +82,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
             raise ValueError("no changes")
         config_of(record).factor(task_of(record))
     except MALFORMED as error:
-        raise InputError(f"{path}: damaged ({error}): restore it from a copy or train again") from error
+        raise InputError(f"damaged ({error})", where=path, fix="restore it from a copy or train again") from error
     return record
 
 
@@ -126,20 +128,27 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as error:
-        raise InputError(f"{run_dir}: cannot be used ({error.strerror}): check --run_dir and permissions") from error
+        raise InputError(
+            f"cannot be used ({error.strerror})", where=run_dir, fix="check --run_dir and permissions"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
             raise InputError(
-                f"{run_dir}: in use by {lock.read().strip() or 'another process'}: expected one process for a run; "
-                "wait for it, stop it, or choose another --run_dir"
+                f"in use by {lock.read().strip() or 'another process'}",
+                where=run_dir,
+                fix="expected one process for a run; wait for it, stop it, or choose another --run_dir",
             ) from error
         except OSError as error:  # some network file systems have no locks
             raise InputError(
-                f"{run_dir}: cannot be locked ({error.strerror}): expected a file system with locks, so that no other "
-                "process writes to the run; choose another --run_dir"
+                f"cannot be locked ({error.strerror})",
+                where=run_dir,
+                fix=(
+                    "expected a file system with locks, so that no other process writes to the run; choose"
+                    " another --run_dir"
+                ),
             ) from error
         for left in run_dir.rglob(".writing-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -217,16 +226,18 @@ def check_run(
     checkpoints = newest_step(run_dir) is not None
     if checkpoints and not (run_dir / RUN).exists():
         raise InputError(
-            f"{run_dir}: has checkpoints but no {RUN}, so nobody knows what was run: restore {RUN} from a copy, or "
-            "choose another --run_dir"
+            f"has checkpoints but no {RUN}, so nobody knows what was run",
+            where=run_dir,
+            fix=f"restore {RUN} from a copy, or choose another --run_dir",
         )
     if not (run_dir / RUN).exists():
         return None, []
     record = read_run(run_dir)
     if not checkpoints and record.get("status") in ("finished", "stopped"):
         raise InputError(
-            f"{run_dir}: the run is {record['status']}, but its checkpoints are gone: restore them from a copy, or "
-            "choose another --run_dir to train again"
+            f"the run is {record['status']}, but its checkpoints are gone",
+            where=run_dir,
+            fix="restore them from a copy, or choose another --run_dir to train again",
         )
     check_same_task(task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir")
     changed = config_of(record).differences(config)

@@ -33,7 +33,9 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
     try:
         model = UnpairedSegmenter(**record["model"])
     except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{Path(run_dir) / RUN}: describes no model ({error}): restore it from a copy") from error
+        raise InputError(
+            f"describes no model ({error})", where=Path(run_dir) / RUN, fix="restore it from a copy"
+        ) from error
     return model, record, restore(path, model, with_optimizer=False).step
 
 
@@ -57,8 +59,9 @@ def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
         ]
         if different:
             raise InputError(
-                f"{run_dir}: does not go with {run_dirs[0]}: {'; '.join(different)}: only runs of one task, the same "
-                "modalities and the same image size can be averaged"
+                f"does not go with {run_dirs[0]}: {'; '.join(different)}",
+                where=run_dir,
+                fix="only runs of one task, the same modalities and the same image size can be averaged",
             )
     return records
 

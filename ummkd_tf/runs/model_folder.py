@@ -28,27 +28,30 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: No model folder, or one that was damaged or edited.
     """
     if not (folder / MODEL).is_file():
-        raise InputError(f"{folder}: no exported model: expected a folder that experiments.export has written")
+        raise InputError("no exported model", where=folder, fix="expected a folder that experiments.export has written")
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CHECKSUMS}: missing or damaged: copy the whole folder again") from error
+        raise InputError("missing or damaged", where=folder / CHECKSUMS, fix="copy the whole folder again") from error
     for name in (MODEL, WEIGHTS, CARD):
         if not (folder / name).is_file() or file_checksum(folder / name) != sums.get(name):
             raise InputError(
-                f"{folder / name}: missing, damaged or edited (its checksum is not that in {CHECKSUMS}): copy the "
-                "whole folder again"
+                f"missing, damaged or edited (its checksum is not that in {CHECKSUMS})",
+                where=folder / name,
+                fix="copy the whole folder again",
             )
     try:
         content = read_json(folder / MODEL)
         if content.get("format") != FORMAT:
-            raise InputError(f"{folder}: format {content.get('format')}, expected {FORMAT}: use the ummkd_tf it names")
+            raise InputError(
+                f"format {content.get('format')}, expected {FORMAT}", where=folder, fix="use the ummkd_tf it names"
+            )
         wrong = [name for name, kind in _FIELDS.items() if not isinstance(content.get(name), kind)]
         if wrong:
             raise ValueError(f"no {wrong[0]}")
     except InputError:
         raise
     except MALFORMED as error:
-        raise InputError(f"{folder / MODEL}: damaged ({error}): export the model again") from error
+        raise InputError(f"damaged ({error})", where=folder / MODEL, fix="export the model again") from error
     return content

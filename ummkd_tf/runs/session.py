@@ -88,8 +88,9 @@ def run_training(
     validate = validation_score(dataset, predictor, factor)
     if validate is None and config.selection == "best":
         raise InputError(
-            f"{dataset.directory}: no validation part, so the best checkpoint cannot be chosen: expected one in the "
-            "data set; add the validation lists, or give --selection=last to train without"
+            "no validation part, so the best checkpoint cannot be chosen",
+            where=dataset.directory,
+            fix=("expected one in the data set; add the validation lists, or give --selection=last to train without"),
         )
     watched = (
         [] if options.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(options.knowledge_on)]

@@ -32,30 +32,34 @@ _FOREIGN = (
 def check_content(path: Path) -> None:
     """Refuses a file that cannot be read, is empty, or plainly is something else."""
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: not readable: check the file's permissions")
+        raise InputError("not readable", where=path, fix="check the file's permissions")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: empty file (0 bytes): copy or download it again")
+        raise InputError("empty file (0 bytes)", where=path, fix="copy or download it again")
     with open(path, "rb") as stream:
         head = stream.read(256)
     for pattern, told in _FOREIGN:
         if re.match(pattern, head):
-            raise InputError(f"{path}: {told}")
+            raise InputError(f"{told}", where=path)
 
 
 def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
     """Refuses what a header claims and the file cannot hold, before memory is taken for it."""
     voxels = math.prod(shape)
     if min(shape, default=0) < 1:
-        raise InputError(f"{path}: an image of shape {tuple(shape)}: expected at least one voxel; copy it again")
+        raise InputError(
+            f"an image of shape {tuple(shape)}", where=path, fix="expected at least one voxel; copy it again"
+        )
     if voxels > MAX_VOXELS:
         raise InputError(
-            f"{path}: an image of shape {tuple(shape)}, {voxels:.1e} voxels: expected at most {MAX_VOXELS:.1e}, "
-            "as 512 × 512 × 2048; crop or reduce it"
+            f"an image of shape {tuple(shape)}, {voxels:.1e} voxels",
+            where=path,
+            fix=f"expected at most {MAX_VOXELS:.1e}, as 512 × 512 × 2048; crop or reduce it",
         )
     if voxels * value_bytes > stored_bytes:
         raise InputError(
-            f"{path}: damaged or truncated: the header tells of shape {tuple(shape)}, and the file is too short for "
-            "it: copy it again"
+            f"damaged or truncated: the header tells of shape {tuple(shape)}, and the file is too short for it",
+            where=path,
+            fix="copy it again",
         )
 
 
@@ -63,8 +67,9 @@ def one_volume(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     """The shape of a 3D image, without further axes of length 1."""
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise InputError(
-            f"{path}: {len(shape)}D image of shape {tuple(shape)}: expected 3D; give one volume (a 4D file must be "
-            "split)"
+            f"{len(shape)}D image of shape {tuple(shape)}",
+            where=path,
+            fix="expected 3D; give one volume (a 4D file must be split)",
         )
     i, j, k = shape[:3]
     return i, j, k
@@ -72,7 +77,7 @@ def one_volume(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
 
 def check_type(dtype: np.dtype, path: Path) -> None:
     if dtype.kind not in "iufb":
-        raise InputError(f"{path}: voxel type {dtype}: expected integers or real numbers")
+        raise InputError(f"voxel type {dtype}", where=path, fix="expected integers or real numbers")
 
 
 def checked(array: NDArray, affine: Affine, path: Path) -> Volume:
@@ -82,7 +87,9 @@ def checked(array: NDArray, affine: Affine, path: Path) -> Volume:
             array = array.astype(np.float32, copy=False)
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
-            raise InputError(f"{path}: {bad} NaN or infinite voxels: expected finite values; repair the image")
+            raise InputError(
+                f"{bad} NaN or infinite voxels", where=path, fix="expected finite values; repair the image"
+            )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: the affine is singular or not finite: repair the header's geometry")
+        raise InputError("the affine is singular or not finite", where=path, fix="repair the header's geometry")
     return Volume(array, affine)

@@ -245,7 +245,7 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
         dataset = _dataset(path)
         if dataset is None:
             if meant:
-                raise InputError(f"{path}: not a readable DICOM image: remove it or copy it again")
+                raise InputError("not a readable DICOM image", where=path, fix="remove it or copy it again")
             other.append(path.name)
         elif "DirectoryRecordSequence" in dataset:  # a DICOMDIR
             continue
@@ -254,7 +254,7 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
         else:
             found[path] = dataset
     if not found:
-        raise InputError(f"{place}: no DICOM files{_instead(place)}: expected one series of DICOM images")
+        raise InputError(f"no DICOM files{_instead(place)}", where=place, fix="expected one series of DICOM images")
     folders = [p.name for p in sorted(place.glob("[!.]*/"))] if place.is_dir() else []
     left_out = {"not DICOM": other, "no image": objects, "a folder": folders}
     return found, [f"left out, {what}: {', '.join(names)}" for what, names in left_out.items() if names]
@@ -273,7 +273,7 @@ def _refused_if_damaged(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path}: damaged DICOM file ({last_line(error)}): copy it again") from error
+        raise InputError(f"damaged DICOM file ({last_line(error)})", where=path, fix="copy it again") from error
 
 
 def is_dicom(path: Path) -> bool:
@@ -361,15 +361,19 @@ class _Tags:
         if len(texts) != count or len(values) != count or not np.isfinite(values).all():
             told = "\\".join(texts) or "nothing"
             raise InputError(
-                f"{self._path}: {name} is {told[:80]!r}: expected {count} finite number{'s' * (count > 1)} with "
-                "decimal points; export the series again with its geometry"
+                f"{name} is {told[:80]!r}",
+                where=self._path,
+                fix=(
+                    f"expected {count} finite number{'s' * (count > 1)} with decimal points; export the series"
+                    " again with its geometry"
+                ),
             )
         return values
 
     def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
         (value,) = self.numbers(name, 1, None if default is None else [default])
         if value != int(value) or not low <= value <= high:
-            raise InputError(f"{self._path}: {name} is {value:g}: expected {low} to {high}; copy it again")
+            raise InputError(f"{name} is {value:g}", where=self._path, fix=f"expected {low} to {high}; copy it again")
         return int(value)
 
 
@@ -378,15 +382,21 @@ def _slices(dataset: Dataset, path: Path, notes: list[str]) -> list[_Slice]:
     top = _Tags([dataset], path)
     if "PixelData" not in dataset:
         kind = "floating-point" if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset else "no"
-        raise InputError(f"{path}: {kind} pixels ({_class_name(dataset)}): expected whole numbers; copy or convert it")
+        raise InputError(
+            f"{kind} pixels ({_class_name(dataset)})", where=path, fix="expected whole numbers; copy or convert it"
+        )
     photometric = top.texts("PhotometricInterpretation") or ["MONOCHROME2"]
     if top.whole("SamplesPerPixel", 1, 4, 1) != 1 or photometric[0] not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{path}: a colour image ({photometric[0]}): expected one value per pixel")
+        raise InputError(f"a colour image ({photometric[0]})", where=path, fix="expected one value per pixel")
     if "ModalityLUTSequence" in dataset:
-        raise InputError(f"{path}: its values go through a table (Modality LUT): expected RescaleSlope; convert it")
+        raise InputError(
+            "its values go through a table (Modality LUT)", where=path, fix="expected RescaleSlope; convert it"
+        )
     bits = top.whole("BitsAllocated", 1, 64)
     if bits not in (8, 16, 32):
-        raise InputError(f"{path}: {bits} bits a pixel ({_class_name(dataset)}): expected 8, 16 or 32; convert it")
+        raise InputError(
+            f"{bits} bits a pixel ({_class_name(dataset)})", where=path, fix="expected 8, 16 or 32; convert it"
+        )
     stored = top.whole("BitsStored", 1, bits)
     count = top.whole("NumberOfFrames", 1, 2**20, 1)
     pixels = _Pixels(
@@ -401,8 +411,9 @@ def _slices(dataset: Dataset, path: Path, notes: list[str]) -> list[_Slice]:
     groups: Any = dataset.get("PerFrameFunctionalGroupsSequence")
     if count > 1 and not groups:
         raise InputError(
-            f"{path}: {count} frames in a file of class {_class_name(dataset)}, which tells no place for each: "
-            "expected single slices, or Enhanced CT or MR; convert it"
+            f"{count} frames in a file of class {_class_name(dataset)}, which tells no place for each",
+            where=path,
+            fix="expected single slices, or Enhanced CT or MR; convert it",
         )
     if not groups:
         places = [[dataset]]
@@ -410,7 +421,7 @@ def _slices(dataset: Dataset, path: Path, notes: list[str]) -> list[_Slice]:
         shared: Any = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
         places = [[*_macros(group), *_macros(shared[0]), dataset] for group in groups]
     else:
-        raise InputError(f"{path}: {count} frames and geometry for {len(groups)}: damaged; copy it again")
+        raise InputError(f"{count} frames and geometry for {len(groups)}", where=path, fix="damaged; copy it again")
     return [_slice(_Tags(place, path), path, frame, pixels, notes) for frame, place in enumerate(places)]
 
 
@@ -421,27 +432,32 @@ def _macros(group: Dataset) -> list[Dataset]:
 def _slice(tags: _Tags, path: Path, frame: int, pixels: _Pixels, notes: list[str]) -> _Slice:
     if not tags.texts(_POSITION) or not tags.texts(_ORIENTATION):
         raise InputError(
-            f"{path}: no ImagePositionPatient or ImageOrientationPatient: slices cannot be put in order; "
-            "export the series again with its geometry"
+            "no ImagePositionPatient or ImageOrientationPatient",
+            where=path,
+            fix="slices cannot be put in order; export the series again with its geometry",
         )
     if not tags.texts(_PIXEL_SPACING):
         detector = ", only ImagerPixelSpacing, which is measured at the detector" * bool(
             tags.texts("ImagerPixelSpacing")
         )
         raise InputError(
-            f"{path}: no PixelSpacing{detector}: the size of a pixel is unknown; "
-            "export the series again with its geometry"
+            f"no PixelSpacing{detector}",
+            where=path,
+            fix="the size of a pixel is unknown; export the series again with its geometry",
         )
     between_rows, between_columns = tags.numbers(_PIXEL_SPACING, 2)
     if not all(_PIXEL_MM[0] <= s <= _PIXEL_MM[1] for s in (between_rows, between_columns)):
         raise InputError(
-            f"{path}: PixelSpacing is {between_rows:g}\\{between_columns:g} mm: expected positive sizes of pixels; "
-            "export the series again with its geometry"
+            f"PixelSpacing is {between_rows:g}\\{between_columns:g} mm",
+            where=path,
+            fix="expected positive sizes of pixels; export the series again with its geometry",
         )
     axes, rounding = _directions(tags, path, notes)
     slope = tags.numbers("RescaleSlope", 1, [1.0])[0]
     if slope == 0:
-        raise InputError(f"{path}: RescaleSlope is 0: every pixel would have one value; export the series again")
+        raise InputError(
+            "RescaleSlope is 0", where=path, fix="every pixel would have one value; export the series again"
+        )
     return _Slice(
         path,
         frame,
@@ -464,8 +480,9 @@ def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.f
     if off > 2 * _UNIT_ERROR:
         text = "\\".join(tags.texts(_ORIENTATION))
         raise InputError(
-            f"{path}: ImageOrientationPatient is {text!r}: expected two perpendicular "
-            "directions of length 1; export the series again with its geometry"
+            f"ImageOrientationPatient is {text!r}",
+            where=path,
+            fix="expected two perpendicular directions of length 1; export the series again with its geometry",
         )
     if off < 1e-9:
         return told, 0.0
@@ -497,13 +514,17 @@ def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
         others = {value(s) for s in slices if differs(s)} - {value(first)}
         if others:
             found = ", ".join(str(v) for v in sorted({value(first), *others}, key=str)[:3])
-            raise InputError(f"{place}: {len(others) + 1} {what} in one folder ({found}): expected one; separate them")
+            raise InputError(
+                f"{len(others) + 1} {what} in one folder ({found})", where=place, fix="expected one; separate them"
+            )
 
 
 def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[list[_Slice], NDArray[np.float64]]:
     """The slices from first to last along their normal, and the vectors (LPS mm) from voxel to voxel along i, j, k."""
     if len(slices) < 2:
-        raise InputError(f"{place}: one DICOM slice: expected a volume of at least two; give the folder of the series")
+        raise InputError(
+            "one DICOM slice", where=place, fix="expected a volume of at least two; give the folder of the series"
+        )
     first = slices[0]
     slices = sorted(slices, key=lambda s: float(s.origin @ first.normal))
     positions = np.array([s.origin for s in slices])
@@ -520,8 +541,9 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
             continue
         if changes >= len(set(values)):
             raise InputError(
-                f"{place}: neighbouring slices alternate between {len(set(values))} values of {name} ({told}): two "
-                "scans in one series; separate them"
+                f"neighbouring slices alternate between {len(set(values))} values of {name} ({told})",
+                where=place,
+                fix="two scans in one series; separate them",
             )
         notes.append(f"{name} is not the same in all slices ({told})")
 
@@ -530,16 +552,21 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
     if gaps[at] < 1e-3:
         if np.linalg.norm(steps[at]) > max(1e-3, _STEEPEST * 1e-3):
             raise InputError(
-                f"{place}: {pair} lie side by side in one plane: their positions and their orientation contradict each "
-                "other; export the series again with its geometry"
+                f"{pair} lie side by side in one plane",
+                where=place,
+                fix=(
+                    "their positions and their orientation contradict each other; export the series again with"
+                    " its geometry"
+                ),
             )
-        raise InputError(f"{place}: {pair} have the same position: expected one file a slice; remove one")
+        raise InputError(f"{pair} have the same position", where=place, fix="expected one file a slice; remove one")
     uneven = np.flatnonzero(np.abs(gaps - usual) > tolerance)
     if uneven.size:
         at = int(uneven[0])
         raise InputError(
-            f"{place}: {gaps[at]:.3f} mm between {slices[at].name} and {slices[at + 1].name}, {usual:.3f} mm "
-            "elsewhere: expected evenly spaced slices; restore the missing slice"
+            f"{gaps[at]:.3f} mm between {slices[at].name} and {slices[at + 1].name}, {usual:.3f} mm elsewhere",
+            where=place,
+            fix="expected evenly spaced slices; restore the missing slice",
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     away = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
@@ -548,14 +575,18 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
         at = int(np.linalg.norm(steps - usual_step, axis=1).argmax()) + 1
         shift = np.linalg.norm(steps[at - 1] - usual_step)
         raise InputError(
-            f"{place}: {slices[at].name} lies {shift:.2f} mm beside the line of the slices before it: expected slices "
-            "in one line; export the series again, or reconstruct it on one grid"
+            f"{slices[at].name} lies {shift:.2f} mm beside the line of the slices before it",
+            where=place,
+            fix="expected slices in one line; export the series again, or reconstruct it on one grid",
         )
     length = float(np.linalg.norm(step))
     if gaps.mean() < _STEEPEST * length:
         raise InputError(
-            f"{place}: the slices are shifted by {length:.1f} mm for {gaps.mean():.1f} mm of distance: their positions "
-            "and their orientation contradict each other; export the series again with its geometry"
+            f"the slices are shifted by {length:.1f} mm for {gaps.mean():.1f} mm of distance",
+            where=place,
+            fix=(
+                "their positions and their orientation contradict each other; export the series again with its geometry"
+            ),
         )
     axes = first.axes
     along = step / length
@@ -575,7 +606,7 @@ def _frames(dataset: Dataset, pixels: _Pixels, path: Path) -> NDArray:
     check_size(path, pixels.shape, 1, path.stat().st_size * DEFLATE_RATIO)
     packed = bool(element.is_undefined_length)
     if packed != (syntax.is_transfer_syntax and syntax.is_encapsulated):
-        raise InputError(f"{path}: its transfer syntax and its pixels contradict each other: copy it again")
+        raise InputError("its transfer syntax and its pixels contradict each other", where=path, fix="copy it again")
     return _unpacked(element, pixels, syntax, path) if packed else _plain(dataset, pixels, path)
 
 
@@ -584,8 +615,9 @@ def _plain(dataset: Dataset, pixels: _Pixels, path: Path) -> NDArray:
     wanted = math.prod(pixels.shape) * size
     if not wanted <= len(content) <= wanted + wanted % 2:  # an even length, always (PS3.5, 7.1.1)
         raise InputError(
-            f"{path}: damaged or truncated: {len(content)} bytes of pixels, and the header tells of {wanted}: "
-            "copy it again"
+            f"damaged or truncated: {len(content)} bytes of pixels, and the header tells of {wanted}",
+            where=path,
+            fix="copy it again",
         )
     order = "<" if dataset.original_encoding[1] else ">"
     if size == 1 and order == ">" and dataset["PixelData"].VR == "OW":  # pairs of pixels in words
@@ -613,11 +645,14 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
                 clean.save_as(copy, enforce_file_format=True)
                 values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
         except Exception as error:  # as above, and GDCM's
-            raise InputError(f"{path}: damaged or unreadable pixels ({syntax.name}): copy or convert it") from error
+            raise InputError(
+                f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
+            ) from error
     if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":
         raise InputError(
-            f"{path}: its header tells of {pixels.shape[::-1]} pixels, and {values.shape[::-1]} are there: copy it "
-            "again"
+            f"its header tells of {pixels.shape[::-1]} pixels, and {values.shape[::-1]} are there",
+            where=path,
+            fix="copy it again",
         )
     return values.reshape(pixels.shape)
 

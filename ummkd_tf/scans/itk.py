@@ -63,7 +63,9 @@ def read_sitk(path: Path, image_io: str = "") -> sitk.Image:
             check_size(path, shape, 1, stored * DEFLATE_RATIO)  # a value has a byte or more
             return reader.Execute()
     except RuntimeError as error:
-        raise InputError(f"{path}: damaged or unreadable image ({last_line(error)}): copy it again") from error
+        raise InputError(
+            f"damaged or unreadable image ({last_line(error)})", where=path, fix="copy it again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -98,7 +100,9 @@ def files_of(path: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or "\\" in name or "%" in name or name.split()[0] == "LIST":
             raise InputError(
-                f"{path}: its voxels are said to lie in {name!r}: expected one file in the same folder; convert it"
+                f"its voxels are said to lie in {name!r}",
+                where=path,
+                fix="expected one file in the same folder; convert it",
             )
     return [path, *(path.with_name(name) for name in names if path.with_name(name).is_file())]
 
@@ -120,14 +124,14 @@ def read_itk(path: Path) -> Volume:
     """
     image = read_sitk(path)
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{path}: a colour image: expected one value per voxel; convert it to grey values")
+        raise InputError("a colour image", where=path, fix="expected one value per voxel; convert it to grey values")
     shape = one_volume(image.GetSize(), path)
     affine = (_nrrd_affine if path.suffix in (".nrrd", ".nhdr") else _metaimage_affine)(path)
     rank = image.GetDimension()
     axes = np.reshape(image.GetDirection(), (rank, rank)) * np.asarray(image.GetSpacing())
     read = ras_affine(axes[:3, :3], np.asarray(image.GetOrigin())[:3])
     if not np.allclose(read, affine, atol=1e-3, rtol=1e-5):
-        raise InputError(f"{path}: its header says in two ways where the voxels lie: write it again")
+        raise InputError("its header says in two ways where the voxels lie", where=path, fix="write it again")
     return checked(pixels(image).reshape(shape), affine, path)
 
 
@@ -172,14 +176,17 @@ def _floats(text: str) -> list[float]:
 def _check_units(units: set[str], path: Path) -> None:
     if units - {"mm"}:
         raise InputError(
-            f"{path}: the header gives distances in {', '.join(sorted(units))}: expected mm; write the file again in mm"
+            f"the header gives distances in {', '.join(sorted(units))}",
+            where=path,
+            fix="expected mm; write the file again in mm",
         )
 
 
 def _no_place(path: Path, fields: str) -> InputError:
     return InputError(
-        f"{path}: the header does not say how large its voxels are and where they lie (fields {fields}): write the "
-        "file again with its geometry"
+        f"the header does not say how large its voxels are and where they lie (fields {fields})",
+        where=path,
+        fix="write the file again with its geometry",
     )
 
 
@@ -194,9 +201,9 @@ def read_png(path: str | Path) -> NDArray[np.uint8]:
     _check_png(path)
     image = read_sitk(path, "PNGImageIO")
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 2:
-        raise InputError(f"{path}: a colour PNG: expected one 8-bit grey value per pixel; convert it")
+        raise InputError("a colour PNG", where=path, fix="expected one 8-bit grey value per pixel; convert it")
     if image.GetPixelIDTypeAsString() != _UINT8:
-        raise InputError(f"{path}: a PNG of {image.GetPixelIDTypeAsString()}: expected 8-bit grey values")
+        raise InputError(f"a PNG of {image.GetPixelIDTypeAsString()}", where=path, fix="expected 8-bit grey values")
     return pixels(image)
 
 
@@ -213,4 +220,4 @@ def _check_png(path: Path) -> None:
     else:
         if kind == b"IEND":
             return
-    raise InputError(f"{path}: damaged or unreadable image (not a whole PNG file): copy it again")
+    raise InputError("damaged or unreadable image (not a whole PNG file)", where=path, fix="copy it again")

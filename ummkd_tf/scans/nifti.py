@@ -45,13 +45,14 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
             volume_shape = one_volume(shape, path)
             if (int(header["sform_code"]), int(header["qform_code"])) == (0, 0):
                 raise InputError(
-                    f"{path}: the header gives no orientation (sform_code and qform_code are 0), so left and right are"
-                    " unknown: write the file again with its affine"
+                    "the header gives no orientation (sform_code and qform_code are 0), so left and right are unknown",
+                    where=path,
+                    fix="write the file again with its affine",
                 )
             unit = header.get_xyzt_units()[0]
             if unit not in ("mm", "unknown"):
                 raise InputError(
-                    f"{path}: the header gives distances in {unit}: expected mm; write the file again in mm"
+                    f"the header gives distances in {unit}", where=path, fix="expected mm; write the file again in mm"
                 )
             check_type(dtype, path)
             check_size(path, shape, dtype.itemsize, path.stat().st_size * (DEFLATE_RATIO if packed else 1))
@@ -74,9 +75,11 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{path}: no memory for its voxels: free some, or crop the image") from error
+        raise InputError("no memory for its voxels", where=path, fix="free some, or crop the image") from error
     except Exception as error:  # nibabel and zlib raise many kinds for damaged files
-        raise InputError(f"{path}: damaged or truncated NIfTI file ({last_line(error)}): copy it again") from error
+        raise InputError(
+            f"damaged or truncated NIfTI file ({last_line(error)})", where=path, fix="copy it again"
+        ) from error
     return checked(array, affine, path)
 
 

@@ -65,19 +65,23 @@ def read_volume(path: str | Path) -> Volume:
 def _read(path: Path, labels: bool = False) -> Volume:
     named = path.name.lower()
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder: check the path")
+        raise InputError("no such file or folder", where=path, fix="check the path")
     if path.is_file():
         check_content(path)
     if is_dicom_scan(path):
         return read_dicom_series(path)[0]
     if is_dicom(path):
-        raise InputError(f"{path}: a DICOM file with the name of another format: rename it, or give its folder")
+        raise InputError(
+            "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
+        )
     if named.endswith(_NIFTI_SUFFIXES):
         return read_nifti(path, labels)
     if path.name.endswith(_ITK_SUFFIXES):
         return read_itk(path)
     raise InputError(
-        f"{path}: unknown image format: expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder"
+        "unknown image format",
+        where=path,
+        fix=f"expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder",
     )
 
 
@@ -109,10 +113,11 @@ def as_labels(array: NDArray, path: str | Path) -> NDArray[np.int32]:
         fractional = array[np.abs(array - whole) > _WHOLE]
         if fractional.size:
             raise InputError(
-                f"{path}: {fractional.size} label voxels are not whole numbers (first: {fractional.flat[0]:.7g}): "
-                "expected class values; save the label map without interpolation, and without a slope"
+                f"{fractional.size} label voxels are not whole numbers (first: {fractional.flat[0]:.7g})",
+                where=path,
+                fix="expected class values; save the label map without interpolation, and without a slope",
             )
         array = whole
     if array.size and (array.min() < np.iinfo(np.int32).min or array.max() > np.iinfo(np.int32).max):
-        raise InputError(f"{path}: label values up to {array.max():g}: expected class values")
+        raise InputError(f"label values up to {array.max():g}", where=path, fix="expected class values")
     return array.astype(np.int32)
