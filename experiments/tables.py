@@ -2,6 +2,7 @@
 
     python -m experiments.tables --runs_dir=runs/paper --table=2 --compare
     python -m experiments.tables --runs_dir=runs/paper --table=5 --format=latex
+    python -m experiments.tables --runs_dir=runs --table=own        runs of your own, a row each, a table for each task
 
 Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers come about:
 
@@ -23,16 +24,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.results.builders import TABLES, build
+from experiments.results.builders import TABLES, build, own_tables
 from experiments.results.records import load_records
 from experiments.results.rendering import FORMATS
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 
+OWN = "own"
+
 
 def _define_flags() -> None:
     flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
-    flags.DEFINE_string("table", None, f"1 to 6, or one of {', '.join(TABLES)}.", required=True)
+    flags.DEFINE_string("table", None, f"1 to 6, own, or one of {', '.join(TABLES)}.", required=True)
     flags.DEFINE_enum("format", "md", list(FORMATS), "Markdown, CSV or LaTeX.")
     flags.DEFINE_bool("compare", False, "Add the paper's values and the differences.")
     flags.DEFINE_list("seeds", None, "Seeds that belong in it; default: all that are there.")
@@ -58,9 +61,21 @@ def main(_: list[str]) -> None:
     name = f"table{values.table}" if values.table.isdecimal() else values.table
     if not Path(values.runs_dir).is_dir():
         raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")
+    records = load_records(values.runs_dir)
+    if name == OWN:
+        if values.compare or values.seeds or values.folds:
+            raise InputError(f"--table={OWN}: shows every run as it is: leave --compare, --seeds and --folds out")
+        tables = own_tables(records)
+        if not tables:
+            raise InputError(
+                f"--runs_dir={values.runs_dir}: no run of your own that is finished and evaluated: expected one; "
+                "run experiments.evaluate"
+            )
+        print("\n".join(FORMATS[values.format][1](table) for table in tables), end="")
+        return
     table = build(
         name,
-        load_records(values.runs_dir),
+        records,
         seeds=whole_numbers("seeds", values.seeds),
         folds=whole_numbers("folds", values.folds),
         compare=values.compare,

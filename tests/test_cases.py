@@ -22,7 +22,7 @@ from ummkd_tf.data.dataset import Dataset, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import Clip, get_task
+from ummkd_tf.tasks import TASKS, Clip, get_task
 
 TASK = get_task("abdomen")
 AFFINE = np.array([[0, 1.5, 0, -12], [-1.5, 0, 0, 10], [0, 0, 8, 5], [0, 0, 0, 1.0]])
@@ -97,6 +97,15 @@ def test_file_checksum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of FIPS 180-2, appendix B.1
     assert file_checksum(tmp_path / "a") == expected
+
+
+def test_recipe_of_the_papers_tasks_stays(monkeypatch):
+    """Data prepared before tasks were files stay valid."""
+    monkeypatch.setattr(preprocessing, "VERSION", 3)
+    assert {name: recipe_checksum(task)[:16] for name, task in TASKS.items()} == {
+        "abdomen": "93f6f4f24424b0c0",
+        "cardiac": "5441efefe7223bff",
+    }
 
 
 def test_recipe_changes_with_what_decides_the_result_only(monkeypatch):

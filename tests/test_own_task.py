@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 from own_scans import write_own_data
 from programs import program
+from recorded_runs import class_metrics, write_run
 
 from data_prep import new_task
 from data_prep.new_task import Measured
 from data_prep.sources.raw_case import RawCase
+from experiments.plans import RunSpec
 from experiments.recipes import PRESETS
+from experiments.results import builders
+from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import write_case
 from ummkd_tf.data.dataset import Dataset, write_dataset
 from ummkd_tf.runs.folder import read_run, task_of
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import Clip, Task, get_task, task_from_dict
+from ummkd_tf.tasks import TASKS, Clip, Task, get_task, task_from_dict
 
 
 def measured(modality="ct", spacing=(1, 1, 5), extent=(300, 200, 400), values=(1, 2), foreground=(0, 100), **more):
@@ -215,7 +219,7 @@ def test_label_values_with_gaps_get_a_label_map(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_way(own, tmp_path):
+def test_the_whole_way(own, tmp_path, eager):
     """new_task → verify → prepare → train → evaluate → predict; later changes of the task file change nothing."""
     csv_file, task_file = own[0], tmp_path / "pelvis.json"
     task_file.write_bytes(own[1].read_bytes())
@@ -268,6 +272,16 @@ def test_the_whole_way(own, tmp_path):
     )
 
 
+@pytest.fixture
+def eager():
+    """For one or two steps, tracing takes longer than the steps."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def prepared(folder: Path, task: Task, modalities) -> Path:
     """Per modality one case a part, 32 × 32 × 8, with every class in it."""
     split = {part: [f"{m}_{part}" for m in modalities] for part in ("train", "validation", "test")}
@@ -292,7 +306,7 @@ def prepared(folder: Path, task: Task, modalities) -> Path:
     ("classes", "modalities", "setting"),
     [(1, ("us",), "individual"), (14, ("ct", "t1", "t2", "pet"), "ours"), (2, ("t1", "t2"), "x_shaped")],
 )
-def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_path):
+def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_path, eager):
     task = task_from_dict(
         {
             "name": f"own_{classes}",
@@ -322,6 +336,62 @@ def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in (*task.table_classes, *modalities))
     assert len(list((tmp_path / "pictures").iterdir())) == len(modalities)
+
+
+def recorded(runs_dir, name, task, modalities, setting="ours", status="finished"):
+    """A run's folder with Dice 0.5 for every structure of one case of each modality."""
+    spec = RunSpec("abdomen", "abdomen", setting)
+    classes = {c: class_metrics(np.random.default_rng(0), 0.5) for c in task.class_names[1:]}
+    cases = {f"{m}_1": {"modality": m, "spacing_mm": [1, 1, 1], "classes": classes} for m in modalities}
+    run_dir = write_run(runs_dir, spec, cases, status=status, parameters=12345)
+    run_dir = run_dir.rename(runs_dir / name)
+    path = run_dir / "run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    run |= {"task": task.to_dict(), "model": run["model"] | {"modalities": modalities}}
+    path.write_text(json.dumps(run | {"flags": run["flags"] | {"size": task.size[0]}}), encoding="utf-8")
+    return run_dir
+
+
+def own_task(classes, **changes):
+    content = {"name": "own", "network": "unet3d", "class_names": classes, "axes": "PLS", "spacing_mm": [2, 2, 5]}
+    return task_from_dict({**content, "size": [32, 32], "region": "body", **changes}, "own.json")
+
+
+def test_own_runs_have_a_table_for_each_task(tmp_path):
+    task = own_task(["prostate", "bladder"], table_classes=["bladder", "prostate"])
+    recorded(tmp_path, "a", task, ["t1", "t2", "ct"])
+    recorded(tmp_path, "b", task, ["t1", "t2", "ct"], "chilopod")
+    recorded(tmp_path, "c", task, ["t1"])
+    recorded(tmp_path, "d", own_task(["prostate"]), ["t1"])
+    recorded(tmp_path, "e", task, ["t1"], status="running")
+    recorded(tmp_path, RunSpec("abdomen", "abdomen", "ours").name, TASKS["abdomen"], ["ct", "mr"])  # the paper's
+    first, second, third = builders.own_tables(load_records(tmp_path))
+    assert [row.title for row in first.blocks[0].rows] == ["a (Ours)", "b (“Chilopod”-shaped)"]
+    assert first.headings == [
+        "Param Scale",
+        *(f"own {m} {c}" for m in ("t1", "t2", "CT") for c in ("bladder", "prostate", "Mean")),
+        "Overall Mean",
+    ]
+    assert [cell.text for cell in first.blocks[0].rows[0].cells] == [
+        "12,345",
+        *["50.0", "50.0", "50.0"] * 3,
+        "50.0",
+    ]
+    assert "n = 1 t1 + 1 t2 + 1 CT test cases" in first.caption
+    assert [[row.key for row in table.blocks[0].rows] for table in (second, third)] == [["c"], ["d"]]
+    done = program("experiments.tables", *flags(runs_dir=tmp_path, table="own", format="csv"))
+    assert done.returncode == 0 and "own CT bladder" in done.stdout, done.stderr
+    done = program("experiments.tables", *flags(runs_dir=tmp_path, table="own", seeds="1"))
+    assert done.returncode == 1 and "leave --compare, --seeds and --folds out" in done.stderr
+
+
+def test_another_task_is_not_tabulated_as_the_papers(tmp_path):
+    name = RunSpec("abdomen", "abdomen", "ours").name
+    recorded(tmp_path, name, own_task(["liver", "right_kidney", "left_kidney", "spleen"]), ["ct", "mr"])
+    with pytest.raises(
+        InputError, match=rf"{name}: has another task: name is own, not abdomen; .*spacing_mm is 2 × 2 × 5"
+    ):
+        builders.build("table2", load_records(tmp_path))
 
 
 def test_presets_reduce_any_size():

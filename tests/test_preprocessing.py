@@ -134,6 +134,28 @@ def test_body_box_is_enlarged_for_labels_outside_and_says_so(caplog):
     assert (prepared.image[prepared.label == 1] > prepared.image.min()).mean() > 0.95
 
 
+def test_window_around_the_image_centre():
+    """The centre of the image stays the centre of the window, wherever body and organs lie."""
+    array = np.zeros((40, 60, 4), np.float32)
+    array[2:12, 40:55] = np.linspace(100, 200, 15)[:, None]
+    image = Volume(array, spaced(2.0, 2.0, 8.0, origin=(-70, 30, 5)))
+    task = dataclasses.replace(ABDOMEN, axes="RAS", size=(64, 32), region="image_center")
+    label = Volume((array > 0).astype(np.uint8), image.affine)
+    for given_label in (None, label):
+        grid = prepare(image, given_label, task, "mr").grid
+        np.testing.assert_allclose(
+            grid.world((np.array(grid.shape) - 1) / 2), image.grid.world((np.array(array.shape) - 1) / 2)
+        )
+        assert grid.shape[:2] == (64, 32)
+    assert (
+        abs(
+            prepare(image, None, dataclasses.replace(task, region="body"), "mr").grid.world([0, 0, 0])[0]
+            - grid.world([0, 0, 0])[0]
+        )
+        > 20
+    )
+
+
 def test_crop_stays_in_place():
     volume = Volume(np.arange(24).reshape(4, 3, 2), spaced(2.0, 3.0, 5.0, origin=(10, 20, 30)))
     part = crop(volume, (slice(1, 3), slice(2, 3), slice(None)))
