@@ -192,7 +192,7 @@ def third_modality(data: Path, directory: Path) -> Path:
         with h5py.File(path, "r+") as file:
             file["image"][...] = -0.5 * file["image"][...]
             file.attrs["modality"] = np.bytes_(b"mr2")
-            file.attrs["source_sha256"] = np.bytes_(case_id.encode())
+            file.attrs["source_sha256"] = file.attrs["image_sha256"] = np.bytes_(case_id.encode())
     content["modalities"] = ["mr2"]
     content["cases"] = {c: content["cases"][c] | {"modality": "mr2"} for c in cases}
     content["split"] = {part: [c for c in ids if c in cases] for part, ids in content["split"].items()}
