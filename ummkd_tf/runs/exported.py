@@ -268,7 +268,8 @@ def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
 
     Returns:
         Case id → "part"; "source_sha256", of the raw files of scan and label; and "image_sha256", of the scan's
-        voxels, which another file format or a second label map of the same scan does not change. Of the authors' records, one entry for all.
+        voxels, which another file format or a second label map of the same scan does not change. Of the authors'
+        records, one entry for all.
     """
     if isinstance(dataset, ReleasedDataset):
         return {"released records": {"part": "train", "source_sha256": dataset.sha256, "image_sha256": ""}}
