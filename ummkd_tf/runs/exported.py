@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ummkd_tf import __version__
+import ummkd_tf
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, write_json
@@ -194,7 +194,7 @@ def write_model(
         raise InputError("is there already", where=out, fix="expected a new folder; choose another --out, or remove it")
     description = {
         "format": FORMAT,
-        "ummkd_tf": __version__,
+        "ummkd_tf": ummkd_tf.__version__,
         "model": dict(arguments),
         "task": task.to_dict(),
         "preparation": preprocessing.VERSION,
