@@ -34,7 +34,7 @@ from ummkd_tf.data.cases import (
     source_checksum,
     write_case,
 )
-from ummkd_tf.data.dataset import DATASET, RELEASED, check_split, write_dataset
+from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
 from ummkd_tf.tasks import Task
@@ -279,6 +279,24 @@ def prepare(
     current = sum(found.up_to_date for found in visits)
     note(f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}")
     return []
+
+
+def prepare_unsplit(
+    cases: Sequence[RawCase], task: Task, out: Path, *, source: str, pool: Workers, note: Note
+) -> tuple[Dataset, list[Problem]]:
+    """Prepares cases that a model is evaluated on, all of them test cases; nothing of it is a data set to train with.
+
+    Returns:
+        The data set, of which `out` holds the case files; and problems, with which it is of no use.
+    """
+    visits = list(pool.each(partial(visit, task=task, out=out), cases, "prepare"))
+    problems = _report(visits, note)
+    if not problems:
+        (out / STAGING).rename(out / "cases")
+    modality = {case.case_id: case.modality for case in cases}
+    split = {"train": (), "validation": (), "test": tuple(modality)}
+    modalities = tuple(dict.fromkeys(modality.values()))
+    return Dataset(out, task, modalities, modality, split, source, source), problems
 
 
 def _path(folder: Path, case: RawCase) -> Path:

@@ -2,14 +2,19 @@
 
     python -m experiments.evaluate --run_dir=runs/ours
     python -m experiments.evaluate --run_dir=runs/ours --outlier=ct_0031    Table VI's, prepared with --hold_out_cases
+    python -m experiments.evaluate --model=model --csv=new_cases.csv --out=new_hospital    scans not used before
 
 Writes <run_dir>/evaluation_<part>[_original].json (the second: part "outlier") with every number, and prints the table.
+With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes it) or of
+the prepared data in --data_dir is evaluated, and the file lies in --out. Cases that the model has seen are refused.
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
@@ -23,9 +28,15 @@ from ummkd_tf.evaluation.summary import summarize_cases
 
 if TYPE_CHECKING:
     from ummkd_tf.data.dataset import Dataset
+    from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.tasks import Task
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
+flags.DEFINE_string("model", None, "Exported model (experiments.export) to evaluate on scans not used before.")
+flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label,split.")
+flags.DEFINE_string("label_map", None, "With --csv: JSON from label value to class, as data_prep.prepare takes it.")
+flags.DEFINE_string("out", None, "With --model: folder for the result.")
 flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
 flags.DEFINE_enum("part", "test", ["train", "validation", "test"], "Part of the split to evaluate.")
 flags.DEFINE_string(
@@ -40,7 +51,6 @@ flags.DEFINE_float(
 flags.DEFINE_bool(
     "largest_component", False, "Keep the largest connected part of each class alone; the paper has no such step."
 )
-flags.mark_flag_as_required("run_dir")
 
 _WINDOW = {
     "body": "around the body, one window a scan",
@@ -51,20 +61,30 @@ _WINDOW = {
 
 
 def main(_: list[str]) -> None:
+    if bool(FLAGS.run_dir) == bool(FLAGS.model):
+        raise InputError("--run_dir, --model: expected one of them: a trained run, or a model exported from one")
+    if FLAGS.model and not (FLAGS.out and bool(FLAGS.csv) != bool(FLAGS.data_dir)):
+        raise InputError("--model: expected --out, and labelled scans as --csv or as prepared --data_dir")
+    if FLAGS.model and (FLAGS.outlier or FLAGS.selection):
+        raise InputError("--outlier, --selection: belong to a run; leave them out with --model")
+    if FLAGS.run_dir and (FLAGS.csv or FLAGS.out):
+        raise InputError("--csv, --out: scans not used before need a model that knows what it has seen; give --model")
     start_tensorflow()
+    from ummkd_tf.evaluation.inference import check_overlap
 
-    from ummkd_tf.common.files import write_json
+    check_overlap(FLAGS.overlap)
+    if FLAGS.model:
+        _evaluate_model()
+    else:
+        _evaluate_run(Path(FLAGS.run_dir))
+
+
+def _evaluate_run(run_dir: Path) -> None:
     from ummkd_tf.data.opening import open_dataset
-    from ummkd_tf.evaluation import case_results as evaluation
-    from ummkd_tf.evaluation.inference import Predictor, check_overlap, largest_components
-    from ummkd_tf.output import text_tables as reporting
-    from ummkd_tf.runs.environment import environment
     from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
     from ummkd_tf.runs.loading import load_model
     from ummkd_tf.tasks import check_same_task
 
-    check_overlap(FLAGS.overlap)
-    run_dir = Path(FLAGS.run_dir)
     model, record, step = load_model(run_dir, FLAGS.selection)
     dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
     if dataset.split_checksum != record["split_sha256"]:
@@ -82,10 +102,88 @@ def main(_: list[str]) -> None:
         raise InputError(
             f"no case in the {part} part", where=dataset.directory, fix="expected one to evaluate; see --part"
         )
+    config = config_of(record)
+    about = {
+        "run_dir": str(run_dir),
+        "setting": record["setting"],
+        "preset": config.preset,
+        "seed": record["seed"],
+        "step": step,
+        "selection": FLAGS.selection or config.selection,
+        "part": part,
+        "trained_at_commit": record["environment"]["commit"],
+    }
+    path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
+    _evaluate(model, dataset, case_ids, config.factor(dataset.task), about, path)
+
+
+def _evaluate_model() -> None:
+    import tempfile
+
+    from ummkd_tf.data.opening import open_dataset
+    from ummkd_tf.runs.exported import check_not_seen, load_model
+    from ummkd_tf.runs.folder import evaluation_name
+    from ummkd_tf.tasks import check_same_task
+
+    exported, out = load_model(FLAGS.model), Path(FLAGS.out)
+    if not exported.training.get("cases"):
+        print(f"{FLAGS.model}: nobody recorded which scans it was trained on: whether these are new is for you to know")
+    with tempfile.TemporaryDirectory() as temporary:
+        if FLAGS.csv:
+            dataset = _prepared(Path(FLAGS.csv), exported.task, Path(temporary))
+        else:
+            dataset = open_dataset(FLAGS.data_dir)
+            check_same_task(dataset.task, exported.task, dataset.directory, "prepare the scans for the model's task")
+        unknown = sorted({*dataset.case_modality.values()} - {*exported.model.modalities})
+        if unknown:
+            known = ", ".join(exported.model.modalities)
+            raise InputError(f"{FLAGS.csv or FLAGS.data_dir}: {', '.join(unknown)} scans, but the model knows {known}")
+        case_ids = list(dataset.case_modality)
+        check_not_seen(exported.training, dataset, case_ids)
+        training = exported.training
+        about = {
+            "model": str(FLAGS.model),
+            "setting": asdict(exported.model.setting),
+            **{key: training.get(key) for key in ("preset", "seed", "step", "selection")},
+            "part": "new",
+            "trained_at_commit": training.get("commit"),
+        }
+        path = out / evaluation_name("new", original_grid=FLAGS.grid == "original")
+        _evaluate(exported.model, dataset, case_ids, exported.factor, about, path)
+
+
+def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
+    """The CSV's scans, prepared in a folder."""
+    from data_prep.pipeline import prepare_unsplit
+    from data_prep.sources import csv_list
+    from data_prep.workers import Workers, default_workers
+
+    found = csv_list.find(csv_file, task, Path(FLAGS.label_map) if FLAGS.label_map else None)
+    problems = list(found.problems)
+    if not problems:
+        with Workers(default_workers()) as pool:
+            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=print)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise InputError(f"{csv_file}: {len(problems)} problems, see above; nothing was evaluated")
+    return dataset
+
+
+def _evaluate(
+    model: UnpairedSegmenter, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
+) -> None:
+    """Evaluates cases, writes every number to `path` and prints the table."""
+    from ummkd_tf.common.files import write_json
+    from ummkd_tf.evaluation import case_results as evaluation
+    from ummkd_tf.evaluation.inference import Predictor, largest_components
+    from ummkd_tf.output import text_tables as reporting
+    from ummkd_tf.runs.environment import environment
+
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
-    factor = config_of(record).factor(dataset.task)
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
+    title = f"{model.setting.title}" + ("" if about["step"] is None else f", step {about['step']}")
 
     def predict(case: Case) -> NDArray[np.float32]:
         dataset.check_size(case)
@@ -102,7 +200,7 @@ def main(_: list[str]) -> None:
                 task=dataset.task,
                 spacing_mm=case.grid.spacing_mm,
                 reference=case.label,
-                title=f"{case.case_id}: {model.setting.title}, step {step}",
+                title=f"{case.case_id}: {title}",
             )
             save_figure(figure, pictures / f"{case.case_id}.png")
         return probabilities
@@ -116,33 +214,25 @@ def main(_: list[str]) -> None:
         progress=lambda ids: progress(ids, unit="case", desc="evaluate"),
     )
     result = {
-        "run_dir": str(run_dir),
-        "setting": record["setting"],
+        **about,
         "task": dataset.task.name,
-        "preset": config_of(record).preset,
-        "seed": record["seed"],
-        "step": step,
-        "selection": FLAGS.selection or config_of(record).selection,
-        "part": part,
         "grid": FLAGS.grid,
         "window": _WINDOW[dataset.task.region],
         "overlap": FLAGS.overlap,
         "largest_component": FLAGS.largest_component,
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
-        "trained_at_commit": record["environment"]["commit"],
         "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),
         "environment": environment(),
         "modalities": modalities,
         "cases": cases,
         "summary": summarize_cases(cases, dataset.task, modalities),
     }
-    path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
     write_json(path, result)
     print(
-        f"\n{model.setting.title} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid; "
-        f"preset {result['preset']}, step {step} ({result['selection']}), seed {result['seed']}, "
-        f"commit {result['trained_at_commit']}\n"
+        f"\n{model.setting.title} on the {about['part']} part of {dataset.split_name}, {FLAGS.grid} grid; "
+        f"preset {about['preset']}, step {about['step']} ({about['selection']}), seed {about['seed']}, "
+        f"commit {about['trained_at_commit']}\n"
     )
     print(reporting.evaluation_table(result, dataset.task))
     print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")

@@ -59,7 +59,7 @@ def test_a_wheel_installs_one_package(tmp_path):
 
 def test_help_marks_required_flags():
     help_text = " ".join(program("experiments.predict", "--help").stdout.split())
-    assert "--run_dir: Folder of a trained run. Required." in help_text
+    assert "or a CSV of scans. Required." in help_text
     assert "three planes. Required" not in help_text
 
 

@@ -158,6 +158,28 @@ def test_cases_of_training_are_recognized_under_another_name(model: ExportedMode
         check_not_seen(model.training, dataset, ["ct_0", "ct_3", "mr_2"])
 
 
+def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_path: Path) -> None:
+    for number, modality in enumerate(("ct", "mr")):
+        image, label = blocks(np.random.default_rng(50 + number), depth=9)
+        affine = np.diag([-1.5, -1.5, 8.0, 1.0])[[1, 0, 2, 3]]
+        write_nifti(tmp_path / f"{modality}.nii.gz", Volume((100 * image + 300).astype(np.int16), affine))
+        write_nifti(tmp_path / f"{modality}_label.nii.gz", Volume(label, affine))
+    rows = "".join(f"new_{m},{m},{m}.nii.gz,{m}_label.nii.gz,\n" for m in ("ct", "mr"))
+    (tmp_path / "new.csv").write_text("case,modality,image,label,split\n" + rows)
+    flags = (f"--model={exported}", f"--out={tmp_path / 'out'}")
+    done = program("experiments.evaluate", *flags, f"--csv={tmp_path / 'new.csv'}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation_new.json").read_text())
+    assert sorted(result["cases"]) == ["new_ct", "new_mr"]
+    assert result["summary"]["dice"]["ct"]["liver"]["count"] == 1
+    # The data set that it was trained on: refused, with names, and nothing is written.
+    done = program("experiments.evaluate", *flags[:1], f"--out={tmp_path / 'no'}", f"--data_dir={data}")
+    assert done.returncode == 1 and "6 of 8 cases were in the model's train or validation part" in done.stderr
+    assert not (tmp_path / "no").exists()
+    done = program("experiments.evaluate", *flags)
+    assert done.returncode == 1 and "labelled scans as --csv or as prepared --data_dir" in done.stderr
+
+
 def third_modality(data: Path, directory: Path) -> Path:
     """The MR cases as modality `mr2`, alone, with images of opposite contrast."""
     import h5py
@@ -170,7 +192,7 @@ def third_modality(data: Path, directory: Path) -> Path:
         with h5py.File(path, "r+") as file:
             file["image"][...] = -0.5 * file["image"][...]
             file.attrs["modality"] = np.bytes_(b"mr2")
-            file.attrs["source_sha256"] = np.bytes_(case_id.encode())
+            file.attrs["source_sha256"] = file.attrs["image_sha256"] = np.bytes_(case_id.encode())
     content["modalities"] = ["mr2"]
     content["cases"] = {c: content["cases"][c] | {"modality": "mr2"} for c in cases}
     content["split"] = {part: [c for c in ids if c in cases] for part, ids in content["split"].items()}

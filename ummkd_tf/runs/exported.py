@@ -7,7 +7,6 @@ result.labels, result.probabilities, result.affine
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ummkd_tf import __version__
+import ummkd_tf
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, write_json
-from ummkd_tf.data.cases import file_checksum, read_case, read_source_checksum
+from ummkd_tf.data.cases import file_checksum, read_image_checksum, read_source_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset
@@ -195,7 +194,7 @@ def write_model(
         raise InputError("is there already", where=out, fix="expected a new folder; choose another --out, or remove it")
     description = {
         "format": FORMAT,
-        "ummkd_tf": __version__,
+        "ummkd_tf": ummkd_tf.__version__,
         "model": dict(arguments),
         "task": task.to_dict(),
         "preparation": preprocessing.VERSION,
@@ -268,8 +267,9 @@ def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
     """What training and model selection have seen, by case.
 
     Returns:
-        Case id → "part"; "source_sha256", of the raw files of scan and label; and "image_sha256", of the prepared
-        image, which a second label map of the same scan does not change. Of the authors' records, one entry for all.
+        Case id → "part"; "source_sha256", of the raw files of scan and label; and "image_sha256", of the scan's
+        voxels, which another file format or a second label map of the same scan does not change. Of the authors'
+        records, one entry for all.
     """
     if isinstance(dataset, ReleasedDataset):
         return {"released records": {"part": "train", "source_sha256": dataset.sha256, "image_sha256": ""}}
@@ -279,8 +279,7 @@ def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
 
 def _checksums(dataset: Dataset, case_id: str) -> dict[str, str]:
     path = dataset.path(case_id)
-    image = read_case(path).image.tobytes()
-    return {"image_sha256": hashlib.sha256(image).hexdigest(), "source_sha256": read_source_checksum(path)[0]}
+    return {"image_sha256": read_image_checksum(path), "source_sha256": read_source_checksum(path)[0]}
 
 
 def check_not_seen(
