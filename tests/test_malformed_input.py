@@ -361,10 +361,10 @@ def test_disk_that_fills_up_while_writing(healthy, tmp_path, monkeypatch):
     before = snapshot(out)
     change_image(raw, lambda array: array + 1)
 
-    def no_space(self, data):
+    def no_space(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", no_space)
+    monkeypatch.setattr(shutil, "copyfileobj", no_space)
     with pytest.raises(InputError, match=r"ct_0001.h5: could not be written \(No space left on device\)"):
         prepare(raw, out)
     monkeypatch.undo()

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,8 +113,10 @@ def write_case(
             affine=prepared.grid.affine,
             original_affine=prepared.original.affine,
         )
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    buffer.seek(0)
+    # In pieces: on a full disk a view of the buffer outlives it in the traceback, and Python 3.12.1 crashes of that.
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        shutil.copyfileobj(buffer, stream)
 
 
 def _new_file(buffer: io.BytesIO) -> h5py.File:
