@@ -388,6 +388,8 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
         return labels
     here = _covering(boxes[0], grid, original)
     own = part(original, here)
+    if 0 in own.shape:
+        return labels
     for box in blocks(own, math.ceil(math.prod(own.shape) / _RESTORED_VOXELS)):
         labels[here][box] = _classes(probabilities, grid, part(own, box))
     return labels
