@@ -479,8 +479,9 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         PREDICT,
         nan_weights,
         "",
-        "{run}/checkpoints/best.npz: 1 variables with NaN or infinite values, e.g. 'NAME': the run diverged; use "
-        "the other --selection, or train again with a lower --learning_rate",
+        "{run}/checkpoints/best.npz: 1 variables with NaN or infinite values, e.g. "
+        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel': the run diverged; use the other "
+        "--selection, or train again with a lower --learning_rate",
     ),
     "evaluate: more classes than the model": (
         EVALUATE,

@@ -17,9 +17,12 @@ from recorded_runs import write_run
 from scipy import ndimage
 
 from experiments.plans import DATA, RunSpec
+from experiments.results.captions import provenance
+from experiments.results.records import Record
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation.inference import Ensemble
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
+from ummkd_tf.runs.folder import read_run
 from ummkd_tf.scans import geometry
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample
@@ -237,6 +240,20 @@ def test_labels_restored_in_blocks_are_the_same(monkeypatch):
     assert (restore(probabilities, grid, own) != whole).mean() < 1e-4
 
 
+def test_labels_are_restored_where_each_class_wins_and_nowhere_else():
+    """Against the largest of the interpolated probabilities at every voxel; a window beside the scan gives nothing."""
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet([5, 1, 1], (16, 14, 9)).astype(np.float32)
+    probabilities[:6, :, 5:] = (1, 0, 0)
+    probabilities[10:] = (1, 0, 0)
+    grid, own = Grid(spaced(3, 3, 8), (16, 14, 9)), Grid(spaced(2, 2, 3, origin=(-5, 4, 9)), (40, 30, 25))
+    each = [
+        resample(Volume(probabilities[..., c], grid.affine), own, "linear", outside=float(c == 0)) for c in range(3)
+    ]
+    assert np.array_equal(restore(probabilities, grid, own), np.argmax(each, axis=0))
+    assert not restore(probabilities, grid, Grid(spaced(2, 2, 3, origin=(500, 0, 0)), (40, 30, 25))).any()
+
+
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
@@ -370,3 +387,14 @@ def test_dicom_segmentation_without_highdicom_is_one_line(run_dir, tmp_path, mon
     done = predict(run_dir, "--modality=ct", f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--dicom_seg")
     assert done.returncode == 1
     assert done.stderr.startswith("error: DICOM segmentations need the package highdicom: install it with pip install")
+
+
+def test_caption_says_what_the_paper_does_not_do(tmp_path):
+    record = Record("a", tmp_path, read_run(run_with_evaluation(tmp_path)), {"overlap": 0.5, "cases": {}})
+    plain = dataclasses.replace(record, evaluation={"overlap": 0.0, "largest_component": False, "cases": {}})
+    assert "chunks overlapping by 50 % in 1 of 2 evaluations; commit" in provenance([record, plain])
+    assert "overlapping" not in provenance([plain]) and "largest" not in provenance([plain])
+
+
+def run_with_evaluation(tmp_path: Path) -> Path:
+    return write_run(tmp_path, RunSpec("abdomen", next(iter(DATA)), "ours"), None)

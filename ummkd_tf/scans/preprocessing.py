@@ -229,8 +229,7 @@ def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.ui
     # One voxel around all labels, where the indicators have faded to zero.
     first, last = (np.array([getattr(side, end) for side in boxes[0]]) for end in ("start", "stop"))
     source = window(label.grid, first - 1, last + 1)
-    corners = grid.index(label.grid.world(np.where(_CORNERS, last, first - 1)))
-    target = window(grid, np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1)
+    target = _covering(boxes[0], label.grid, grid)
     part = Volume(label.array[source], shifted(label.affine, source))
     part_grid = Grid(shifted(grid.affine, target), classes[target].shape)
     if 0 not in part_grid.shape:
@@ -380,9 +379,27 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
         uint8 array of `original.shape`, in the scan's own axis order.
     """
     labels = np.zeros(original.shape, np.uint8)
-    for box in blocks(original, math.ceil(labels.size / _RESTORED_VOXELS)):
-        labels[box] = _classes(probabilities, grid, part(original, box))
+    # Where background is as likely as each class at all neighbours, it wins between them, too: leave that out.
+    found = np.zeros(grid.shape, np.uint8)
+    for c in range(1, probabilities.shape[-1]):
+        found |= probabilities[..., c] > probabilities[..., 0]
+    boxes = ndimage.find_objects(found)
+    if not boxes:
+        return labels
+    here = _covering(boxes[0], grid, original)
+    own = part(original, here)
+    if 0 in own.shape:
+        return labels
+    for box in blocks(own, math.ceil(math.prod(own.shape) / _RESTORED_VOXELS)):
+        labels[here][box] = _classes(probabilities, grid, part(own, box))
     return labels
+
+
+def _covering(box: tuple[slice, ...], grid: Grid, other: Grid) -> tuple[slice, ...]:
+    """The part of another grid that holds a box of this one and one voxel around it."""
+    first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
+    corners = other.index(grid.world(np.where(_CORNERS, last, first - 1)))
+    return window(other, np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1)
 
 
 def _classes(probabilities: NDArray, grid: Grid, wanted: Grid) -> NDArray[np.uint8]:
