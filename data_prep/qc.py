@@ -27,8 +27,10 @@ from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.tasks import Task
 
+SLICES = "slices.html"
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
@@ -243,6 +245,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     part_of = {case_id: part for part in PARTS for case_id in dataset.split[part]}
     summaries = []
     order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
+    slices = SliceViewer(dataset.task, cases=len(order))
     for case_id in progress(order, desc="drawing", unit="case"):
         case, part = dataset.case(case_id, original_label=True), part_of.get(case_id, UNUSED)
         assert case.original_label is not None
@@ -254,9 +257,12 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
             title=f"{case_id} · {case.modality} · {part}",
         )
         save_figure(figure, out / _picture(case_id))
+        words = f"{case.modality}, {part}"
+        slices.add(case_id, case.image, [case.label], spacing_mm=case.grid.spacing_mm, words=words)
         summaries.append(summarize(case, case.original_label, dataset.task, part))
     warn_of_outliers(summaries)
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
+    slices.write(out / SLICES, f"Slices of the prepared data: {dataset.task.name}")
     page = out / "index.html"
     with replacing(page) as temporary:
         temporary.write_text(render(dataset, summaries), encoding="utf-8")
@@ -422,7 +428,8 @@ def _gallery(summaries: Sequence[Summary]) -> str:
         cards.append(
             f'<figure id="case-{number}"><a href="{link}"><img src="{link}" loading="lazy" '
             f'alt="{escaped(s.case_id)} in three planes with its labels"></a>'
-            f"<figcaption><strong>{escaped(s.case_id)}</strong> {escaped(s.modality)}, {escaped(s.part)}"
+            f"<figcaption><strong>{escaped(s.case_id)}</strong> {escaped(s.modality)}, {escaped(s.part)}, "
+            f'<a href="{SLICES}#{escaped(quote(s.case_id))}">its slices</a>'
             f"{_warning_list(s)}</figcaption></figure>"
         )
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
