@@ -96,6 +96,8 @@ def main(_: list[str]) -> None:
         probabilities = predictor.probabilities(
             reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
         )
+        if not (pictures or viewer):
+            return probabilities
         predicted = probabilities.argmax(-1)
         if FLAGS.largest_component:
             predicted = largest_components(predicted)

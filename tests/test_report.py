@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import BROWSER, in_browser
 from programs import program
 from recorded_runs import absent, evaluation_cases, write_run
 
@@ -29,7 +27,6 @@ from ummkd_tf.settings import SETTINGS
 EVIL = "<script>alert(1)</script>&\"'"
 PNG = b"\x89PNG\r\n\x1a\n not really"
 FIGURES = [name for name, target in TARGETS.items() if target.is_figure]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -354,17 +351,8 @@ parent.document.title = JSON.stringify(told);
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(width, path, tmp_path):
     """The page is no wider than the window, a click sorts with missing values last, and the filter filters."""
-    framed = html.escape(path.read_text(encoding="utf-8").replace("</body>", f"{_PROBE}</body>"))
-    copy = tmp_path / "copy.html"  # a frame, because a browser's window cannot be as narrow as a phone
-    style = f"border: 0; width: {width}px; height: 900px"
-    copy.write_text(f'<title></title><iframe style="{style}" srcdoc="{framed}"></iframe>', encoding="utf-8")
-    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
-    command = [BROWSER, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
-    title = re.search("<title>(.*?)</title>", done.stdout, re.DOTALL)
-    assert title is not None
-    told = json.loads(html.unescape(title[1]))
+    page = path.read_text(encoding="utf-8").replace("</body>", f"{_PROBE}</body>")
+    told = in_browser(page, width, tmp_path)
     assert told["inner"] == width
     assert told["width"] <= width
     for order, sign in (("up", 1), ("down", -1)):

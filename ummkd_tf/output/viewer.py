@@ -129,5 +129,5 @@ def _side_by_side(volumes: Sequence[NDArray[np.uint8]], across: int) -> NDArray[
 def _png(picture: NDArray[np.uint8]) -> str:
     """Without loss, in base64; without matplotlib's version, so that the same scan gives the same page."""
     stream = io.BytesIO()
-    imsave(stream, picture, format="png", metadata={"Software": None})
+    imsave(stream, picture, format="png", metadata=dict[str, Any](Software=None))
     return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -24,15 +24,16 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   const ofClass = data.classes.map(([name, color]) => box(name, color));
   const ofMap = data.maps.map((name, number) => box(name, null, number > 0));
 
-  async function load() {
+  function load() {
     const chosen = data.cases[cases.value], picture = new Image();
+    picture.onload = () => {
+      if (chosen !== data.cases[cases.value]) return;  // another was chosen meanwhile
+      Object.assign(small, {width: picture.width, height: picture.height});
+      pen.drawImage(picture, 0, 0);
+      [scan, stride, pixels] = [chosen, picture.width, pen.getImageData(0, 0, picture.width, picture.height).data];
+      turn();
+    };
     picture.src = `data:image/png;base64,${chosen.png}`;
-    await picture.decode();
-    if (chosen !== data.cases[cases.value]) return;  // another was chosen meanwhile
-    Object.assign(small, {width: picture.width, height: picture.height});
-    pen.drawImage(picture, 0, 0);
-    [scan, stride, pixels] = [chosen, picture.width, pen.getImageData(0, 0, picture.width, picture.height).data];
-    turn();
   }
 
   // Another plane starts at the slice with the most foreground, as the pictures do.
