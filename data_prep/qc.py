@@ -358,7 +358,7 @@ def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
         rows.append(f'<tr><td class="text">{escaped(modality)}</td>{cells}</tr>')
     heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
     return (
-        f'<div class="scroll fit"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
+        f'<div class="scroll fit" tabindex="0" role="region" aria-label="Number of cases"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
         f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )
 
@@ -397,7 +397,7 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     ]
     rows = "\n".join(_case_row(number, s) for number, s in enumerate(summaries))
     return (
-        f'<div class="scroll"><table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Cases"><table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 

@@ -334,10 +334,17 @@ const told = {inner: innerWidth, width: document.documentElement.scrollWidth};
 const rows = [...document.querySelector("#cases tbody").rows];
 const head = [...document.querySelectorAll("#cases th")].find(cell => cell.textContent.startsWith("Dice"));
 const column = () => [...document.querySelector("#cases tbody").rows].map(row => row.cells[3].dataset.value);
+told.first_order = column();
 for (const order of ["up", "down"]) {
   head.querySelector("button").click();
   told[order] = {sort: head.getAttribute("aria-sort"), column: column()};
 }
+head.querySelector("button").click();
+told.again = column();
+const results = document.querySelector("#table1 .results"), method = results.tHead.rows[1].cells[0];
+const names = () => [...results.tBodies].map(body => [...body.rows].map(row => row.cells[0].textContent));
+told.blocks = [names()];
+for (let click = 0; click < 3; click++) { method.querySelector("button").click(); told.blocks.push(names()); }
 choice.value = rows[0].lastElementChild.textContent;
 choice.dispatchEvent(new Event("change"));
 told.shown = rows.filter(row => row.offsetHeight > 0).map(row => row.lastElementChild.textContent);
@@ -360,4 +367,11 @@ def test_in_a_browser(width, path, tmp_path):
         *values, last = told[order]["column"]
         assert last == ""
         assert values == sorted(values, key=lambda v: sign * float(v))
+    assert told["again"] == told["first_order"]
+    before, up, down, again = told["blocks"]
+    assert before == again != up
+    for (title, *names), *changed in zip(before, up, down, strict=True):
+        assert [block[0] for block in changed] == [title, title]  # each block keeps its title and its rows
+        assert [sorted(block[1:]) for block in changed] == [sorted(names)] * 2
+        assert changed[0][1:] == changed[1][:0:-1]
     assert told["shown"] and set(told["shown"]) == {told["first"]}

@@ -1,5 +1,5 @@
-// Goes through the slices of scans with their class maps. A scan comes as one PNG: its slices side by side, intensity in
-// red, the first class map in green and the second, if there is one, in blue.
+// Goes through the slices of scans with their class maps. A scan comes as one PNG: its slices side by side, intensity
+// in red, the first class map in green and the second, if there is one, in blue.
 for (const viewer of document.querySelectorAll(".viewer")) {
   const data = JSON.parse(viewer.querySelector("script").textContent);
   const part = name => viewer.querySelector(name);
