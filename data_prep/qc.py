@@ -308,6 +308,7 @@ _RULES = (
     f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
 )
 
+_REGION = 'tabindex="0" role="region"'  # a wide table scrolls in its box, also by keyboard
 _DIRECTION_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}
 
 
@@ -358,7 +359,8 @@ def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
         rows.append(f'<tr><td class="text">{escaped(modality)}</td>{cells}</tr>')
     heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
     return (
-        f'<div class="scroll fit" tabindex="0" role="region" aria-label="Number of cases"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
+        f'<div class="scroll fit" {_REGION} aria-label="Number of cases">\n'
+        f'<table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
         f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )
 
@@ -397,7 +399,8 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     ]
     rows = "\n".join(_case_row(number, s) for number, s in enumerate(summaries))
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Cases"><table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
+        f'<div class="scroll" {_REGION} aria-label="Cases">\n'
+        f'<table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 

@@ -143,7 +143,8 @@ def _overview(entries: Sequence[Entry]) -> str:
     flags_of = [run["flags"] for run in runs if isinstance(run["flags"], Mapping)]
     return (
         "<p>A reproduction in TensorFlow 2 of “Unpaired Multi-modal Segmentation via Knowledge Distillation”: its "
-        "tables and figures from recorded runs, and what the runs were.</p>\n"
+        "tables and figures from recorded runs, and what the runs were. A click on a column's heading sorts by "
+        "it.</p>\n"
         + (f"{notice}\n" if phantoms else "")
         + facts(
             {
