@@ -148,8 +148,6 @@ def main(_: list[str]) -> None:
         "cases": cases,
         "summary": summarize_cases(cases, dataset.task, modalities),
     }
-    if viewer:
-        viewer.write(FLAGS.viewer, f"{model.setting.title}, step {step}: {part} part of {dataset.split_name}")
     path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
     write_json(path, result)
     print(
@@ -158,6 +156,9 @@ def main(_: list[str]) -> None:
         f"commit {result['trained_at_commit']}\n"
     )
     print(reporting.evaluation_table(result, dataset.task))
+    if viewer:
+        viewer.write(FLAGS.viewer, f"{model.setting.title}, step {step}: {part} part of {dataset.split_name}")
+        print(f"\nslices: {FLAGS.viewer}")
     print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")
 
 

@@ -102,9 +102,10 @@ for (const viewer of document.querySelectorAll(".viewer")) {
       }
     }
     context.setLineDash(dashed ? [right / 2, right / 2] : []);
-    context.lineWidth = dashed ? 2.5 : 2;
-    context.strokeStyle = data.classes[c - 1][1];
-    context.stroke();
+    for (const [lineWidth, strokeStyle] of [[4, "#fff6"], [dashed ? 2.5 : 2, data.classes[c - 1][1]]]) {
+      Object.assign(context, {lineWidth, strokeStyle});  // a light halo first, for blue on black
+      context.stroke();
+    }
   }
 
   function letters([top, bottom, left, right]) {
