@@ -26,8 +26,9 @@ from ummkd_tf.output.pages import asset, document, escaped
 from ummkd_tf.output.pictures import busiest_slice, check_classes, planes
 from ummkd_tf.tasks import Task
 
-# One voxel is about one character of the page. Browsers on phones draw pictures of up to 16 million pixels.
-VOXELS_OF_A_PAGE = 25_000_000
+# A voxel is half a character of the page (phantoms) to two (noise alone). Browsers on phones draw pictures of up to 16
+# million pixels.
+VOXELS_OF_A_PAGE = 20_000_000
 VOXELS_OF_A_CASE = 12_000_000
 
 
@@ -38,7 +39,7 @@ class SliceViewer:
         task: Names, colours and axes.
         maps: Names of the class maps of each scan: one, or two of which the second is drawn dashed.
         cases: How many scans will be added; rows and columns of large ones are made coarser, so that the page stays
-            below about 30 MB.
+            within 10 to 40 MB.
     """
 
     def __init__(self, task: Task, maps: Sequence[str] = ("label",), *, cases: int) -> None:
