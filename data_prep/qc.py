@@ -27,8 +27,10 @@ from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.tasks import Task
 
+SLICES = "slices.html"
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
@@ -243,6 +245,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     part_of = {case_id: part for part in PARTS for case_id in dataset.split[part]}
     summaries = []
     order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
+    slices = SliceViewer(dataset.task, cases=len(order))
     for case_id in progress(order, desc="drawing", unit="case"):
         case, part = dataset.case(case_id, original_label=True), part_of.get(case_id, UNUSED)
         assert case.original_label is not None
@@ -254,9 +257,12 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
             title=f"{case_id} · {case.modality} · {part}",
         )
         save_figure(figure, out / _picture(case_id))
+        words = f"{case.modality}, {part}"
+        slices.add(case_id, case.image, [case.label], spacing_mm=case.grid.spacing_mm, words=words)
         summaries.append(summarize(case, case.original_label, dataset.task, part))
     warn_of_outliers(summaries)
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
+    slices.write(out / SLICES, f"Slices of the prepared data: {dataset.task.name}")
     page = out / "index.html"
     with replacing(page) as temporary:
         temporary.write_text(render(dataset, summaries), encoding="utf-8")
@@ -302,6 +308,7 @@ _RULES = (
     f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
 )
 
+_REGION = 'tabindex="0" role="region"'  # a wide table scrolls in its box, also by keyboard
 _DIRECTION_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}
 
 
@@ -352,7 +359,8 @@ def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
         rows.append(f'<tr><td class="text">{escaped(modality)}</td>{cells}</tr>')
     heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
     return (
-        f'<div class="scroll fit"><table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
+        f'<div class="scroll fit" {_REGION} aria-label="Number of cases">\n'
+        f'<table>\n<thead><tr><th class="text">cases</th>{heads}</tr></thead>\n'
         f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )
 
@@ -391,7 +399,8 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     ]
     rows = "\n".join(_case_row(number, s) for number, s in enumerate(summaries))
     return (
-        f'<div class="scroll"><table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
+        f'<div class="scroll" {_REGION} aria-label="Cases">\n'
+        f'<table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
@@ -422,7 +431,8 @@ def _gallery(summaries: Sequence[Summary]) -> str:
         cards.append(
             f'<figure id="case-{number}"><a href="{link}"><img src="{link}" loading="lazy" '
             f'alt="{escaped(s.case_id)} in three planes with its labels"></a>'
-            f"<figcaption><strong>{escaped(s.case_id)}</strong> {escaped(s.modality)}, {escaped(s.part)}"
+            f"<figcaption><strong>{escaped(s.case_id)}</strong> {escaped(s.modality)}, {escaped(s.part)}, "
+            f'<a href="{SLICES}#{escaped(quote(s.case_id))}">its slices</a>'
             f"{_warning_list(s)}</figcaption></figure>"
         )
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"

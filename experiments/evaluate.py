@@ -45,6 +45,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
+flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all cases with prediction and reference.")
 flags.DEFINE_float(
     "overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; the authors' protocol has 0."
 )
@@ -178,31 +179,41 @@ def _evaluate(
     from ummkd_tf.evaluation import case_results as evaluation
     from ummkd_tf.evaluation.inference import Predictor, largest_components
     from ummkd_tf.output import text_tables as reporting
+    from ummkd_tf.output.viewer import SliceViewer
     from ummkd_tf.runs.environment import environment
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
     title = f"{model.setting.title}" + ("" if about["step"] is None else f", step {about['step']}")
+    maps = ("prediction", "reference")
+    viewer = SliceViewer(dataset.task, maps, cases=len(case_ids)) if FLAGS.viewer else None
 
     def predict(case: Case) -> NDArray[np.float32]:
         dataset.check_size(case)
         probabilities = predictor.probabilities(
             reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
         )
+        if not (pictures or viewer):
+            return probabilities
+        predicted = probabilities.argmax(-1)
+        if FLAGS.largest_component:
+            predicted = largest_components(predicted)
         if pictures:
             from ummkd_tf.output.pictures import overlay_figure, save_figure
 
-            predicted = probabilities.argmax(-1)
             figure = overlay_figure(
                 case.image,
-                largest_components(predicted) if FLAGS.largest_component else predicted,
+                predicted,
                 task=dataset.task,
                 spacing_mm=case.grid.spacing_mm,
                 reference=case.label,
                 title=f"{case.case_id}: {title}",
             )
             save_figure(figure, pictures / f"{case.case_id}.png")
+        if viewer:
+            maps, spacing_mm = [predicted, case.label], case.grid.spacing_mm
+            viewer.add(case.case_id, case.image, maps, spacing_mm=spacing_mm, words=case.modality)
         return probabilities
 
     cases = evaluation.evaluate(
@@ -235,6 +246,9 @@ def _evaluate(
         f"commit {about['trained_at_commit']}\n"
     )
     print(reporting.evaluation_table(result, dataset.task))
+    if viewer:
+        viewer.write(FLAGS.viewer, f"{title}: {about['part']} part of {dataset.split_name}")
+        print(f"\nslices: {FLAGS.viewer}")
     print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")
 
 

@@ -24,7 +24,7 @@ from experiments.results.builders import TABLES
 from experiments.results.curves import MOST_POINTS, PANELS, Frame, frame, lines_of, panel
 from experiments.results.paper import paper_numbers
 from experiments.results.records import Entry, Points, Record, load_records, modalities_of, read_json
-from experiments.results.table import MODALITIES, UNDEFINED, Table, modality_title, parameter_text
+from experiments.results.table import MODALITIES, UNDEFINED, Cell, Table, modality_title, parameter_text
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
@@ -143,7 +143,8 @@ def _overview(entries: Sequence[Entry]) -> str:
     flags_of = [run["flags"] for run in runs if isinstance(run["flags"], Mapping)]
     return (
         "<p>A reproduction in TensorFlow 2 of “Unpaired Multi-modal Segmentation via Knowledge Distillation”: its "
-        "tables and figures from recorded runs, and what the runs were.</p>\n"
+        "tables and figures from recorded runs, and what the runs were. A click on a column's heading sorts by "
+        "it.</p>\n"
         + (f"{notice}\n" if phantoms else "")
         + facts(
             {
@@ -193,7 +194,7 @@ def _shown(table: Table, entries: Sequence[Entry]) -> str:
 def _result_table(table: Table) -> str:
     """Two rows of headings, then a body for each block."""
     groups = "".join(f'<th colspan="{span}" scope="colgroup">{escaped(text)}</th>' for text, span in table.groups)
-    columns = "".join(f'<th scope="col">{escaped(column)}</th>' for column in table.columns)
+    columns = "".join(f'<th scope="col"><button>{escaped(column)}</button></th>' for column in table.columns)
     bodies = []
     for block in table.blocks:
         seen: set[str] = set()
@@ -201,16 +202,23 @@ def _result_table(table: Table) -> str:
         for row in block.rows:
             kind = ' class="beside"' if row.key in seen else ""
             seen.add(row.key)
-            cells = "".join(f"<td>{escaped(cell.text)}</td>" for cell in row.cells)
+            cells = "".join(_result_cell(cell) for cell in row.cells)
             rows.append(f'<tr{kind}><th class="text" scope="row">{escaped(row.title)}</th>{cells}</tr>')
         title = f'<th colspan="{len(table.columns) + 1}" scope="rowgroup"><span>{escaped(block.title)}</span></th>'
         bodies.append("\n".join([f'<tbody>\n<tr class="block">{title}</tr>', *rows, "</tbody>"]))
     return _scroll(
-        f'<table class="results">\n<thead>\n<tr><th></th>{groups}</tr>\n'
-        f'<tr><th class="text" scope="col">{table.stub}</th>{columns}</tr>\n</thead>\n'
+        f'<table class="results sortable">\n<thead>\n<tr><th></th>{groups}</tr>\n'
+        f'<tr><th class="text" scope="col"><button>{table.stub}</button></th>{columns}</tr>\n</thead>\n'
         f"{chr(10).join(bodies)}\n</table>",
         table.title,
     )
+
+
+def _result_cell(cell: Cell) -> str:
+    """Sorts by its number; one without comes last, except a text such as a number of parameters."""
+    value = "" if cell.value is None else cell.value
+    sorts_by = "" if cell.value is None and cell.text not in ("", UNDEFINED) else f' data-value="{value}"'
+    return f"<td{sorts_by}>{escaped(cell.text)}</td>"
 
 
 def _figures(entries: Sequence[Entry], folder: Path) -> str:

@@ -246,7 +246,7 @@ def test_page_stands_alone_and_every_file_exists(report):
     links = [a["href"] for a in parsed.all("a")]
     assert not parsed.all("link")
     assert len(files) == 8  # seven cases and the histograms
-    named = {unquote(f) for f in [*files, *(link for link in links if not link.startswith("#"))]}
+    named = {unquote(f.partition("#")[0]) for f in [*files, *(link for link in links if not link.startswith("#"))]}
     assert named == {p.name for p in page.parent.iterdir()} - {"index.html"}
     anchors = {a["id"] for a in parsed.all("figure") if "id" in a}
     assert {link[1:] for link in links if link.startswith("#")} == anchors

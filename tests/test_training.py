@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.common import errors
@@ -35,7 +36,7 @@ def toy(rank, dropout):
         networks.StageRow("output", (networks.Conv(networks.Filters(per_class=1), kernel, "conv"),)),
     )
     names = [stage.name for stage in stages]
-    regions = networks._regions(names, green="encoder_2", blue=("encoder_2", "encoder_2"))
+    regions = networks.make_regions(names, green="encoder_2", blue=("encoder_2", "encoder_2"))
     return networks.Network(f"toy{rank}d", 3 if rank == 2 else 1, rank, stages, regions, multiple=1, dropout=dropout)
 
 
@@ -256,7 +257,11 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
     line = json.loads((tmp_path / history.HISTORY).read_text(encoding="utf-8").splitlines()[0])
     assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)
-    assert list((tmp_path / "tensorboard").iterdir())
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    written = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(events))]
+    tags = {value.tag for event in written for value in event.summary.value}
+    assert {"learning_rate", "loss/total", "loss/kd", "loss/l2", "loss/ct/dice", "loss/mr/cross_entropy"} < tags
+    assert "validation/dice" in tags and all("/" in tag or tag == "learning_rate" for tag in tags)
     assert run(model, tmp_path, 8) == progress  # nothing left to do
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import Template
 from types import MappingProxyType
 
 from experiments.results.records import Entry, Points
 from experiments.results.table import modality_title
-from ummkd_tf.output.pages import escaped
+from ummkd_tf.output.pages import asset, escaped
 
 MOST_POINTS = 100  # of a curve; more cannot be told apart at its size
 # Title of a panel, and the value in the history it shows: of all modalities together, or of each.
@@ -47,9 +48,6 @@ def lines_of(panel: str, modalities: Sequence[str]) -> list[Line]:
     ]
 
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = 40, 16, 116, 62  # of a panel's frame, in its own units
-
-
 Frame = tuple[float, float, float]  # last step, least and greatest value
 
 
@@ -68,32 +66,22 @@ def _thinned(points: Points) -> Points:
 
 
 def panel(title: str, lines: Sequence[Line], curves: Mapping[str, Points], frame: Frame) -> str:
+    """A panel as SVG: the template places it, here the curves are scaled to per cent of its frame."""
     last, low, high = frame
     drawn, words = [], []
-
-    def place(step: float, value: float) -> str:
-        x = _LEFT + _WIDTH * step / (last or 1)
-        y = _TOP + _HEIGHT * (0.5 if high == low else (high - value) / (high - low))
-        return f"{x:.1f},{y:.1f}"
-
     for line in lines:
         points = _thinned(curves.get(line.name, []))
         if points:
-            places = [place(*point) for point in points]
+            places = [
+                f"{100 * step / (last or 1):.1f},{50 if high == low else 100 * (high - value) / (high - low):.1f}"
+                for step, value in points
+            ]
             drawn.append(f'<polyline class="{line.kind}" points="{" ".join(places)}"/>')
-            x, y = places[-1].split(",")
-            drawn.append(f'<circle class="{line.kind}" cx="{x}" cy="{y}" r="1.2"/>')
+            drawn.append(f'<path class="end {line.kind}" d="M{places[-1]}h0"/>')
             words.append(f"{line.title} from {_tick(points[0][1])} to {_tick(points[-1][1])}")
-    right, bottom = _LEFT + _WIDTH, _TOP + _HEIGHT
-    label = f"{title}: {'; '.join(words) or 'not recorded'}"
-    return (
-        f'<svg viewBox="0 0 160 92" role="img" aria-label="{escaped(label)}"><title>{escaped(label)}</title>'
-        f'<text class="title" x="{_LEFT}" y="10">{title}</text>'
-        f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}"/>'
-        f'<text x="{_LEFT - 3}" y="{_TOP + 6}" text-anchor="end">{_tick(high)}</text>'
-        f'<text x="{_LEFT - 3}" y="{bottom}" text-anchor="end">{_tick(low)}</text>'
-        f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{_tick(last)}</text>{"".join(drawn)}</svg>'
-    )
+    label = escaped(f"{title}: {'; '.join(words) or 'not recorded'}")
+    texts = {"label": label, "title": title, "high": _tick(high), "low": _tick(low), "last": _tick(last)}
+    return Template(asset("panel.svg")).substitute(texts, curves="".join(drawn))
 
 
 def _tick(value: float) -> str:

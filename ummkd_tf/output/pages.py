@@ -25,7 +25,7 @@ def document(title: str, body: str, *, kind: str) -> str:
         body: As HTML.
         kind: The page's own style and script beside those of all pages: `assets/<kind>.css` and `.js`.
     """
-    style, script = ("".join(_asset(f"{name}.{suffix}") for name in ("page", kind)) for suffix in ("css", "js"))
+    style, script = ("".join(asset(f"{name}.{suffix}") for name in ("page", kind)) for suffix in ("css", "js"))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -34,6 +34,7 @@ def document(title: str, body: str, *, kind: str) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of `assets/`; "" where there is none."""
     file = resources.files("ummkd_tf.output") / "assets" / name
     return file.read_text(encoding="utf-8") if file.is_file() else ""

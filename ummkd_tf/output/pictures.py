@@ -124,7 +124,7 @@ def overlay_figure(
     """
     maps = {"label": label} if reference is None else {"prediction": label, "reference": reference}
     for what, classes in maps.items():
-        _check(what, classes, image, task)
+        check_classes(what, classes, image, task)
     shown = planes(task.axes)
     extents = [(image.shape[p.down] * spacing_mm[p.down], image.shape[p.right] * spacing_mm[p.right]) for p in shown]
     widths = [width for _, width in extents]
@@ -180,7 +180,12 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
     return figure
 
 
-def _check(what: str, classes: NDArray, image: NDArray, task: Task) -> None:
+def check_classes(what: str, classes: NDArray, image: NDArray, task: Task) -> None:
+    """Checks that a class map fits its image and its task.
+
+    Raises:
+        InputError: Shapes differ, or a label is no class of the task.
+    """
     if image.ndim != 3 or classes.shape != image.shape:
         raise InputError(
             f"the {what} has shape {classes.shape} and the image {image.shape}: expected one 3D shape; "

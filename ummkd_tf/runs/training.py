@@ -80,7 +80,7 @@ def train(
     def log(step: int, values: Mapping[str, float]) -> None:
         history.write(step, values)
         for name, value in values.items():
-            tf.summary.scalar(name, value, step=step)
+            tf.summary.scalar(summary_tag(name, model.modalities), value, step=step)
 
     ends: list[float] = []  # when each of the first steps was done
     step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
@@ -115,6 +115,7 @@ def train(
             if step % log_every == 0 or step == steps:
                 values = {name: float(value) for name, value in terms.items()}
                 log(step, values)
+                tf.summary.scalar("learning_rate", _learning_rate(model), step=step)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             validating = step % validate_every == 0 or step == steps
@@ -139,6 +140,20 @@ def train(
                 message, code = reason
                 raise Stopped(f"{message} at step {step}; the same command continues from here", code)
     return progress
+
+
+def summary_tag(name: str, modalities: Sequence[str]) -> str:
+    """The name of a history's value in TensorBoard, which groups by the first part: "ct_dice_loss" is loss/ct/dice."""
+    group, rest = ("validation", name.removeprefix("validation_")) if name.startswith("validation_") else ("", name)
+    group = group or ("loss" if name.endswith(("loss", "cross_entropy")) else "step")
+    modality = next((m for m in modalities if rest.startswith(f"{m}_")), None)
+    term = rest.removeprefix(f"{modality}_").removesuffix("_loss")
+    return "/".join(part for part in (group, modality, "total" if term == "loss" else term) if part)
+
+
+def _learning_rate(model: UnpairedSegmenter) -> float:
+    optimizer: Any = model.optimizer
+    return float(getattr(optimizer, "inner_optimizer", optimizer).learning_rate)
 
 
 def time_left(ends: Sequence[float], steps: int) -> str | None:
