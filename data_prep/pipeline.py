@@ -99,8 +99,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
     scan = found.attempt(case.read_scan)
     label = found.attempt(lambda: case.read_label(scan, found.notes.append))
     if label is not None:
-        present = np.flatnonzero(np.bincount(label.array.ravel(), minlength=task.num_classes))
-        absent = [name for c, name in enumerate(task.class_names) if c and c not in present]
+        absent = [name for c, name in enumerate(task.class_names) if c and not (label.array == c).any()]
         if len(absent) == task.num_classes - 1:
             text = "no voxel of any class of the task"
             found.problems.append(
@@ -110,7 +109,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
             found.notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
     image_sha256 = ""
     if scan is not None:
-        image, image_sha256 = scan.volume, _voxels_checksum(scan.volume, task.axes)
+        image, image_sha256 = scan.volume, _voxels_checksum(scan.volume)
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
@@ -309,12 +308,12 @@ def _source(case: RawCase) -> dict[str, str]:
     return by_name | {"label values": str(sorted(case.label_values.items()))}
 
 
-def _voxels_checksum(image: Volume, axes: str) -> str:
-    """sha256 of a scan's voxels along the task's axes: a copy in another format or with other axes has the same."""
-    array = reorient(image, axes).array
+def _voxels_checksum(image: Volume) -> str:
+    """sha256 of a scan's voxels along fixed axes: a copy in another format or with other axes has the same."""
+    array = reorient(image, "LPS").array.T
     digest = hashlib.sha256(str(array.shape).encode())
-    for k in range(array.shape[2]):  # by slice, so that it takes no memory
-        digest.update(np.ascontiguousarray(array[:, :, k], "<f4").tobytes())
+    for part in array:  # by slice, so that it takes no memory
+        digest.update(np.ascontiguousarray(part, "<f4").data)
     return digest.hexdigest()
 
 

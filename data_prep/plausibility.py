@@ -29,8 +29,8 @@ def odd_size(grid: Grid) -> list[str]:
 
 def cut_share(values: NDArray, low: float, high: float) -> float:
     """Share of the voxels brighter than `low` that lie at `high` or above, where this is more than half; else 0."""
-    bright = values[values > low]
-    share = float((bright >= high).mean()) if bright.size else 0.0
+    bright = np.count_nonzero(values > low)
+    share = float(np.count_nonzero(values >= high) / bright) if bright else 0.0
     return share if share > _CUT_SHARE else 0.0
 
 
@@ -61,7 +61,11 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
                 f"{share:.0%} of the voxels brighter than {clip.low:g} lie at or above {clip.high:g}, where the task "
                 f"cuts: usual are a few per cent; is {modality} stored with another offset, as HU + 1024?"
             )
-    if modality == "ct" and image.array.min() > _AIR_HU and np.percentile(image.array, 99) > 2 * _SOFT_HU:
+    if (
+        modality == "ct"
+        and image.array.min() > _AIR_HU
+        and np.percentile(image.array[::4, ::4, ::4], 99) > 2 * _SOFT_HU
+    ):
         notes.append(
             f"no value below {_AIR_HU:g} and many above {2 * _SOFT_HU:g}: air has -1000 HU; is the CT stored as "
             "HU + 1024?"

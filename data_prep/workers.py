@@ -62,12 +62,12 @@ class Workers:
             yield from bar(results)
         except BrokenProcessPool as error:
             self._pool.shutdown()  # waits until every exit code is known
-            exit_codes = {worker.pid: worker.exitcode for worker in workers}
+            exit_codes = {worker.pid or 0: worker.exitcode for worker in workers}
             at_work = {pid: items[n - 1] for pid, n in zip(self._at_work[::2], self._at_work[1::2], strict=True) if n}
             raise _lost(exit_codes, at_work, title) from error
 
 
-def _lost(exit_codes: Mapping[int | None, int | None], at_work: Mapping[int, object], title: str) -> InputError:
+def _lost(exit_codes: Mapping[int, int | None], at_work: Mapping[int, object], title: str) -> InputError:
     """The message on workers that ended, from every worker's exit code (negative: a signal) and item."""
     # When one ends, the pool ends the others with SIGTERM.
     first = {pid: code for pid, code in exit_codes.items() if code not in (0, -signal.SIGTERM, None)} or exit_codes

@@ -253,8 +253,9 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
     score[1:][occupancy == 0] = -np.inf
     bias = np.zeros((len(score), 1), np.float32)
     for c in 2 * list(range(1, len(score))):  # twice, because touching classes take voxels from one another
-        rivals = np.delete(score + bias, c, axis=0).max(axis=0)
-        lead = (score[c] - rivals)[occupancy[c - 1] > 0]
+        here = occupancy[c - 1] > 0
+        rivals = np.delete(score[:, here] + bias, c, axis=0).max(axis=0)
+        lead = score[c, here] - rivals
         wanted = round(float(occupancy[c - 1].sum(dtype=np.float64)))
         if 0 < wanted < lead.size:
             bias[c] = -np.partition(lead, (-wanted - 1, -wanted))[[-wanted - 1, -wanted]].mean()
