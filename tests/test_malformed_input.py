@@ -389,7 +389,7 @@ def test_really_full_disk(healthy, tmp_path, monkeypatch):
             pipeline.visit(case, get_task("abdomen"), disk / "out")
         assert list((disk / "out" / pipeline.STAGING).iterdir()) == []
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 # --- own data --------------------------------------------------------------------------------------------------------

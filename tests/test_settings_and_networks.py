@@ -205,7 +205,7 @@ def test_joint_normalizes_both_modalities_together(network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_joint_inference_stays_close_to_training(network, monkeypatch):
     """Joint batches: with one pass per modality through a shared norm, the two modes drift apart."""
-    monkeypatch.setattr(BatchNorm, "decay", 0.0)  # the moving statistics are those of the last batch
+    monkeypatch.setattr(BatchNorm, "momentum", 0.0)  # the moving statistics are those of the last batch
     model = small(network, "joint")
     for v in model.trainable_variables:  # larger kernels than at the start, so that a drift would show
         if v.name == "kernel":

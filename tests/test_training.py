@@ -379,7 +379,7 @@ def test_really_full_disk_keeps_the_earlier_checkpoints(tmp_path):
         (disk / "filler").unlink()
         assert run(compiled_model(), disk / "run", 9).step == 9  # room was made: it continues
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_fit_and_the_loop_take_the_same_step():

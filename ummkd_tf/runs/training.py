@@ -204,8 +204,17 @@ def _time_is_up(started: float, max_hours: float | None) -> tuple[str, int] | No
 def _events(folder: Path, step: int) -> Iterator[None]:
     # Events of steps that will be done again stay in older files; TensorBoard shows the newest value of a step.
     writer = tf.summary.create_file_writer(str(folder), filename_suffix=f".from-step-{step}")
-    with writer.as_default():
-        yield
+    try:
+        with writer.as_default():
+            yield
+    except tf.errors.ResourceExhaustedError as error:
+        # On a full disk, TensorBoard's events cannot be written either: what went wrong first is the message.
+        first: BaseException | None = error
+        while first is not None and not isinstance(first, InputError):
+            first = first.__context__
+        if first is None:
+            raise
+        raise first from None
     writer.close()
 
 
