@@ -60,7 +60,7 @@ def test_no_case_id_of_a_data_set_leads_elsewhere(case_id, tmp_path):
     content = json.loads(path.read_text(encoding="utf-8"))
     content["cases"][case_id] = {"modality": "ct"}
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match="expected (a plain name without path separators|at most 100)"):
+    with pytest.raises(InputError, match=r"expected (a plain name without path separators|at most 100)"):
         Dataset.load(tmp_path)
 
 
