@@ -133,7 +133,7 @@ def build():
 
 
 def test_a_table_of_stages_in_a_file(tmp_path: Path, prepared_dataset: Dataset) -> None:
-    (tmp_path / "my_net.py").write_text(MY_NET)
+    (tmp_path / "my_net.py").write_text(MY_NET, encoding="utf-8")
     network = f"--network={tmp_path / 'my_net.py'}:build"
     done = program("experiments.train", "--describe", network)
     assert "my_net" in done.stdout and "bottom" in done.stdout, done.stderr
@@ -143,7 +143,7 @@ def test_a_table_of_stages_in_a_file(tmp_path: Path, prepared_dataset: Dataset) 
     # The run and what is exported hold the whole table: nobody needs the file.
     (tmp_path / "my_net.py").unlink()
     assert program("experiments.export", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'model'}").returncode == 0
-    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    content = json.loads((tmp_path / "model" / "model.json").read_text(encoding="utf-8"))
     assert UnpairedSegmenter(**content["model"]).network.name == "my_net"
     done = program("experiments.train", "--describe", network)
     assert (done.returncode, "expected dilated2d, unet3d, or a Python file" in done.stderr) == (1, True)

@@ -123,3 +123,12 @@ def test_modules_without_a_network_do_not_import_tensorflow():
     )
     code = f"import sys; {'; '.join(f'import ummkd_tf.{m}' for m in modules)}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted(Path(__file__).parent.rglob("*.py"))], ids=lambda path: path.stem)
+def test_text_is_read_and_written_as_utf_8(path):
+    """A machine whose locale is ASCII reads the same texts."""
+    for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if name in ("read_text", "write_text"):
+            assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{path.name}:{call.lineno}"

@@ -103,13 +103,13 @@ def test_a_scan_is_segmented_with_no_flag(model: ExportedModel, tmp_path: Path) 
 
 
 def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Path, data: Path) -> None:
-    content, record = json.loads((exported / MODEL).read_text()), json.loads((run_dir / "run.json").read_text())
+    content, record = json.loads((exported / MODEL).read_text(encoding="utf-8")), json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     training = content["training"]
     assert training["split_sha256"] == record["split_sha256"]
     assert training["commit"] == record["environment"]["commit"]
     assert sorted(training["cases"]) == ["ct_0", "ct_1", "ct_2", "mr_0", "mr_1", "mr_2"]  # not the test part
     assert content["labels"][0] == {"value": 0, "name": "background", "color": None}
-    card = (exported / "MODEL_CARD.md").read_text()
+    card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Not a medical device" in card and "has not been evaluated" in card
 
 
@@ -134,9 +134,9 @@ def test_damage_and_edits_are_told(exported: Path, run_dir: Path, tmp_path: Path
 
     def rewritten(name: str, **changes) -> Path:
         folder = copy(name)
-        write_json(folder / MODEL, json.loads((folder / MODEL).read_text()) | changes)
+        write_json(folder / MODEL, json.loads((folder / MODEL).read_text(encoding="utf-8")) | changes)
         sums = [f"{file_checksum(folder / n)}  {n}\n" for n in ("MODEL_CARD.md", MODEL, "weights.npz")]
-        (folder / CHECKSUMS).write_text("".join(sums))
+        (folder / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
         return folder
 
     for changes, message in (
@@ -165,11 +165,11 @@ def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_pat
         write_nifti(tmp_path / f"{modality}.nii.gz", Volume((100 * image + 300).astype(np.int16), affine))
         write_nifti(tmp_path / f"{modality}_label.nii.gz", Volume(label, affine))
     rows = "".join(f"new_{m},{m},{m}.nii.gz,{m}_label.nii.gz,\n" for m in ("ct", "mr"))
-    (tmp_path / "new.csv").write_text("case,modality,image,label,split\n" + rows)
+    (tmp_path / "new.csv").write_text("case,modality,image,label,split\n" + rows, encoding="utf-8")
     flags = (f"--model={exported}", f"--out={tmp_path / 'out'}")
     done = program("experiments.evaluate", *flags, f"--csv={tmp_path / 'new.csv'}")
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "evaluation_new.json").read_text())
+    result = json.loads((tmp_path / "out" / "evaluation_new.json").read_text(encoding="utf-8"))
     assert sorted(result["cases"]) == ["new_ct", "new_mr"]
     assert result["summary"]["dice"]["ct"]["liver"]["count"] == 1
     # The data set that it was trained on: refused, with names, and nothing is written.
@@ -185,7 +185,7 @@ def third_modality(data: Path, directory: Path) -> Path:
     import h5py
 
     shutil.copytree(data, directory)
-    content = json.loads((directory / "dataset.json").read_text())
+    content = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     cases = [c for c in content["cases"] if c.startswith("mr")]
     for case_id in cases:
         path = directory / "cases" / f"{case_id}.h5"
@@ -230,7 +230,7 @@ def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: 
         start(freeze="kernels")
     other = tmp_path / "other-split"
     shutil.copytree(data, other)
-    content = json.loads((other / "dataset.json").read_text())
+    content = json.loads((other / "dataset.json").read_text(encoding="utf-8"))
     content["split"] = {
         **content["split"],
         "test": content["split"]["validation"],

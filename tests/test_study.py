@@ -40,13 +40,13 @@ def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypa
     run = StudyRun("a", COMMON, tmp_path)
     assert run.missing() == ["train"] and run.row() == ["a"] + ["–"] * (len(COLUMNS) - 1)
     run.run_dir.mkdir()
-    (run.run_dir / "run.json").write_text("{}")
+    (run.run_dir / "run.json").write_text("{}", encoding="utf-8")
     lines = [{"step": 1, "alone": 1.0}, {"step": 2, "alone": 0.0}]
     lines += [
         {"step": s, "validation_dice": d, "validation_ct_dice": d, "validation_mr_dice": d}
         for s, d in ((1, 0.1), (2, 0.6), (3, 0.3), (4, 0.3))
     ]
-    (run.run_dir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.run_dir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert run.missing() == []
     assert run.row() == ["a", "4", "2", "60.0", "60.0", "60.0", "40.0", "50", "12"]
     record["flags"]["steps"] = 3000
