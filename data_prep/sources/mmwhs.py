@@ -43,6 +43,7 @@ def read_mended(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Reads a label map with 421, a known slip, as the 420 that was meant."""
     label = read_label(case.label)
     slips = label.array == SLIP
-    if slips.any():
-        note(f"{case.case_id}: {slips.sum()} voxels of {SLIP}, a known slip, read as {MEANT} ({case.label})")
+    if not slips.any():
+        return label
+    note(f"{case.case_id}: {slips.sum()} voxels of {SLIP}, a known slip, read as {MEANT} ({case.label})")
     return Volume(np.where(slips, MEANT, label.array), label.affine)

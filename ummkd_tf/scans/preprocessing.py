@@ -204,9 +204,11 @@ def normalize(values: NDArray, scanned: NDArray[np.bool_], clip: Clip) -> NDArra
     mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
     if deviation == 0:
         raise InputError(f"every voxel has the value {mean:g} after clipping: expected an image with contrast")
+    inside -= mean
+    inside /= deviation
     result = np.full(values.shape, inside.min(), np.float32)
     result[scanned] = inside
-    return ((result - mean) / deviation).astype(np.float32)
+    return result
 
 
 def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.uint8]:
