@@ -103,7 +103,8 @@ def test_a_scan_is_segmented_with_no_flag(model: ExportedModel, tmp_path: Path) 
 
 
 def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Path, data: Path) -> None:
-    content, record = json.loads((exported / MODEL).read_text(encoding="utf-8")), json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    content = json.loads((exported / MODEL).read_text(encoding="utf-8"))
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     training = content["training"]
     assert training["split_sha256"] == record["split_sha256"]
     assert training["commit"] == record["environment"]["commit"]

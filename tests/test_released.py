@@ -431,7 +431,9 @@ def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path
     lists = raw / "train&val"
     record = lists / "ct_train_tfs" / "ct_train_slice1.tfrecords"
     record.write_bytes(record.read_bytes()[:-50])
-    (lists / "ct_train_list").write_text((lists / "ct_train_list").read_text(encoding="utf-8") + "gone.tfrecords\n")
+    (lists / "ct_train_list").write_text(
+        (lists / "ct_train_list").read_text(encoding="utf-8") + "gone.tfrecords\n", encoding="utf-8"
+    )
     (lists / "mr_train_list").rename(lists / "notes.md")
     (lists / "mr_val_list").unlink()
     (raw / "test" / "mr_test_0.npz").write_bytes(b"")

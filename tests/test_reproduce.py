@@ -255,7 +255,7 @@ def test_signal_reaches_the_running_command_and_nothing_more_starts(tmp_path):
     """The command saves and leaves; later ones do not begin."""
     script = (
         "import signal, sys, time, pathlib\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).write_text('saved', encoding='utf-8'), sys.exit(143)))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).write_bytes(b'saved'), sys.exit(143)))\n"
         "pathlib.Path(sys.argv[2]).touch()\n"
         "time.sleep(60)\n"
     )
