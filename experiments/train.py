@@ -20,15 +20,8 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.data.sampling import UnpairedSampler
-from ummkd_tf.model.architectures import (
-    DECODERS,
-    NETWORKS,
-    Initialization,
-    Network,
-    Normalization,
-    check_network,
-    network_to_dict,
-)
+from ummkd_tf.model.architectures import NETWORKS, Initialization, Network, Normalization
+from ummkd_tf.model.networks import DECODERS, check_network, network_to_dict
 from ummkd_tf.output.pictures import batch_figure, save_figure
 from ummkd_tf.runs.config import Freeze, Precision, RunConfig, Schedule, Selection
 from ummkd_tf.runs.folder import check_run

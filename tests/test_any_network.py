@@ -16,7 +16,8 @@ from residual_unet import residual_unet
 from ummkd_tf import UnpairedSegmenter, per_modality
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
-from ummkd_tf.model.architectures import NETWORKS, check_network, network_from_dict, network_to_dict
+from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.networks import check_network, network_from_dict, network_to_dict
 
 MODALITIES = ("ct", "t1", "t2")
 

@@ -27,7 +27,7 @@ def test_each_stage_has_as_many_stripes_as_it_has_kernels_and_norms(network, set
     boxes = _boxes(figure)
     lefts = sorted({left for left, _, _ in boxes})
     assert len(lefts) == len(table.stages)
-    kernels, norms = (set(table.separate_stages(r)) for r in (chosen.separate_kernels, chosen.separate_norms))
+    kernels, norms = (set(table.regions[r]) for r in (chosen.separate_kernels, chosen.separate_norms))
     for left, stage in zip(lefts, table.stages, strict=True):
         colors = [color for x, _, color in boxes if x == left]
         own, shared = ["#7fb3e0", "#f0ae6a"], ["#d9dde2"]

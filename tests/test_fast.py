@@ -12,8 +12,8 @@ from ummkd_tf.fast import winograd
 from ummkd_tf.fast.adam import Adam
 from ummkd_tf.fast.convolutions import Conv2D
 from ummkd_tf.fast.recompute import leaky_relu, recomputed
-from ummkd_tf.model import segmenter
-from ummkd_tf.model.layers import PLAIN
+from ummkd_tf.model import operations
+from ummkd_tf.model.operations import PLAIN
 
 
 def normal(*shape, seed=0):
@@ -141,7 +141,7 @@ def test_a_fast_model_computes_what_a_plain_one_does(network, setting, monkeypat
 
 def test_without_the_folder_fast_the_program_works(monkeypatch):
     """Only the segmenter puts it in, and takes the plain operations where it is missing."""
-    monkeypatch.setattr(segmenter, "_fast", None)
+    monkeypatch.setattr(operations, "_fast", None)
     assert UnpairedSegmenter("unet3d", width=1).operations is PLAIN
     with pytest.raises(ValueError, match=r"fast=True: ummkd_tf/fast is not installed"):
         UnpairedSegmenter("unet3d", width=1, fast=True)

@@ -15,7 +15,8 @@ from ummkd_tf.evaluation.metrics import dice_coefficient
 from ummkd_tf.fast.adam import Adam
 from ummkd_tf.fast.convolutions import Conv2D
 from ummkd_tf.model import losses
-from ummkd_tf.model.layers import BatchNorm, phase_shift
+from ummkd_tf.model.elements import phase_shift
+from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.released.weights import RELEASED_MODALITY, convert, load_released_weights, phase_shift_channels, tf1_names
 
 GOLDEN = Path(__file__).parent / "golden"

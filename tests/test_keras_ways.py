@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter, losses
+from ummkd_tf.model.absent_classes import updated_memory
 
 
 def narrow(network: str = "unet3d", **arguments) -> UnpairedSegmenter:
@@ -27,7 +28,7 @@ def images(network: str = "unet3d") -> dict[str, np.ndarray]:
 def trained() -> UnpairedSegmenter:
     """Weights and statistics that are not those of a new model."""
     model = narrow()
-    model.compile(keras.optimizers.Adam(1e-2, epsilon=1e-8), kd_weight=0.7, l2_on="kernels", absent="skip")
+    model.compile(keras.optimizers.Adam(1e-2, epsilon=1e-8), kd_weight=0.7, l2_on="kernels", absent="memory")
     x = images()
     model.optimize(
         {m: tf.constant(v) for m, v in x.items()}, {m: tf.constant(v[..., 0] > 0, tf.int32) for m, v in x.items()}
@@ -41,7 +42,10 @@ def test_a_keras_file_restores_outputs_and_compilation(trained: UnpairedSegmente
     loaded = keras.models.load_model(tmp_path / "x.keras")
     for m, logits in trained(images()).items():
         np.testing.assert_allclose(loaded(images())[m], logits, atol=1e-6)
-    assert (loaded.kd_weight, loaded.l2_on, loaded.absent) == (0.7, "kernels", "skip")
+    assert (loaded.kd_weight, loaded.l2_on, loaded.absent) == (0.7, "kernels", "memory")
+    for m, remembered in trained.memory.items():
+        assert np.any(remembered != 0)
+        np.testing.assert_array_equal(loaded.memory[m], remembered)
     np.testing.assert_allclose(loaded.optimizer.learning_rate, 1e-2)
     for ours, theirs in zip(loaded.optimizer.variables, trained.optimizer.variables, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -72,4 +76,4 @@ def test_losses_take_numpy_and_lists() -> None:
         np.testing.assert_allclose(loss(logits.tolist(), one_hot.tolist()), loss(*tensors), rtol=1e-6)
     both = losses.knowledge_distillation_loss({"a": logits, "b": -logits}, {"a": one_hot, "b": one_hot})
     assert float(both) > 0
-    assert losses.updated_memory(np.zeros((2, 2)), logits, one_hot).shape == (2, 2)
+    assert updated_memory(np.zeros((2, 2)), logits, one_hot).shape == (2, 2)

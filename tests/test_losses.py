@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf.model import losses
+from ummkd_tf.model.absent_classes import count_alone, updated_memory
 
 
 def one_hot(labels, classes=2):
@@ -106,19 +107,19 @@ def test_memory_is_a_running_mean_of_the_batches_that_hold_a_class():
         return tf.fill((1, 1, 2, 2), float(value))
 
     both, only_background = one_hot(LABELS), one_hot(np.array([[[0, 0]]]))
-    memory = losses.updated_memory(tf.zeros((2, 2)), z(2), only_background)
+    memory = updated_memory(tf.zeros((2, 2)), z(2), only_background)
     np.testing.assert_allclose(memory, [[2, 2], [0, 0]], atol=1e-5)  # class 1 was never seen
-    memory = losses.updated_memory(memory, z(4), both)
+    memory = updated_memory(memory, z(4), both)
     np.testing.assert_allclose(memory, [[2.2, 2.2], [4, 4]], atol=1e-5)  # 0.9 · 2 + 0.1 · 4; the first value as it is
-    memory = losses.updated_memory(memory, z(0), only_background)
+    memory = updated_memory(memory, z(0), only_background)
     np.testing.assert_allclose(memory, [[1.98, 1.98], [4, 4]], atol=1e-5)
 
 
 def test_classes_alone_are_counted():
     """Of background, 1, 2, 3: class 1 is in CT alone, class 2 in MR alone, class 3 nowhere."""
     references = {"ct": one_hot([[[0, 1]]], 4), "mr": one_hot([[[0, 2]]], 4)}
-    assert float(losses.count_alone(references)) == 2
-    assert float(losses.count_alone({"ct": references["ct"], "mr": references["ct"]})) == 0
+    assert float(count_alone(references)) == 2
+    assert float(count_alone({"ct": references["ct"], "mr": references["ct"]})) == 0
 
 
 def test_three_modalities_are_the_mean_of_their_pairs():

@@ -113,8 +113,8 @@ def test_sharing_by_identity_and_after_an_update(network, setting):
     images, labels = batch(network)
     row = SETTINGS[setting]
     separate = {
-        "conv": NETWORKS[network].separate_stages(row.separate_kernels),
-        "norm": NETWORKS[network].separate_stages(row.separate_norms),
+        "conv": NETWORKS[network].regions[row.separate_kernels],
+        "norm": NETWORKS[network].regions[row.separate_norms],
     }
     before = {v.path: v.numpy() for v in model.trainable_variables}
     model.optimize(images, labels)

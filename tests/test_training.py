@@ -42,7 +42,9 @@ def toy(rank, dropout):
 
 @pytest.fixture(autouse=True)
 def _toy_networks(monkeypatch):
-    monkeypatch.setattr(networks, "NETWORKS", {"toy2d": toy(2, dropout=0.25), "toy3d": toy(3, dropout=0.0)})
+    monkeypatch.setattr(
+        "ummkd_tf.model.networks.NETWORKS", {"toy2d": toy(2, dropout=0.25), "toy3d": toy(3, dropout=0.0)}
+    )
 
 
 class Cubes:

@@ -1,7 +1,7 @@
 """Speed and memory on a CPU: the same results as the plain operations of `model/`, but for float32's rounding.
 
-`OPERATIONS` are the fields of `model.layers.Operations`; `model/segmenter.py` puts them in when a model is made, and
-nothing else depends on this folder.
+`OPERATIONS` are the fields of `model.operations.Operations`; that file puts them in when a model is made, and nothing
+else depends on this folder.
 
 - `winograd.py`, `convolutions.py`: wide 3×3 convolutions with 2.25 times fewer multiplications; 3D convolutions of two
   inputs without concatenating them.

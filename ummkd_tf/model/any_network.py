@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Network
-from ummkd_tf.model.layers import PLAIN, BatchNorm
+from ummkd_tf.model.layers import BatchNorm
+from ummkd_tf.model.operations import PLAIN
 from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.settings import SETTINGS, are_modality_names
 

@@ -7,7 +7,7 @@ modality on and otherwise looks like an ordinary layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Block, Conv, Initialization, Normalization, StageRow
+from ummkd_tf.model.elements import Dropout, leaky_relu, make_initializer, phase_shift
+from ummkd_tf.model.operations import PLAIN, Operations
 from ummkd_tf.settings import SHARED
-
-Tensors = dict[tuple[str, ...], tf.Tensor]
-"""Tensors by the modalities they hold: one for each modality, or one for all, concatenated along the batch axis."""
 
 
 class PerModality(keras.layers.Layer):
@@ -33,9 +32,8 @@ class PerModality(keras.layers.Layer):
         name: Scope.
 
     Call arguments:
-        inputs: Tensor.
         modality: Which layer to use; any value where one layer is shared.
-        training: Passed on where the layer takes it.
+        **kwargs: Passed on to the layer.
 
     Example:
         >>> import keras, tensorflow as tf
@@ -149,50 +147,6 @@ def make_norm(kind: Normalization, channels: int, name: str) -> keras.layers.Lay
     return keras.layers.GroupNormalization(groups=groups[kind], epsilon=1e-3, name=name)
 
 
-def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
-    """How a kernel starts: "released", a truncated normal (up-convolutions: a normal) of deviation 0.01; or "glorot".
-
-    Glorot is our choice for short trainings: from the released kernels the first hundreds of steps bring little (at
-    preset tiny, 250 steps on real scans, validation Dice 0.25 against 0.58).
-    """
-    if kind == "glorot":
-        return keras.initializers.GlorotUniform()
-    if kind != "released":
-        raise ValueError(f"unknown initialization {kind!r}: expected one of released, glorot")
-    return keras.initializers.RandomNormal(stddev=0.01) if up else keras.initializers.TruncatedNormal(stddev=0.01)
-
-
-def leaky_relu(inputs: tf.Tensor) -> tf.Tensor:
-    """The released code's activation, slope 0.2."""
-    return tf.nn.leaky_relu(inputs, 0.2)
-
-
-def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
-    """Rearranges `[batch, h, w, factor² · channels]` into `[batch, h · factor, w · factor, channels]`.
-
-    One TensorFlow operation. The released code orders the input channels differently; `released/weights.py` permutes
-    them on import, which makes the two networks the same.
-    """
-    return tf.nn.depth_to_space(inputs, factor)
-
-
-class Dropout(keras.layers.Layer):
-    """Sets a share of the activations to zero in training, and scales up the rest.
-
-    As `keras.layers.Dropout`, but its random state has the same path in every model, so that checkpoints hold it.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(name="dropout")
-        self.rate = rate
-
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        self.seed_generator = keras.random.SeedGenerator(name="seed_generator")
-
-    def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
-        return keras.random.dropout(inputs, self.rate, seed=self.seed_generator) if training else inputs
-
-
 class ConvUnit(keras.layers.Layer):
     """A convolution with the normalization and activation that belong to it.
 
@@ -260,80 +214,18 @@ class ConvUnit(keras.layers.Layer):
         return tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
 
 
-def run_units(
-    units: Sequence[ConvUnit], inputs: tf.Tensor, *, modality: str, training: bool, skip: tf.Tensor | None = None
-) -> tf.Tensor:
-    """One unit after the other; `skip` is concatenated behind the channels that the first unit gives."""
-    x = inputs
-    for number, unit in enumerate(units):
-        if number == 1 and skip is not None:
-            x = tf.concat([x, skip], -1)
-        x = unit(x, modality=modality, training=training)
-    return x
-
-
-def run_modalities(stage: Stage, run: Callable[..., tf.Tensor], inputs: Tensors) -> Tensors:
-    """A stage for each tensor; `run` takes the modalities it holds, and the tensor."""
-    return {modalities: run(modalities, x) for modalities, x in inputs.items()}
-
-
-def add_scaled(gradient: tf.Tensor, variable: keras.Variable, factor: tf.Tensor) -> tf.Tensor:
-    """A gradient and that of an L2 term, `factor · v`."""
-    return gradient + factor * variable.value
-
-
-@dataclass(frozen=True)
-class Operations:
-    """How layers are computed. The defaults are the method; `ummkd_tf.fast` has others with the same results.
-
-    Attributes:
-        convolutions: Class of a convolution by (number of spatial axes, whether it is transposed).
-        run_units: See the function.
-        run_modalities: See the function.
-        add_scaled: See the function.
-        adam: Class of the paper's optimizer.
-    """
-
-    convolutions: Mapping[tuple[int, bool], type[keras.layers.Layer]]
-    run_units: Callable[..., tf.Tensor] = run_units
-    run_modalities: Callable[..., Tensors] = run_modalities
-    add_scaled: Callable[..., tf.Tensor] = add_scaled
-    adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
-
-
-PLAIN = Operations(
-    {
-        (2, False): keras.layers.Conv2D,
-        (3, False): keras.layers.Conv3D,
-        (3, True): keras.layers.Conv3DTranspose,
-    }
-)
-
-
 @dataclass(frozen=True)
 class StageOptions:
-    """What all units of a stage have in common.
+    """What all units of a stage have in common."""
 
-    Attributes:
-        width: Base width w.
-        num_classes: C.
-        modalities: Names of the modalities.
-        separate_kernels: One kernel per modality.
-        separate_norms: One normalization layer per modality.
-        normalization: Kind of normalization.
-        initialization: How kernels start.
-        dropout: Share of activations set to zero after a convolution, in training only.
-        operations: How layers are computed.
-    """
-
-    width: int
+    width: int  # base width w
     num_classes: int
     modalities: tuple[str, ...]
-    separate_kernels: bool
-    separate_norms: bool
+    separate_kernels: bool  # one kernel per modality
+    separate_norms: bool  # one normalization layer per modality
     normalization: Normalization
     initialization: Initialization
-    dropout: float
+    dropout: float  # share of activations set to zero after a convolution, in training only
     operations: Operations = PLAIN
 
 

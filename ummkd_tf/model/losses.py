@@ -14,9 +14,6 @@ import tensorflow as tf
 
 from ummkd_tf.settings import AbsentClass
 
-MEMORY_DECAY = 0.9
-"""Our choice: a class is seldom missing from more than a few batches in a row."""
-
 
 def _as_tensors(logits: Any, one_hot: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Both as floating-point tensors of the logits' type."""
@@ -129,31 +126,7 @@ def knowledge_distillation_loss(
     return tf.add_n(pairs) / len(pairs)
 
 
-def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
-    """Running mean of Eq. 2's z_c over the batches that hold class c.
-
-    Args:
-        memory: [C, C] of the batches before; a row of zeros, which makes q_c uniform, where a class was in none.
-        logits: Of this batch.
-        one_hot: Its reference.
-
-    Returns:
-        [C, C]; the row of a class that this batch lacks is that of `memory`.
-    """
-    memory = tf.convert_to_tensor(memory)
-    z = class_logits(logits, one_hot)
-    seen = tf.reduce_any(memory != 0, -1, keepdims=True)
-    mean = tf.where(seen, MEMORY_DECAY * memory + (1 - MEMORY_DECAY) * z, z)
-    return tf.where(present_classes(one_hot)[:, tf.newaxis], mean, memory)
-
-
 def present_classes(one_hot: tf.Tensor) -> tf.Tensor:
     """[C]; whether a class has a voxel in the batch."""
     one_hot = tf.convert_to_tensor(one_hot)
     return tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0)
-
-
-def count_alone(one_hot_by_modality: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Number of classes that one modality's batch holds and another's lacks, as a float scalar."""
-    present = tf.stack([present_classes(one_hot) for one_hot in one_hot_by_modality.values()])
-    return tf.reduce_sum(tf.cast(tf.reduce_any(present, 0) & ~tf.reduce_all(present, 0), tf.float32))

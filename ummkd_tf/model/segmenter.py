@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,43 +11,27 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf.model import losses
-from ummkd_tf.model.architectures import Initialization, Network, Normalization, get_network, network_to_dict
-from ummkd_tf.model.layers import (
-    PLAIN,
-    Operations,
-    Stage,
-    StageOptions,
-    Tensors,
-)
-from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting, are_modality_names
-
-try:  # The one place where speed is put in. Without the folder fast/ the program works all the same, more slowly.
-    from ummkd_tf import fast as _fast
-except ImportError:
-    _fast = None  # type: ignore[assignment]
+from ummkd_tf.model.absent_classes import count_alone, updated_memory
+from ummkd_tf.model.architectures import Initialization, Network, Normalization
+from ummkd_tf.model.checks import check_arguments, check_bfloat16, present_modalities
+from ummkd_tf.model.finite import apply_if_finite
+from ummkd_tf.model.keras_hooks import KerasHooks
+from ummkd_tf.model.layers import Stage, StageOptions
+from ummkd_tf.model.networks import get_network, network_to_dict
+from ummkd_tf.model.operations import Operations, Tensors, choose_operations
+from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting
 
 
-class UnpairedModel(keras.Model):
+class UnpairedModel(KerasHooks):
     """Trains with Eq. 5 whatever gives logits by modality: `UnpairedSegmenter`, or `per_modality` of any Keras model.
 
     A subclass sets `modalities`, `num_classes`, `setting`, `operations` and `network`, calls `track_losses`, and
     defines `call` and `variables_of`.
     """
 
-    modalities: tuple[str, ...]
     num_classes: int
     setting: Setting
     operations: Operations
-    network: Network
-
-    def track_losses(self) -> None:
-        """Makes a running mean for each loss term; the last thing a subclass's `__init__` does."""
-        terms = ["loss", "kd_loss", "alone", "l2_loss", "gradient_norm"]
-        terms += [
-            f"{m}_{part}" for m in self.modalities for part in ("segmentation_loss", "dice_loss", "cross_entropy")
-        ]
-        self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
-        self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
 
     def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
         """Variables that a batch of these modalities uses: the shared ones and their own."""
@@ -85,70 +68,6 @@ class UnpairedModel(keras.Model):
         square = np.zeros((self.num_classes, self.num_classes), np.float32)
         remembered = self.modalities if absent == "memory" else ()
         self.memory = MappingProxyType({m: keras.Variable(square, trainable=False, name=m) for m in remembered})
-        self._compiled_with = {
-            "kd_weight": kd_weight,
-            "temperature": temperature,
-            "absent": absent,
-            "l2_weight": l2_weight,
-            "l2_on": l2_on,
-            "jit_compile": self.jit_compile,
-        }
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """What a `.keras` file stores of `compile`; what absent="memory" remembers is in a run's checkpoints alone."""
-        if not self.compiled:
-            return None
-        return {**self._compiled_with, "optimizer": keras.saving.serialize_keras_object(self.optimizer)}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Undoes `get_compile_config`."""
-        self.compile(**{**config, "optimizer": keras.saving.deserialize_keras_object(config["optimizer"])})
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`, with batches `(images, labels)` of dicts by modality.
-
-        Raises:
-            TypeError: A list, which Keras takes for a model with several inputs.
-        """
-        if isinstance(x, list | tuple):
-            raise TypeError(
-                f"fit got a {type(x).__name__} of {len(x)}: expected what gives batches (images, labels): "
-                "a generator, e.g. (batch for batch in batches) with steps_per_epoch, a keras.utils.PyDataset or a "
-                "tf.data.Dataset; or one dict of images and y= one dict of labels"
-            )
-        return super().fit(x, *args, **kwargs)
-
-    def export(self, filepath: str, format: Literal["tf_saved_model"] = "tf_saved_model", **kwargs: Any) -> None:
-        """Writes a TensorFlow SavedModel, which runs without this package, with one signature per modality.
-
-        Signature `serve_<modality>` takes images [batch, *space, channels] and returns logits [batch, *space,
-        classes], as calling the model does; their softmax are the probabilities.
-
-        Args:
-            filepath: Folder to write.
-            format: "tf_saved_model" alone; other formats have no signature per modality.
-            **kwargs: `verbose`, as in `keras.Model.export`.
-
-        Raises:
-            ValueError: Another format.
-        """
-        if format != "tf_saved_model":
-            raise ValueError(f"export to {format!r}: expected 'tf_saved_model', which has one signature per modality")
-        archive = keras.export.ExportArchive()
-        archive.track(self)
-        shape = (None,) * (self.network.rank + 1) + (self.network.input_channels,)
-        for m in self.modalities:
-            archive.add_endpoint(
-                f"serve_{m}",
-                lambda x, m=m: self({m: x}, training=False)[m],
-                input_signature=[tf.TensorSpec(shape, tf.float32)],
-            )
-        archive.write_out(filepath, verbose=kwargs.get("verbose", True))
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Running means of all loss terms, which Keras resets between epochs."""
-        return list(self._trackers.values())
 
     def batch_losses(
         self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor], *, training: bool
@@ -185,13 +104,13 @@ class UnpairedModel(keras.Model):
             terms["kd_loss"] = losses.knowledge_distillation_loss(
                 logits, one_hot, self.temperature, self.absent, memory
             )
-            terms["alone"] = losses.count_alone(one_hot)
+            terms["alone"] = count_alone(one_hot)
             if self.setting.distill:
                 total += 0.5 * self.kd_weight * terms["kd_loss"]
         if training:
             for m, v in self.memory.items():
                 if m in logits:
-                    v.assign(losses.updated_memory(v.value, logits[m], one_hot[m]))
+                    v.assign(updated_memory(v.value, logits[m], one_hot[m]))
         return terms, total
 
     def _with_l2(
@@ -214,7 +133,7 @@ class UnpairedModel(keras.Model):
         Raises:
             ValueError: As calling the model; or 3D images of two voxels at the coarsest level, in bfloat16.
         """
-        self._check_bfloat16(images)
+        check_bfloat16(images, self.network, self.compute_dtype)
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in (*self.non_trainable_variables, *self.memory.values())]
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
@@ -230,80 +149,12 @@ class UnpairedModel(keras.Model):
             self.operations.add_scaled(gradient, v, factor) if id(v) in numbers else gradient
             for gradient, v in zip(gradients, trainable, strict=True)
         ]
-        norm = tf.linalg.global_norm(gradients) / scale
-        overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
-        terms["gradient_norm"] = tf.where(overflow, 0.0, norm)
-
-        def apply() -> None:  # halves the scale where there is an overflow
-            self.optimizer.apply(gradients, trainable)
-
-        def undo() -> None:  # the forward pass has moved running statistics and the memory
-            for v, value in state:
-                v.assign(value)
-
-        finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values()))))
-        tf.cond(finite, apply, lambda: None)
-        tf.cond(finite & ~overflow, lambda: None, undo)
-        return terms
-
-    def _check_bfloat16(self, images: Mapping[str, tf.Tensor]) -> None:
-        """Refuses 3D images for which TensorFlow's gradient is wrong (2.21, on a CPU): 2×2 at the coarsest level."""
-        least = 3 * self.network.multiple
-        if self.network.rank == 2 or self.compute_dtype != "bfloat16":
-            return
-        for modality, x in images.items():
-            if any(size is not None and size < least for size in x.shape[1:3]):
-                raise ValueError(
-                    f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
-                    f"for two voxels at the coarsest level; use {least} rows and columns or more, or float32"
-                )
-
-    def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
-        """Replaces the running statistics of batch normalization by their mean over batches, at the present weights.
-
-        Our choice, for short trainings with large learning rates: the running mean then belongs partly to weights that
-        are gone. Weights, gradients and the random state of dropout stay as they are.
-
-        Args:
-            batches: Training images, as for calling the model.
-        """
-        layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
-        # With what one batch leaves of itself, when the statistics start from zero.
-        shares = {id(v): 1.0 - layer.momentum for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
-        if not shares:
-            return
-        before = {id(v): v.numpy() for v in self.non_trainable_variables}
-        means: dict[int, list] = {number: [] for number in shares}
-        for images in batches:
-            running = [v for v in self.variables_of(images) if id(v) in shares]
-            for v in running:
-                v.assign(np.zeros(v.shape))
-            self._training_pass(images)
-            for v in running:
-                means[id(v)].append(v.numpy() / shares[id(v)])
-        for v in self.non_trainable_variables:
-            seen = means.get(id(v))
-            v.assign(np.mean(seen, axis=0, dtype=np.float64) if seen else before[id(v)])
+        return apply_if_finite(self.optimizer, gradients, trainable, terms, scale=scale, state=state)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: `optimize` on one batch `(images, labels)`."""
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._track(self.optimize(images, labels))
-
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Keras hook: `batch_losses` on one batch `(images, labels)`, in inference mode."""
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._track(self.batch_losses(images, labels, training=False))
-
-    def predict_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Keras hook: logits."""
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self(images, training=False)
-
-    def _track(self, terms: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        for name, value in terms.items():
-            self._trackers[name].update_state(value)
-        return {name: self._trackers[name].result() for name in terms}
 
 
 @keras.saving.register_keras_serializable(package="ummkd_tf")
@@ -360,21 +211,15 @@ class UnpairedSegmenter(UnpairedModel):
         name: str = "segmenter",
     ) -> None:
         super().__init__(name=name)
-        if setting not in SETTINGS:
-            raise ValueError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
-        names = tuple(modalities)
-        if not are_modality_names(names):
-            raise ValueError(f"modalities {names!r}: expected different plain names, none of them {SHARED!r}")
-        if num_classes < 2 or width < 1:
-            raise ValueError(f"num_classes={num_classes}, width={width}: expected at least 2 and 1")
+        check_arguments(setting, modalities, num_classes, width)
         self.network = get_network(network, decoder)
         self.setting = SETTINGS[setting]
-        self.modalities = names
+        self.modalities = tuple(modalities)
         self.num_classes = num_classes
         self._config = {
             "network": network if isinstance(network, str) else network_to_dict(self.network),
             "setting": setting,
-            "modalities": names,
+            "modalities": self.modalities,
             "num_classes": num_classes,
             "width": width,
             "normalization": normalization,
@@ -383,14 +228,14 @@ class UnpairedSegmenter(UnpairedModel):
             "initialization": initialization,
             "fast": fast,
         }
-        self.operations = _operations(fast)
+        self.operations = choose_operations(fast)
         self.stages = [
             Stage(
                 row,
                 StageOptions(
                     width=width,
                     num_classes=num_classes,
-                    modalities=names,
+                    modalities=self.modalities,
                     separate_kernels=row.name in self.network.regions[self.setting.separate_kernels],
                     separate_norms=row.name in self.network.regions[self.setting.separate_norms],
                     normalization=normalization,
@@ -423,7 +268,7 @@ class UnpairedSegmenter(UnpairedModel):
         return [v for stage in self.stages for v in stage.variables if v.path.split("/")[-2] not in others]
 
     def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        present = self._present(images)
+        present = present_modalities(images, self.modalities, self.network)
         sizes = {m: tf.shape(images[m])[0] for m in present}
         current: Tensors = {(m,): images[m] for m in present}
         outputs: dict[str, Tensors] = {}
@@ -439,28 +284,6 @@ class UnpairedSegmenter(UnpairedModel):
             outputs[stage.row.name] = current
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 
-    def _present(self, images: Mapping[str, tf.Tensor]) -> list[str]:
-        """Modalities of a batch in the model's order.
-
-        Raises:
-            ValueError: Unknown modality, wrong rank or channels, or a size that pooling does not allow.
-        """
-        unknown = set(images) - set(self.modalities)
-        if unknown or not images:
-            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
-        rank, multiple = self.network.rank, self.network.multiple
-        for modality, x in images.items():
-            if x.shape.rank != rank + 2 or x.shape[-1] != self.network.input_channels:
-                raise ValueError(
-                    f"{modality} images of shape {tuple(x.shape)}: {self.network.name} expects rank {rank + 2} with "
-                    f"{self.network.input_channels} channels last"
-                )
-            if any(size is not None and size % multiple for size in x.shape[1:-1]):
-                raise ValueError(
-                    f"{modality} images of size {tuple(x.shape[1:-1])}: every side must be a multiple of {multiple}"
-                )
-        return [m for m in self.modalities if m in images]
-
 
 def _regroup(streams: Tensors, separate: bool, sizes: Mapping[str, tf.Tensor]) -> Tensors:
     """Splits concatenated modalities, or concatenates separate ones, along the batch axis, where needed."""
@@ -470,13 +293,3 @@ def _regroup(streams: Tensors, separate: bool, sizes: Mapping[str, tf.Tensor]) -
     if not separate and len(streams) > 1:
         return {tuple(m for group in streams for m in group): tf.concat(list(streams.values()), 0)}
     return streams
-
-
-def _operations(fast: bool | None) -> Operations:
-    if fast is None:
-        fast = _fast is not None and not tf.config.list_physical_devices("GPU")
-    if not fast:
-        return PLAIN
-    if _fast is None:
-        raise ValueError("fast=True: ummkd_tf/fast is not installed: expected fast=False or None")
-    return Operations(**_fast.OPERATIONS)

@@ -37,7 +37,7 @@ def network_diagram(
         num_classes: Number of classes C.
     """
     stages = network.stages
-    kernels, norms = (network.separate_stages(r) for r in (setting.separate_kernels, setting.separate_norms))
+    kernels, norms = (network.regions[r] for r in (setting.separate_kernels, setting.separate_norms))
     levels = _levels(stages)
     lefts, x = {}, 1.2
     for stage in stages:
@@ -173,8 +173,8 @@ def _skip(
 def _lines(axes: Axes, network: Network, lefts: dict[str, float]) -> None:
     """The paper's green line, and its two blue ones: where the regions begin and end."""
     names = [s.name for s in network.stages]
-    green = network.separate_stages("before_green_line")
-    outside = network.separate_stages("outside_blue_lines")
+    green = network.regions["before_green_line"]
+    outside = network.regions["outside_blue_lines"]
     for region, color, shift in ((green, _GREEN, 0.12), (outside, _BLUE, 0.24)):
         for before, after in pairwise(names):
             if (before in region) != (after in region):

@@ -95,7 +95,7 @@ def tf1_names(model: UnpairedSegmenter) -> dict[str, str]:
 
 
 def phase_shift_channels(factor: int, channels: int) -> NDArray[np.int64]:
-    """For each input channel of `layers.phase_shift`, the released code's channel.
+    """For each input channel of `elements.phase_shift`, the released code's channel.
 
     Released: `out[n, i r + v, j r + u, k] = in[n, i, j, k r² + u r + v]` (golden README); TensorFlow's
     `depth_to_space`: `out[n, i r + v, j r + u, k] = in[n, i, j, (v r + u) channels + k]`.

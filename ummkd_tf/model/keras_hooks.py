@@ -1,0 +1,137 @@
+"""What Keras asks of a model for `fit`, `evaluate`, `predict`, `save` and `export`; nothing of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ummkd_tf.model.architectures import Network
+
+_OF_COMPILE = ("kd_weight", "temperature", "absent", "l2_weight", "l2_on", "jit_compile")
+
+
+class KerasHooks(keras.Model):
+    """Base of `UnpairedModel`."""
+
+    modalities: tuple[str, ...]
+    network: Network
+    memory: Mapping[str, keras.Variable]
+
+    def track_losses(self) -> None:
+        """Makes a running mean for each loss term; the last thing a subclass's `__init__` does."""
+        terms = ["loss", "kd_loss", "alone", "l2_loss", "gradient_norm"]
+        terms += [
+            f"{m}_{part}" for m in self.modalities for part in ("segmentation_loss", "dice_loss", "cross_entropy")
+        ]
+        self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
+        self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """What a `.keras` file stores of `compile`, and what absent="memory" remembers."""
+        if not self.compiled:
+            return None
+        return {
+            **{name: getattr(self, name) for name in _OF_COMPILE},
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "memory": {m: v.numpy().tolist() for m, v in self.memory.items()},
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Undoes `get_compile_config`."""
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+        self.compile(optimizer, **{name: config[name] for name in _OF_COMPILE})
+        for m, value in config.get("memory", {}).items():
+            self.memory[m].assign(value)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`, with batches `(images, labels)` of dicts by modality.
+
+        Raises:
+            TypeError: A list, which Keras takes for a model with several inputs.
+        """
+        if isinstance(x, list | tuple):
+            raise TypeError(
+                f"fit got a {type(x).__name__} of {len(x)}: expected what gives batches (images, labels): "
+                "a generator, e.g. (batch for batch in batches) with steps_per_epoch, a keras.utils.PyDataset or a "
+                "tf.data.Dataset; or one dict of images and y= one dict of labels"
+            )
+        return super().fit(x, *args, **kwargs)
+
+    def export(self, filepath: str, format: Literal["tf_saved_model"] = "tf_saved_model", **kwargs: Any) -> None:
+        """Writes a TensorFlow SavedModel, which runs without this package, with one signature per modality.
+
+        Signature `serve_<modality>` takes images [batch, *space, channels] and returns logits [batch, *space,
+        classes], as calling the model does; their softmax are the probabilities.
+
+        Args:
+            filepath: Folder to write.
+            format: "tf_saved_model" alone; other formats have no signature per modality.
+            **kwargs: `verbose`, as in `keras.Model.export`.
+
+        Raises:
+            ValueError: Another format.
+        """
+        if format != "tf_saved_model":
+            raise ValueError(f"export to {format!r}: expected 'tf_saved_model', which has one signature per modality")
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        shape = (None,) * (self.network.rank + 1) + (self.network.input_channels,)
+        for m in self.modalities:
+            archive.add_endpoint(
+                f"serve_{m}",
+                lambda x, m=m: self({m: x}, training=False)[m],
+                input_signature=[tf.TensorSpec(shape, tf.float32)],
+            )
+        archive.write_out(filepath, verbose=kwargs.get("verbose", True))
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of all loss terms, which Keras resets between epochs."""
+        return list(self._trackers.values())
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Keras hook: `batch_losses` on one batch `(images, labels)`, in inference mode."""
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._track(self.batch_losses(images, labels, training=False))
+
+    def predict_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Keras hook: logits."""
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self(images, training=False)
+
+    def _track(self, terms: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for name, value in terms.items():
+            self._trackers[name].update_state(value)
+        return {name: self._trackers[name].result() for name in terms}
+
+    def estimate_statistics(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
+        """Replaces the running statistics of batch normalization by their mean over batches, at the present weights.
+
+        Our choice, for short trainings with large learning rates: the running mean then belongs partly to weights that
+        are gone. Weights, gradients and the random state of dropout stay as they are.
+
+        Args:
+            batches: Training images, as for calling the model.
+        """
+        layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
+        # With what one batch leaves of itself, when the statistics start from zero.
+        shares = {id(v): 1.0 - layer.momentum for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
+        if not shares:
+            return
+        before = {id(v): v.numpy() for v in self.non_trainable_variables}
+        means: dict[int, list] = {number: [] for number in shares}
+        for images in batches:
+            running = [v for v in self.variables_of(images) if id(v) in shares]
+            for v in running:
+                v.assign(np.zeros(v.shape))
+            self._training_pass(images)
+            for v in running:
+                means[id(v)].append(v.numpy() / shares[id(v)])
+        for v in self.non_trainable_variables:
+            seen = means.get(id(v))
+            v.assign(np.mean(seen, axis=0, dtype=np.float64) if seen else before[id(v)])
