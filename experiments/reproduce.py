@@ -57,6 +57,8 @@ class Options:
         steps: Length of training, or None for the preset's.
         validate_every: Steps between validations, or None for the preset's.
         outlier: Case id of Table VI's outlier, or None.
+        overlap: Share of a 3D chunk that the next one sees again, in evaluation.
+        largest_component: Whether evaluation keeps the largest connected part of each class alone.
     """
 
     data: Mapping[str, str]
@@ -66,6 +68,8 @@ class Options:
     steps: int | None = None
     validate_every: int | None = None
     outlier: str | None = None
+    overlap: float = 0.0
+    largest_component: bool = False
 
     def data_dir(self, spec: RunSpec) -> Path:
         """Prepared data of a run."""
@@ -110,8 +114,14 @@ class Work:
                 f"--recipe={self.options.recipe}",
                 *(f"--{name}={value}" for name, value in more.items() if value is not None),
             ]
+        beyond = [f"--{name}={value}" for name, value in self._beyond_protocol.items() if value]
         outlier = [f"--outlier={self.options.outlier}"] if step == "evaluate outlier" else []
-        return [*python, "experiments.evaluate", f"--run_dir={self.run_dir}", *outlier]
+        return [*python, "experiments.evaluate", f"--run_dir={self.run_dir}", *beyond, *outlier]
+
+    @property
+    def _beyond_protocol(self) -> dict[str, float | bool]:
+        """What evaluation does that the paper's does not."""
+        return {"overlap": self.options.overlap, "largest_component": self.options.largest_component}
 
     def missing(self) -> list[str]:
         """Steps not done: "train", "evaluate", "evaluate outlier".
@@ -131,6 +141,9 @@ class Work:
         for step, name in wanted.items():
             result = self.run_dir / name
             current = result.is_file() and result.stat().st_mtime >= newest
+            if current:
+                content = read_json(result) or {}
+                current = all((content.get(name) or 0) == value for name, value in self._beyond_protocol.items())
             if step == "evaluate outlier" and current:
                 current = self.options.outlier in (read_json(result) or {}).get("cases", {})
             if not (trained and current):
@@ -391,6 +404,8 @@ def main(_: list[str]) -> int:
         steps=values.steps,
         validate_every=values.validate_every,
         outlier=values.outlier,
+        overlap=values.overlap,
+        largest_component=values.largest_component,
     )
     seeds, folds = (tables.whole_numbers(name, values[name].value) or [0] for name in ("seeds", "folds"))
     targets = _targets(values.targets, data)
@@ -447,6 +462,8 @@ def _define_flags() -> None:
     flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
     flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")
+    flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
+    flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time; one already uses every core.", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "List the runs, what is missing and the estimated time; do nothing.")
 

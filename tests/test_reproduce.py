@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,12 @@ def test_outlier_of_another_name_is_evaluated(options):
     assert work_of(other, with_outlier=True).missing() == ["evaluate outlier"]
 
 
+def test_evaluation_by_another_protocol_is_done_again(options):
+    assert execute(work_of(options), FakeRunner(options), Stop()) is None
+    assert work_of(replace(options, overlap=0.5)).missing() == ["evaluate"]
+    assert work_of(replace(options, largest_component=True)).missing() == ["evaluate"]
+
+
 def test_one_failed_run_keeps_no_other(options, capfd):
     works = plan(["table2"], [0], [0], options)
     outcome = execute_all(works, 1, FakeRunner(options, fails=("abdomen-joint-seed0-fold0",)), Stop())
@@ -191,6 +198,8 @@ def test_commands(options):
     ]  # fmt: skip
     assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", f"--run_dir={work.run_dir}"]
     assert work.command("evaluate outlier")[-1] == "--outlier=ct_7"
+    beyond = work_of(replace(options, overlap=0.5, largest_component=True))
+    assert beyond.command("evaluate")[-2:] == ["--overlap=0.5", "--largest_component=True"]
 
 
 def test_estimate_is_measured_or_unknown(options):
