@@ -12,6 +12,7 @@ the prepared data in --data_dir is evaluated, and the file lies in --out. Cases 
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,24 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
+from data_prep.pipeline import prepare_unsplit
+from data_prep.sources import csv_list
+from data_prep.workers import Workers, default_workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import write_json
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
+from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.evaluation import case_results as evaluation
 from ummkd_tf.evaluation.summary import summarize_cases
+from ummkd_tf.output import text_tables as reporting
+from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.runs.environment import environment
+from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
+from ummkd_tf.runs.loading import load_model
+from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
     from ummkd_tf.data.dataset import Dataset
@@ -71,6 +85,7 @@ def main(_: list[str]) -> None:
     if FLAGS.run_dir and (FLAGS.csv or FLAGS.out):
         raise InputError("--csv, --out: scans not used before need a model that knows what it has seen; give --model")
     start_tensorflow()
+    # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import check_overlap
 
     check_overlap(FLAGS.overlap)
@@ -81,10 +96,6 @@ def main(_: list[str]) -> None:
 
 
 def _evaluate_run(run_dir: Path) -> None:
-    from ummkd_tf.data.opening import open_dataset
-    from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
-    from ummkd_tf.runs.loading import load_model
-    from ummkd_tf.tasks import check_same_task
 
     model, record, step = load_model(run_dir, FLAGS.selection)
     dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
@@ -119,12 +130,9 @@ def _evaluate_run(run_dir: Path) -> None:
 
 
 def _evaluate_model() -> None:
-    import tempfile
 
-    from ummkd_tf.data.opening import open_dataset
+    # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import check_not_seen, load_model
-    from ummkd_tf.runs.folder import evaluation_name
-    from ummkd_tf.tasks import check_same_task
 
     exported, out = load_model(FLAGS.model), Path(FLAGS.out)
     if not exported.training.get("cases"):
@@ -155,9 +163,6 @@ def _evaluate_model() -> None:
 
 def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     """The CSV's scans, prepared in a folder."""
-    from data_prep.pipeline import prepare_unsplit
-    from data_prep.sources import csv_list
-    from data_prep.workers import Workers, default_workers
 
     found = csv_list.find(csv_file, task, Path(FLAGS.label_map) if FLAGS.label_map else None)
     problems = list(found.problems)
@@ -175,12 +180,8 @@ def _evaluate(
     model: UnpairedSegmenter, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
 ) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
-    from ummkd_tf.common.files import write_json
-    from ummkd_tf.evaluation import case_results as evaluation
+    # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import Predictor, largest_components
-    from ummkd_tf.output import text_tables as reporting
-    from ummkd_tf.output.viewer import SliceViewer
-    from ummkd_tf.runs.environment import environment
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     predictor = Predictor(model)
@@ -200,8 +201,6 @@ def _evaluate(
         if FLAGS.largest_component:
             predicted = largest_components(predicted)
         if pictures:
-            from ummkd_tf.output.pictures import overlay_figure, save_figure
-
             figure = overlay_figure(
                 case.image,
                 predicted,

@@ -19,6 +19,8 @@ from absl import flags
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.output.text_tables import counts_line, evaluation_table
+from ummkd_tf.runs.folder import config_of, evaluation_name, read_run, task_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
@@ -34,8 +36,6 @@ def results_of(run_dir: Path, selection: str | None) -> str:
     Raises:
         InputError: A damaged evaluation.
     """
-    from ummkd_tf.output.text_tables import counts_line, evaluation_table
-    from ummkd_tf.runs.folder import config_of, evaluation_name, read_run, task_of
 
     path = run_dir / evaluation_name("test")
     if not path.is_file():
@@ -59,6 +59,7 @@ def results_of(run_dir: Path, selection: str | None) -> str:
 
 def main(_: list[str]) -> None:
     start_tensorflow()
+    # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import export_run
 
     run_dir = Path(FLAGS.run_dir)

@@ -31,7 +31,9 @@ from experiments.results.records import Record, load_records, of_spec
 from experiments.results.table import MODALITIES, class_title
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output import pictures
+from ummkd_tf.runs.loading import load_model
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS, Task
 
@@ -226,7 +228,6 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def read_case(record: Record, case_id: str) -> Case:
     """A case of a run's data, on the task's grid."""
-    from ummkd_tf.data.opening import open_dataset
 
     return open_dataset(record.run["data_dir"]).case(case_id)
 
@@ -239,9 +240,8 @@ class Predictions:
 
     def __call__(self, record: Record, case_id: str) -> NDArray[np.int64]:
         start_tensorflow()
-        from ummkd_tf.data.opening import open_dataset
+        # Here, to start without TensorFlow.
         from ummkd_tf.evaluation.inference import Predictor
-        from ummkd_tf.runs.loading import load_model
 
         if record.run_dir not in self._loaded:
             model, _, _ = load_model(record.run_dir)

@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from data_prep.phantom.sets import write_abdomen
+from data_prep.pipeline import prepare
+from data_prep.sources import btcv, chaos
+from data_prep.workers import Workers, default_workers
 from experiments.recipes import PRESETS, RECIPES
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.environment import commit
+from ummkd_tf.runs.loading import load_model
 from ummkd_tf.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -47,10 +55,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 def write_phantoms(folder: Path) -> None:
     """Prepares 6 CT and 6 MR in `folder/first`, and 14 MR of opposite contrast in `folder/new`, of other patients."""
-    from data_prep.phantom.sets import write_abdomen
-    from data_prep.pipeline import prepare
-    from data_prep.sources import btcv, chaos
-    from data_prep.workers import Workers, default_workers
 
     write_abdomen(folder / "raw_first", num_ct=6, num_mr=6, seed=0, overwrite=True)
     write_abdomen(folder / "raw_new", num_ct=1, num_mr=14, seed=1, anticorrelated_mr=True, overwrite=True)
@@ -103,9 +107,9 @@ def config(steps: int, **changes: Any) -> RunConfig:
 
 def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
     """Test Dice of a run on the images the model sees, trained where it is not yet."""
+    # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.evaluation.validation import mean_dice
-    from ummkd_tf.runs.loading import load_model
     from ummkd_tf.runs.session import SessionOptions, run_training
 
     arguments = {
@@ -122,7 +126,6 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
 
 def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:
     """Markdown: a row per way, a column per number of scans."""
-    from ummkd_tf.output.text_tables import markdown
 
     header = [f"{NEW} Dice, %", *(f"{n} scans" for n in scans)]
     return markdown(header, [[way, *(f"{100 * score:.1f}" for score in row)] for way, row in scores.items()])
@@ -130,8 +133,7 @@ def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:
 
 def main(_: list[str]) -> None:
     start_tensorflow()
-    from ummkd_tf.data.dataset import Dataset
-    from ummkd_tf.runs.environment import commit
+    # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import export_run
 
     work = Path(FLAGS.work_dir)

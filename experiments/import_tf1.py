@@ -28,6 +28,7 @@ for _name in ("checkpoint", "out"):
 
 def main(_: list[str]) -> None:
     start_tensorflow()
+    # Here, to start without TensorFlow.
     from ummkd_tf.model.segmenter import UnpairedSegmenter
     from ummkd_tf.released.weights import load_released_weights, model_arguments, read_tf1_checkpoint
     from ummkd_tf.runs.exported import write_model

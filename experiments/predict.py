@@ -28,9 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from tqdm import tqdm
 
 from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
+from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
+from ummkd_tf.runs.model_folder import read_description
+from ummkd_tf.scans.dicom import DicomSeries
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.scans.reading import VOLUME_SUFFIXES, is_dicom_scan
 
 if TYPE_CHECKING:
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
@@ -69,9 +80,8 @@ class Scan:
 
 
 def main(_: list[str]) -> None:
+    # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import check_overlap
-    from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
-    from ummkd_tf.runs.model_folder import read_description
 
     run_dirs = [name.strip() for given in FLAGS.run_dir or () for name in given.split(",") if name.strip()]
     if bool(run_dirs) == bool(FLAGS.model):
@@ -86,8 +96,6 @@ def main(_: list[str]) -> None:
         raise InputError(f"--overlay={FLAGS.overlay}: expected a name that ends in .png or .pdf")
     check_overlap(FLAGS.overlap)
     if FLAGS.dicom_seg:
-        from ummkd_tf.output.label_files import check_highdicom
-
         check_highdicom()
     record = read_description(Path(FLAGS.model)) if FLAGS.model else read_agreeing_runs(run_dirs)[0]
     scans = _scans(Path(FLAGS.input), record["model"]["modalities"])
@@ -96,6 +104,7 @@ def main(_: list[str]) -> None:
     targets = {scan.name: output if one_file else output / f"{scan.name}.nii.gz" for scan in scans}
     _check_not_overwriting(scans, targets)
     start_tensorflow()
+    # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import load_model
 
     options = {"overlap": FLAGS.overlap, "largest_component": FLAGS.largest_component}
@@ -133,8 +142,6 @@ def main(_: list[str]) -> None:
 
 def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     """What --input means, checked for modalities and names."""
-    from ummkd_tf.common.documents import plain_name
-    from ummkd_tf.scans.reading import VOLUME_SUFFIXES
 
     def stem(path: Path) -> str:
         suffix = next((s for s in VOLUME_SUFFIXES if path.name.lower().endswith(s)), path.suffix * path.is_file())
@@ -174,7 +181,6 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
 
 
 def _csv_scans(path: Path) -> list[Scan]:
-    from ummkd_tf.common.documents import plain_name
 
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -204,7 +210,6 @@ def _check_not_overwriting(scans: Sequence[Scan], targets: dict[str, Path]) -> N
 
 
 def _segment(scan: Scan, predictor: ScanPredictor, title: str) -> Segmentation:
-    from tqdm import tqdm
 
     def progress(batches: Sequence[int]) -> Any:
         return tqdm(batches, desc=title, unit="batch", disable=None, leave=False)  # None: quiet in a file or pipe
@@ -213,8 +218,6 @@ def _segment(scan: Scan, predictor: ScanPredictor, title: str) -> Segmentation:
 
 
 def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
-    from ummkd_tf.scans.geometry import Volume
-    from ummkd_tf.scans.nifti import write_nifti
 
     base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
     labels = Volume(result.labels, result.affine)
@@ -222,10 +225,6 @@ def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredic
     if FLAGS.probabilities:
         write_nifti(base.with_name(f"{base.name}_probabilities.nii.gz"), Volume(result.probabilities, result.affine))
     if FLAGS.dicom_seg:
-        from ummkd_tf.output.label_files import write_dicom_seg
-        from ummkd_tf.scans.dicom import DicomSeries
-        from ummkd_tf.scans.reading import is_dicom_scan
-
         if not is_dicom_scan(scan.path):
             raise InputError("no DICOM series, which --dicom_seg needs", where=scan.path, fix="leave --dicom_seg out")
         write_dicom_seg(
@@ -236,8 +235,6 @@ def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredic
         print(f"{scan.path}: larger than the task's window, and covered with {result.windows} windows")
     print("; ".join(f"{number} {name} {ml:.0f} ml" for number, (name, ml) in enumerate(result.milliliters.items(), 1)))
     if FLAGS.overlay:
-        from ummkd_tf.output.pictures import overlay_figure, save_figure
-
         figure = overlay_figure(
             result.prepared_image,
             result.prepared_probabilities.argmax(-1),
@@ -251,8 +248,6 @@ def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredic
 
 
 def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredictor, run_dirs: Sequence[str]) -> None:
-    from ummkd_tf.common.files import replacing, write_json
-    from ummkd_tf.output.label_files import write_label_files
 
     rows = [
         (name, scan["modality"], class_name, entry["label"], entry["voxels"], f"{entry['ml']:.3f}")

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from absl import flags
 from tqdm import tqdm
 
-from experiments import tables
+from experiments import figures, tables
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.results import builders, rendering
@@ -379,8 +379,6 @@ def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[
     """
     records = load_records(options.runs_dir)
     if TARGETS[target].is_figure:
-        from experiments import figures
-
         figures.draw(target, select(records, TARGETS[target].runs(seeds, folds)), out_dir)
         return
     table = builders.build(target, records, seeds=seeds, folds=folds)

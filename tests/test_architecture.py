@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,13 @@ def module_name(path: Path) -> str:
 def imports(path: Path) -> Iterator[str]:
     """Modules and names that a file imports, also inside its functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imported_names(node)
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
 
 
 def wing(name: str) -> str | None:
@@ -140,3 +144,36 @@ def test_the_method_is_read_in_ten_minutes():
     files = [ROOT / "ummkd_tf" / f"{name}.py" for name in names]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 1000
     assert not any("ummkd_tf.fast" in name for path in files for name in imports(path))
+
+
+SLOW = {"tensorflow", "keras"}
+OPTIONAL = {"google", "highdicom", "medpy", "surface_distance", "torch"}
+MODULES = {module_name(path): path for path in FILES}
+
+
+@cache
+def packages(name: str) -> frozenset[str]:
+    """Packages of others that importing a module, or a name in it, brings in; imports inside functions do not count."""
+    path = MODULES.get(name) or MODULES.get(name.rpartition(".")[0])
+    if path is None:
+        return frozenset({name.split(".")[0]})
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    names = {n for node in ast.walk(tree) if id(node) not in inside for n in imported_names(node)}
+    return frozenset().union(*(packages(n) for n in names))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_inside_functions_say_why(path):
+    """Only to start without TensorFlow, or without a package that is optional."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    inside = {n.lineno: n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)}
+    for number, node in inside.items():
+        brings = frozenset().union(*(packages(name) for name in imported_names(node)))
+        assert brings & (SLOW | OPTIONAL), f"{path.name}:{number} can be at the top"
+        first = number  # of a group of imports, which one comment explains
+        while first - 1 in {n.end_lineno for n in inside.values()} or not lines[first - 2].strip():
+            first -= 1
+        assert "# here, " in (lines[number - 1] + lines[first - 2]).lower(), f"{path.name}:{number} does not say why"

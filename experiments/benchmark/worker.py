@@ -41,6 +41,7 @@ def _load_ours(precision: str = "float32") -> Callable[..., Step]:
         Makes the step; its arguments are this program's flags.
     """
     start_tensorflow()
+    # Here, to start without TensorFlow.
     import keras
     import tensorflow as tf
 

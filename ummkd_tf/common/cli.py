@@ -86,6 +86,7 @@ def start_tensorflow() -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
+        # Here, to start without TensorFlow.
         import tensorflow as tf
 
         tf.config.list_physical_devices()

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.evaluation.metrics import case_metrics
+from ummkd_tf.scans.geometry import Volume, resample, straightened
+from ummkd_tf.scans.preprocessing import restore
 
 if TYPE_CHECKING:
     from ummkd_tf.data.cases import Case
@@ -28,6 +30,7 @@ def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: fl
     Returns:
         {"kd_loss": Eq. 4, "q": modality → [C, C] list, rows q_c}.
     """
+    # Here, to start without TensorFlow.
     from ummkd_tf.model import losses
 
     sums: dict[str, NDArray] = {}
@@ -73,8 +76,6 @@ def evaluate(
     """
     # Here, so that tables, which need the summary alone, start without the libraries that read scans.
     from ummkd_tf.evaluation.inference import largest_components
-    from ummkd_tf.scans.geometry import Volume, resample, straightened
-    from ummkd_tf.scans.preprocessing import restore
 
     results = {}
     for case_id in progress(case_ids):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
+from pydicom.sr.codedict import codes
 
+import ummkd_tf
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.scans.dicom import DicomSeries
@@ -71,6 +73,7 @@ def check_highdicom() -> None:
         InputError: highdicom is not installed.
     """
     try:
+        # Here, because it is optional.
         import highdicom  # noqa: F401
     except ImportError as error:
         raise InputError(
@@ -116,10 +119,8 @@ def write_dicom_seg(path: str | Path, labels: Volume, series: DicomSeries, task:
 def _segmentation(
     labels: NDArray[np.uint8], slices: Sequence[Dataset], present: Sequence[int], task: Task, title: str
 ) -> Dataset:
+    # Here, because it is optional.
     import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    import ummkd_tf
 
     for part in slices:
         for keyword in _MAY_BE_EMPTY:

@@ -66,6 +66,7 @@ def read_record(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.uint8
 @functools.cache
 def _only_element() -> Callable[[str], Any]:
     """Reads the one example of a file; as a graph, because an eager data set costs ten times as much."""
+    # Here, to start without TensorFlow.
     import tensorflow as tf
 
     return tf.function(
@@ -75,6 +76,7 @@ def _only_element() -> Callable[[str], Any]:
 
 
 def _features(path: Path) -> Mapping[str, Any]:
+    # Here, to start without TensorFlow.
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

@@ -14,6 +14,7 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "h
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and device of this process."""
+    # Here, to start without TensorFlow.
     import tensorflow as tf
 
     return {
@@ -32,6 +33,7 @@ def available_cores() -> int:
 
 def device() -> str:
     """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
+    # Here, to start without TensorFlow.
     import tensorflow as tf
 
     gpus = [

@@ -25,6 +25,7 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
     Raises:
         InputError: No run, no checkpoint, or a checkpoint that does not fit.
     """
+    # Here, to start without TensorFlow.
     from ummkd_tf.model.segmenter import UnpairedSegmenter
     from ummkd_tf.runs.checkpoints import CheckpointFolder, restore
 
@@ -84,6 +85,7 @@ def load_scan_predictor(
     Raises:
         InputError: As `read_agreeing_runs` and `load_model`.
     """
+    # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import Ensemble, Predictor
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
 

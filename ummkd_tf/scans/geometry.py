@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
 
 
 def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
@@ -154,7 +152,6 @@ class Volume:
 
 def pixels(image: sitk.Image) -> NDArray:
     """Values as `[i, j, …]`."""
-    import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(image).T
 
@@ -196,7 +193,6 @@ def reorient(volume: Volume, axes: str) -> Volume:
 
 def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
-    import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -256,7 +252,6 @@ def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: 
 
 
 def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float) -> NDArray:
-    import SimpleITK as sitk
 
     array = volume.array
     if interpolation in ("linear", "bspline"):

@@ -9,9 +9,9 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from ummkd_tf.common.documents import DEFLATE_RATIO
@@ -19,9 +19,6 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line
 from ummkd_tf.scans.checks import check_content, check_size, checked, one_volume
 from ummkd_tf.scans.geometry import Affine, Volume, pixels, ras_affine
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
 
 _MAX_HEADER = 2**16  # bytes of a text header
 # What names the file of the voxels in a MetaImage and in an NRRD header.
@@ -41,7 +38,6 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
-    import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
     reader = sitk.ImageFileReader()
