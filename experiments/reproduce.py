@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from absl import flags
 from tqdm import tqdm
 
-from experiments import figures, tables
+from experiments import figures, slurm, tables
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.results import builders, rendering
@@ -411,6 +411,9 @@ def main(_: list[str]) -> int:
     if values.dry_run:
         print(describe(works, load_records(options.runs_dir)))
         return 0
+    if values.executor == "slurm":
+        _write_slurm_jobs(works, Path(values.runs_dir))
+        return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
     with Stop() as stop:
@@ -427,6 +430,17 @@ def main(_: list[str]) -> int:
     for name, reason in outcome.failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed or unrendered else 0
+
+
+def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
+    """Writes jobs for what is missing, and says how to submit them."""
+    missing = [(work, work.missing()) for work in works]
+    jobs = [(work.spec.name, [work.command(step) for step in steps]) for work, steps in missing if steps]
+    # The same command, here: it finds every run done.
+    render = [sys.executable, "-m", "experiments.reproduce", *sys.argv[1:], "--executor=local"]
+    script = slurm.write_jobs(jobs, render, runs_dir / "slurm", runs_dir / "logs")
+    print(f"{len(jobs)} of {len(works)} runs are jobs, and one job after them renders the results")
+    print(f"submit them, with what your cluster asks for: {script} --gres=gpu:1 --time=24:00:00")
 
 
 def _rendered(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int]) -> bool:
@@ -463,6 +477,9 @@ def _define_flags() -> None:
     flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time; one already uses every core.", lower_bound=1)
+    flags.DEFINE_enum(
+        "executor", "local", ["local", "slurm"], "Run here, or write <runs_dir>/slurm/submit.sh and a job for each run."
+    )
     flags.DEFINE_bool("dry_run", False, "List the runs, what is missing and the estimated time; do nothing.")
 
 
