@@ -34,6 +34,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
@@ -80,9 +81,6 @@ class Scan:
 
 
 def main(_: list[str]) -> None:
-    # Here, to start without TensorFlow.
-    from ummkd_tf.evaluation.inference import check_overlap
-
     run_dirs = [name.strip() for given in FLAGS.run_dir or () for name in given.split(",") if name.strip()]
     if bool(run_dirs) == bool(FLAGS.model):
         raise InputError("--run_dir, --model: expected one of them: a trained run, or a model exported from one")

@@ -1,6 +1,7 @@
 """From raw folders to a prepared data set: every source, resuming, and the programs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -359,8 +360,6 @@ def test_lost_worker_is_told(raw):
 
 
 def _leave(case):
-    import os
-
     os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -226,8 +227,6 @@ def test_a_stopped_run_measures_too(options):
 
 def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
     """What a killed reproduction has started trains on; its run is not started a second time."""
-    import fcntl
-
     monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.01)
     work = work_of(options)
     work.run_dir.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -50,13 +51,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     for flag in (flags.FLAGS[name] for name in flags.FLAGS):
         if any("must have a value other than None" in validator.message for validator in flag.validators):
             flag.help += " Required."
-    with quiet_pipe():
+    with tolerant_output():
         app.run(guarded)
 
 
 @contextlib.contextmanager
-def quiet_pipe() -> Iterator[None]:
-    """Ends the process without a word where nobody reads what it prints any more, as behind `| head -1`."""
+def tolerant_output() -> Iterator[None]:
+    """Lets a program print to any terminal, file or pipe.
+
+    A character that the encoding lacks, such as "α" in ASCII, is shown as "?". Where nobody reads the output any more,
+    as behind `| head -1`, the process ends without a message.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have replaced it
+            stream.reconfigure(errors="replace")
     try:
         try:
             yield

@@ -22,10 +22,9 @@ from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.evaluation.inference import (
     ProbabilityModel,
     Progress,
-    check_overlap,
-    gaussian_weights,
     largest_components,
 )
+from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
 from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
