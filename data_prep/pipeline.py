@@ -21,7 +21,7 @@ import numpy as np
 
 from data_prep.plausibility import implausible
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
-from data_prep.sources.table import Options, Source
+from data_prep.sources.table import RawOptions, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
@@ -123,7 +123,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
     put_aside = False
     if scan is not None and label is not None and not found.problems:
         try:
-            prepared = preprocessing.prepare(scan.volume, label, task, case.modality)
+            prepared = preprocessing.prepare_scan(scan.volume, label, task, case.modality)
         except InputError as error:
             found.problems.append(Problem(str(case.image), error.problem, error.fix))
         else:
@@ -150,7 +150,7 @@ def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> l
 
 def prepare_source(
     source: Source,
-    options: Options,
+    options: RawOptions,
     out: Path,
     *,
     choice: Choice,
@@ -165,7 +165,7 @@ def prepare_source(
         Problems; when there is one, nothing has been written.
 
     Raises:
-        InputError: As `Choice.split` and `prepare`.
+        InputError: As `Choice.split` and `prepare_cases`.
     """
     task, found = source.task_for(options), source.find(options)
     for text in found.notes:
@@ -175,7 +175,7 @@ def prepare_source(
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     ids = {m: [case.case_id for case in found.cases if case.modality == m] for m in modalities}
     split_name, split = choice.split(ids, found.split)
-    return prepare(
+    return prepare_cases(
         found.cases,
         task,
         out,
@@ -190,7 +190,7 @@ def prepare_source(
     )
 
 
-def prepare(
+def prepare_cases(
     cases: Sequence[RawCase],
     task: Task,
     out: Path,

@@ -79,7 +79,9 @@ def _prepare_released() -> list[Problem]:
         raise InputError("--split, --exclude_cases, --hold_out_cases: the lists are the split; leave these flags out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)
-    return released.prepare(raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value)
+    return released.prepare_release(
+        raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ Runner = Callable[[Sequence[str], Path], int]
 
 
 @dataclass(frozen=True)
-class Options:
+class ReproduceOptions:
     """What the flags say about all runs.
 
     Attributes:
@@ -86,7 +86,7 @@ class Work:
     """One run and what has to be there in the end."""
 
     spec: RunSpec
-    options: Options
+    options: ReproduceOptions
     with_outlier: bool = False
 
     @property
@@ -171,7 +171,7 @@ class Work:
             )
 
 
-def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: Options) -> list[Work]:
+def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: ReproduceOptions) -> list[Work]:
     """The runs of some targets, each once.
 
     Raises:
@@ -185,7 +185,7 @@ def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], opt
     return [Work(spec, options, options.outlier is not None and spec in tried) for spec in specs]
 
 
-def _check_data(spec: RunSpec, options: Options, folds: Sequence[int]) -> None:
+def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) -> None:
     flag = f"--{spec.data}_data"
     if spec.data not in options.data:
         raise InputError(f"not given, but {spec.name} needs it", where=flag, fix="expected a folder of prepared data")
@@ -371,7 +371,7 @@ def describe(works: Sequence[Work], records: Sequence[Record]) -> str:
 # --- rendering -------------------------------------------------------------------------------------------------------
 
 
-def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int], out_dir: Path) -> None:
+def render(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: Sequence[int], out_dir: Path) -> None:
     """Writes a target's files into `out_dir`; a table is printed too.
 
     Raises:
@@ -394,7 +394,7 @@ def main(_: list[str]) -> int:
     """Program."""
     values = flags.FLAGS
     data = {name: str(path) for name in DATA if (path := values[f"{name}_data"].value)}
-    options = Options(
+    options = ReproduceOptions(
         data=data,
         runs_dir=Path(values.runs_dir),
         preset=values.preset,
@@ -443,7 +443,7 @@ def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
     print(f"submit them, with what your cluster asks for: {script} --gres=gpu:1 --time=24:00:00")
 
 
-def _rendered(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int]) -> bool:
+def _rendered(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: Sequence[int]) -> bool:
     try:
         render(target, options, seeds, folds, Path(flags.FLAGS.out_dir))
     except InputError as error:

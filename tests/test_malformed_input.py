@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from raw_data import CT_AFFINE, NUM_SLICES, ct, mr, snapshot, write_nifti, write_png, write_slice, z_mm
 
 from data_prep import pipeline
-from data_prep.sources.table import SOURCES, Options
+from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
@@ -42,7 +42,7 @@ def healthy(tmp_path_factory):
 def prepare(raw, out, source="abdomen", **options):
     with Workers(1) as pool:
         problems = pipeline.prepare_source(
-            SOURCES[source], Options(raw=raw, **options), out, choice=Choice(), pool=pool, note=lambda text: None
+            SOURCES[source], RawOptions(raw=raw, **options), out, choice=Choice(), pool=pool, note=lambda text: None
         )
     return [str(problem) for problem in problems]
 
@@ -379,7 +379,7 @@ def test_really_full_disk(healthy, tmp_path, monkeypatch):
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a file system here")
     try:
-        case = SOURCES["btcv"].find(Options(raw=healthy[0])).cases[0]
+        case = SOURCES["btcv"].find(RawOptions(raw=healthy[0])).cases[0]
         with pytest.raises(InputError, match="disk full, 0 MiB free"):
             prepare(healthy[0], disk / "out")
         assert list(disk.iterdir()) == []

@@ -29,7 +29,7 @@ def _digest(*parts: object) -> int:
 
 
 @dataclass(frozen=True)
-class Case:
+class PhantomCase:
     """A case's name; every random draw and UID of it is a function of these four."""
 
     seed: int
@@ -156,7 +156,7 @@ def slabs(shape: Sequence[int], affine: Affine) -> Iterator[tuple[slice, Affine]
         yield slice(start, start + step), moved
 
 
-def draw_anatomy(template: Template, case: Case) -> Anatomy:
+def draw_anatomy(template: Template, case: PhantomCase) -> Anatomy:
     """A patient: the template with other size, pose, organ shapes and place, by the case's name alone."""
     rng = case.rng("anatomy")
     stretch = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, 3)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.benchmark.results import OURS, Part, Row, Target
+from experiments.benchmark.results import OURS, Aim, Measurement, Part
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.data.cases import write_case
 from ummkd_tf.data.dataset import Dataset, write_dataset
@@ -55,7 +55,7 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
         rounds: How often.
         steps: Result of part `step`, whose 2D training step is the demand.
     """
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for network, batch_size in BATCHES.items():
         task = next(t for t in TASKS.values() if t.network == network)
         slices = depth if network == "dilated2d" else max(8, depth // 8)
@@ -71,7 +71,7 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
     return Part("input", "Input pipeline", rows, _targets(rows, steps), notes)
 
 
-def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Row]:
+def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Measurement]:
     def sampler() -> UnpairedSampler:
         return UnpairedSampler({m: dataset.examples(m, rank) for m in dataset.modalities}, batch_size, seed=0)
 
@@ -105,8 +105,8 @@ def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int,
     rows = []
     for name, timing in timings.items():
         each = Timing(tuple(seconds / runs[name][1] for seconds in timing.seconds))
-        rows.append(Row(case, name, each, {"batches/s": 1 / each.median}))
-    return [*rows, Row(case, f"{OURS}, with augmentation", None, note="the project has no augmentation")]
+        rows.append(Measurement(case, name, each, {"batches/s": 1 / each.median}))
+    return [*rows, Measurement(case, f"{OURS}, with augmentation", None, note="the project has no augmentation")]
 
 
 def _evict(path: Path) -> None:
@@ -140,12 +140,12 @@ def _read_batch(dataset: Dataset, rank: int, batch_size: int, step: int) -> dict
     return batch
 
 
-def _targets(rows: Sequence[Row], steps: Part | None) -> list[Target]:
+def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
     warm = next(row for row in rows if row.case.startswith("dilated2d 8+8") and row.contender == OURS)
     assert warm.timing
     supply = warm.values["batches/s"]
     text = "2D slices 8+8 warm: at least 50 batches/s"
-    targets = [Target(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
+    targets = [Aim(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
     text = "input at least 20× what the 2D training step takes"
     step = (
         next((r for r in steps.rows if r.contender == OURS and r.case.startswith("dilated2d 4+4")), None)
@@ -153,10 +153,10 @@ def _targets(rows: Sequence[Row], steps: Part | None) -> list[Target]:
         else None
     )
     if step is None or step.timing is None:
-        return [*targets, Target(text, "needs part `step` in the same run", None)]
+        return [*targets, Aim(text, "needs part `step` in the same run", None)]
     demand = _examples_per_second(4, step.timing)
     ratio = 16 * supply / demand
-    return [*targets, Target(text, f"{16 * supply:.0f} against {demand:.1f} examples/s: {ratio:.0f}×", ratio >= 20)]
+    return [*targets, Aim(text, f"{16 * supply:.0f} against {demand:.1f} examples/s: {ratio:.0f}×", ratio >= 20)]
 
 
 def _examples_per_second(batch_size: int, timing: Timing) -> float:

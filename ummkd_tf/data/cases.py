@@ -80,7 +80,7 @@ def write_case(
 
     Args:
         path: `<data_dir>/cases/<case_id>.h5`.
-        prepared: Result of `preprocessing.prepare` with a label.
+        prepared: Result of `preprocessing.prepare_scan` with a label.
         case_id: Unique in the data set.
         modality: The scan's modality.
         task: Row of the task table.
@@ -197,12 +197,6 @@ def reduced(case: Case, factor: int) -> Case:
     to_fine[:2, 3] = (factor - 1) / 2
     image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
     return replace(case, image=image, label=label, grid=Grid(case.grid.affine @ to_fine, image.shape))
-
-
-def read_original_label(path: Path) -> NDArray[np.uint8]:
-    """Class map on the scan's own grid."""
-    with _opened(path) as file:
-        return _voxels(file, "original_label")
 
 
 def read_source_checksum(path: Path) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from ummkd_tf.scans.preprocessing import restore
 _LOG = logging.getLogger(__name__)
 
 
-def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
+def knowledge_of_cases(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
     """Eq. 2–4 over whole cases: how each modality confuses the classes (Fig. 7, Fig. 8).
 
     Log-probabilities stand for the logits: they differ by the same amount in all classes, which the softmax of Eq. 3

@@ -14,7 +14,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
-from ummkd_tf.evaluation.case_results import class_knowledge
+from ummkd_tf.evaluation.case_results import knowledge_of_cases
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.model.segmenter import UnpairedSegmenter
@@ -121,7 +121,7 @@ def run_training(
                 log_every=options.log_every,
                 max_hours=options.max_hours,
                 num_threads=options.threads,
-                knowledge=(lambda: class_knowledge(predictor, watched, config.temperature)) if watched else None,
+                knowledge=(lambda: knowledge_of_cases(predictor, watched, config.temperature)) if watched else None,
             )
             session["progress"] = vars(progress)
     return progress

@@ -66,7 +66,7 @@ class Prepared:
     original_label: NDArray[np.uint8] | None
 
 
-def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> Prepared:
+def prepare_scan(image: Volume, label: Volume | None, task: Task, modality: str) -> Prepared:
     """Brings a scan (and its class map) onto the task's grid.
 
     Args:
@@ -130,7 +130,7 @@ def _on_grid(oriented: Volume, grid: Grid, clip: Clip) -> NDArray[np.float32]:
 class Windows:
     """A scan to be predicted, on windows of the task's size that cover all of it (the body, for the region "body").
 
-    Each window is prepared as a training scan is. Where the scan fits one, that is `prepare`'s; otherwise windows
+    Each window is prepared as a training scan is. Where the scan fits one, that is `prepare_scan`'s; otherwise windows
     overlap by half or more.
 
     Args:
