@@ -70,7 +70,7 @@ class _Findings:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, read: Callable[[], Result]) -> Result | None:
-        """The result, or None and a problem more."""
+        """Calls a function; where it raises InputError, adds the problem and returns None."""
         try:
             return read()
         except InputError as error:
@@ -247,7 +247,7 @@ def prepare_cases(
     existed = out.exists()
     try:
         visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
-    except InputError:  # what is done waits for the next run
+    except InputError:  # what is prepared is kept for the next run
         with contextlib.suppress(OSError):
             (out / STAGING).rmdir()  # only where it is empty
         raise
@@ -283,10 +283,10 @@ def prepare_cases(
 def prepare_unsplit(
     cases: Sequence[RawCase], task: Task, out: Path, *, source: str, pool: Workers, note: Note
 ) -> tuple[Dataset, list[Problem]]:
-    """Prepares cases that a model is evaluated on, all of them test cases; nothing of it is a data set to train with.
+    """Prepares cases that a model is evaluated on, all of them as test cases; the result is no data set to train with.
 
     Returns:
-        The data set, of which `out` holds the case files; and problems, with which it is of no use.
+        The data set, of which `out` holds the case files; and problems; with any of them it is not to be used.
     """
     visits = list(pool.each(partial(visit, task=task, out=out), cases, "prepare"))
     problems = _report(visits, note)
@@ -354,7 +354,7 @@ def _copies(visits: Iterable[Visit]) -> list[Problem]:
 
 
 def _discard(out: Path, existed: bool) -> None:
-    """Removes what was put aside; and the folder where it was made for that."""
+    """Removes prepared files that were put aside, and the folder if it was made for them."""
     shutil.rmtree(out / STAGING, ignore_errors=True)
     if not existed:
         shutil.rmtree(out, ignore_errors=True)
@@ -376,7 +376,7 @@ def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def check_space(out: Path, size_bytes: int) -> None:
-    """Refuses to begin what cannot be finished.
+    """Refuses to start where the disk has too little room.
 
     Raises:
         InputError: Less than `size_bytes` free where `out` is or would be.

@@ -1,4 +1,4 @@
-"""What is possible in a header and yet hardly true: units, extents and intensities. Limits are our choice."""
+"""Headers that are valid but hardly true: wrong units, extents and intensities. Limits are our choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ummkd_tf.tasks import Task
 
 SMALLEST_VOXEL_MM = 0.05  # half of what clinical CT of the ear has
 LONGEST_MM, SHORTEST_MM = 2200.0, 20.0  # of a scan, along any axis: a tall adult, and less than a kidney
-_NARROWEST_MM = 55.0  # of a scan's picture; a body 300 to 500 mm wide in cm is 30 to 50
+_NARROWEST_MM = 55.0  # of a scan's picture; a body of 300 to 500 mm has 30 to 50 where cm were written
 _CUT_SHARE = 0.5  # of the voxels brighter than the darkest
 _AIR_HU, _SOFT_HU = -200.0, 300.0
 _FEW_VALUES = 16  # a picture has hundreds

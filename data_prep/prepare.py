@@ -50,7 +50,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Verify and say what would be don
 
 
 def main(argv: list[str]) -> int:
-    """Program."""
+    """Prepares the data set that the flags name; exit code 1 where there is a problem."""
     if source_flags.chosen_source().name == "released":
         return report(_prepare_released())
     with source_flags.workers() as pool:

@@ -1,4 +1,4 @@
-"""Pictures and numbers to trust a prepared data set by: one picture per case and one page for the set.
+"""Pictures and numbers to check a prepared data set with: one picture per case and one page for the set.
 
     python -m data_prep.qc --data_dir=DATA                 writes DATA/qc/index.html and its pictures
 
@@ -442,7 +442,7 @@ def _gallery(summaries: Sequence[CaseSummary]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Program."""
+    """Writes the page of the data set in --data_dir."""
     print(write_report(flags.FLAGS.data_dir, flags.FLAGS.out_dir))
 
 

@@ -35,7 +35,7 @@ def note(text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Program."""
+    """Checks the raw data that the flags name; exit code 1 where there is a problem."""
     source = source_flags.chosen_source()
     options = source_flags.options()
     if source.name == "released":

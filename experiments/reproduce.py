@@ -83,7 +83,7 @@ class ReproduceOptions:
 
 @dataclass(frozen=True)
 class Work:
-    """One run and what has to be there in the end."""
+    """One run, and the files that it must have in the end."""
 
     spec: RunSpec
     options: ReproduceOptions
@@ -100,7 +100,7 @@ class Work:
         return self.options.runs_dir / "logs" / f"{self.spec.name}.log"
 
     def command(self, step: str) -> list[str]:
-        """What does a step of `missing`."""
+        """The command that does one of the steps in `missing`."""
         python = [sys.executable, "-m"]
         if step == "train":
             more = {"steps": self.options.steps, "validate_every": self.options.validate_every}
@@ -120,7 +120,7 @@ class Work:
 
     @property
     def _beyond_protocol(self) -> dict[str, float | bool]:
-        """What evaluation does that the paper's does not."""
+        """Options of evaluation that go beyond the paper's protocol."""
         return {"overlap": self.options.overlap, "largest_component": self.options.largest_component}
 
     def missing(self) -> list[str]:
@@ -229,7 +229,7 @@ class Stop:
             with self._lock:
                 if self.number is not None:
                     return 128 + self.number
-                # A session of its own: Ctrl-C reaches it through us, once.
+                # A process session of its own, so that Ctrl-C reaches the command once: through `Stop`.
                 process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
                 self._processes.add(process)
             if self.number is not None:
@@ -241,7 +241,7 @@ class Stop:
 
 
 class Doable(Protocol):
-    """What `execute` needs to know of a run."""
+    """A run as `execute` sees it."""
 
     @property
     def run_dir(self) -> Path: ...
@@ -268,7 +268,7 @@ def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
 
 
 def _wait_for_other(run_dir: Path, stop: Stop) -> None:
-    """Waits while another process trains this run: what a killed reproduction has started goes on without it."""
+    """Waits while another process trains this run: a training that a killed reproduction has started goes on."""
     said = False
     while stop.number is None and _is_held(run_dir / LOCK):
         if not said:
@@ -329,7 +329,7 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
 def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
     """Measured over all runs of a task and preset that are finished or were stopped; None without any.
 
-    A killed run is none of them: its last seconds are not recorded.
+    A killed run does not count: its last seconds are not recorded.
     """
     runs = [r for r in records if r.task.name == task and r.run["flags"]["preset"] == preset]
     steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
@@ -391,7 +391,7 @@ def render(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: 
 
 
 def main(_: list[str]) -> int:
-    """Program."""
+    """Does and renders what the flags ask for."""
     values = flags.FLAGS
     data = {name: str(path) for name in DATA if (path := values[f"{name}_data"].value)}
     options = ReproduceOptions(

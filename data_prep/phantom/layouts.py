@@ -144,7 +144,7 @@ def _write_sitk(path: Path, image: sitk.Image) -> None:
     writer.SetFileName(str(path))
     try:
         writer.Execute(image)
-    except RuntimeError as error:  # also on a full disk, with a text that says something else
+    except RuntimeError as error:  # also on a full disk, with a misleading text
         raise OSError(f"SimpleITK could not write {path.name}; is the disk full?") from error
 
 
@@ -197,7 +197,7 @@ class _DicomSeries:
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0020|0052": self.case.uid("frame"),
             "0028|0030": f"{spacing[1]:.4f}\\{spacing[0]:.4f}",
-            # Said here because GDCM adds them by itself, but only once the process has read a DICOM file.
+            # Set here because GDCM adds them by itself, but only after the process has read a DICOM file.
             "0028|1052": "0",
             "0028|1053": "1",
             "0028|1054": "US",

@@ -38,7 +38,8 @@ class PhantomCase:
     case_id: str
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A stream of its own for each purpose, so that e.g. the size of the grid leaves the anatomy alone."""
+        """A random stream of its own for each purpose, so that e.g. the size of the grid does not change the
+        anatomy."""
         return np.random.default_rng(_digest(self.seed, self.task, self.modality, self.case_id, purpose))
 
     def has(self, glitch: str) -> bool:

@@ -38,7 +38,7 @@ BLOCKS = MappingProxyType(
     {"dice": "dice", POOLED: "distance", "hausdorff_mm": None, "hausdorff95_mm": None, "average_mm": None}
 )
 # Rows of Tables III, IV and VI: title, metric, key in paper_numbers.json. The pooled surface distance of a single case
-# is its average one.
+# equals its average one (ASSD).
 CASE_ROWS = (
     ("Dice coefficient", "dice", "dice"),
     ("Surface distance (paper-comparable)", "average_mm", "distance"),
@@ -141,7 +141,7 @@ def _own_table(name: str, records: Sequence[Record]) -> Table:
     return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
 
 
-_Key = RunSpec | str  # of a planned run, or the name of another
+_Key = RunSpec | str  # a planned run, or the name of another one
 _PlannedRow = tuple[str, str, _Key | None]
 _PlannedBlock = tuple[str, str, str | None, Sequence[_PlannedRow]]  # title, metric, paper's block, rows
 

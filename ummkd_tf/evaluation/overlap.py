@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.errors import InputError
 
 MOST_OVERLAP = 0.875
-"""Of neighbouring chunks: a new one at every slice."""
+"""The largest overlap of neighbouring chunks of eight slices: a new chunk begins at every slice."""
 
 _SIGMA = 1 / 8  # of a window's length; the Gaussian weights of nnU-Net
 

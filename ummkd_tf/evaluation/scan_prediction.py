@@ -33,7 +33,8 @@ from ummkd_tf.tasks import Task
 
 _LOG = logging.getLogger(__name__)
 
-# What a modality's name says about the machine; other names, and other machines' tags, say nothing.
+# The machine that a modality's name implies. Other names imply none; Modality tags other than these and the next line's
+# are ignored.
 _MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
 _OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
 _AIR_HU = -200  # air is -1000 HU; no MR has values this far below 0
@@ -69,7 +70,7 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]; as large as that sounds."""
+        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]. Takes much memory."""
         parts = restored_probabilities(self.prepared_probabilities, self.prepared_grid, self.grid)
         result = np.empty((*self.labels.shape, self.task.num_classes), np.float32)
         for c, values in enumerate(parts):
@@ -184,7 +185,7 @@ class ScanPredictor:
     def _around_the_organs(
         self, windows: Windows, modality: str, where: str, progress: Progress
     ) -> tuple[Grid, NDArray[np.float32], NDArray[np.float32]]:
-        """Grid, image and probabilities of one window around what the covering windows show."""
+        """Grid, image and probabilities of one window around the organs that the covering windows found."""
         most, center = 0, None
         for start in windows.starts:
             part = windows.image_in(start)
@@ -210,7 +211,8 @@ def read_scan(path: str | Path, modality: str) -> Volume:
 
     Raises:
         InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine. Other formats have no
-            such tag: there a warning says when values below zero, which CT has and MR lacks, speak against it.
+            such tag: there, a warning is given when values below zero (CT has them, MR does not) contradict the
+            modality.
     """
     path, expected = Path(path), machine(modality)
     if not is_dicom_scan(path):
@@ -228,7 +230,7 @@ def read_scan(path: str | Path, modality: str) -> Volume:
 
 
 def machine(modality: str) -> str | None:
-    """DICOM's name for the machine that a modality's name speaks of, CT or MR; None where it does not."""
+    """DICOM's name, CT or MR, for the machine that a modality's name implies; None where it implies none."""
     return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
 
 

@@ -55,7 +55,7 @@ def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
 def pooled_dice(predictor: Predictor, records: Mapping[str, Sequence[Path]], factor: int = 1) -> dict[str, float]:
     """Dice of each class over all pixels of all records, mean over classes, then modalities.
 
-    Our choice, because records are loose slices: most lack most classes, so a mean of slice scores would hang on how
+    Our choice, because records are loose slices: most lack most classes, so a mean of slice scores would depend on how
     empty slices count.
 
     Args:

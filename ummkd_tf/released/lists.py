@@ -76,7 +76,7 @@ def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tup
 
 
 def _best_matches(wanted: PurePosixPath, candidates: Iterable[Path]) -> list[Path]:
-    """The candidates whose last folders agree with the wanted path's longest."""
+    """The candidates that share the most last folders with the wanted path."""
 
     def agreement(candidate: Path) -> int:
         pairs = zip(reversed(candidate.parts), reversed(wanted.parts), strict=False)

@@ -29,7 +29,7 @@ from ummkd_tf.runs.model_folder import read_description
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What may differ from one session of a run to the next, because its result does not depend on it.
+    """Options that may change when a run is continued, because its result does not depend on them.
 
     Attributes:
         checkpoint_every: Steps between checkpoints.
@@ -58,9 +58,9 @@ def run_training(
     Args:
         dataset: Prepared cases or released records.
         run_dir: The run's folder.
-        config: What decides the result.
+        config: Settings that decide the result.
         model_arguments: Of `UnpairedSegmenter`, without the modalities, which are the data set's.
-        options: What does not.
+        options: Settings that do not.
 
     Raises:
         InputError: Settings, data or folder that do not fit.
