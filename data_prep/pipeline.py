@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,12 +36,41 @@ from ummkd_tf.data.cases import (
     write_case,
 )
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
+from ummkd_tf.data.index import FACTORS, INDEX, contents
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
 from ummkd_tf.tasks import Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
 _SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of the cases, for job arrays: number `number`, from 1, of `count`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Of "3/20".
+
+        Raises:
+            InputError: No such share.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        shard = cls(*map(int, found.groups())) if found else None
+        if shard is None or not 1 <= shard.number <= shard.count:
+            raise InputError(f"--shard={text}: expected NUMBER/COUNT with 1 <= NUMBER <= COUNT, e.g. 3/20")
+        return shard
+
+    def of(self, cases: Sequence[RawCase]) -> list[RawCase]:
+        """Every `count`-th case, because neighbours in a list are often alike in size."""
+        return list(cases[self.number - 1 :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)
@@ -158,11 +188,12 @@ def prepare_source(
     note: Note,
     dry_run: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> list[Problem]:
     """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
     Returns:
-        Problems; when there is one, nothing has been written.
+        Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
 
     Raises:
         InputError: As `Choice.split` and `prepare`.
@@ -187,6 +218,7 @@ def prepare_source(
         note=note,
         dry_run=dry_run,
         overwrite=overwrite,
+        shard=shard,
     )
 
 
@@ -203,6 +235,7 @@ def prepare(
     note: Note,
     dry_run: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> list[Problem]:
     """Prepares the cases of a split in `out`.
 
@@ -218,9 +251,10 @@ def prepare(
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
         overwrite: Replace another data set in `out`: of another source, task or modalities.
+        shard: Only put this share of the cases aside; a run without one takes them over and ends the work.
 
     Returns:
-        Problems; when there is one, nothing has been written.
+        Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
 
     Raises:
         InputError: A split that does not fit, another data set in `out`, a full disk, or a worker that was ended.
@@ -237,6 +271,8 @@ def prepare(
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
     wanted = [case for case in cases if case.case_id in chosen]
+    if shard:
+        wanted = shard.of(wanted)
     if dry_run:
         visits = list(pool.each(partial(visit, task=task, out=out, write=False), wanted, "verify"))
         problems = _report(visits, note)
@@ -252,9 +288,17 @@ def prepare(
             (out / STAGING).rmdir()  # only where it is empty
         raise
     problems = _report(visits, note)
+    current = sum(found.up_to_date for found in visits)
+    done = f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}"
+    if shard:
+        if not problems:
+            note(f"shard {shard}: {done}; when all shards are done, the same command without --shard ends the work")
+        return problems
     if problems:
         _discard(out, existed)
         return problems
+    if any(found.put_aside for found in visits):
+        (out / INDEX).unlink(missing_ok=True)  # before the cases that it tells of are replaced
     for folder in (out, out / "cases"):  # of a run that was killed
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -263,6 +307,8 @@ def prepare(
         if found.put_aside:
             _path(out / STAGING, case).replace(_path(out / "cases", case))
     shutil.rmtree(out / STAGING, ignore_errors=True)
+    paths = {case.case_id: _path(out / "cases", case) for case in wanted}
+    contents(out, paths, FACTORS, each=partial(pool.each, title="index"))
     write_dataset(
         out,
         task=task,
@@ -275,8 +321,7 @@ def prepare(
     unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
     if unlisted:
         note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
-    current = sum(found.up_to_date for found in visits)
-    note(f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}")
+    note(done)
     return []
 
 

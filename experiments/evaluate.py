@@ -191,7 +191,7 @@ def _evaluate(
     viewer = SliceViewer(dataset.task, maps, cases=len(case_ids)) if FLAGS.viewer else None
 
     def predict(case: Case) -> NDArray[np.float32]:
-        dataset.check_size(case)
+        dataset.check_size(case.case_id, case.image.shape)
         probabilities = predictor.probabilities(
             reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
         )

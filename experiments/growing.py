@@ -121,7 +121,8 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
     }
     run_training(dataset, run_dir, settings, arguments, SessionOptions(checkpoint_every=settings.steps))
     model, _, _ = load_model(run_dir)
-    return mean_dice(Predictor(model), dataset.cases("test", None, PRESET.factor))["dice"]
+    cases = dataset.stored_cases("test", factor=PRESET.factor)
+    return mean_dice(Predictor(model), (case.load() for case in cases))["dice"]
 
 
 def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:

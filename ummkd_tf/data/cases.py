@@ -20,7 +20,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,31 @@ class Case:
     grid: Grid
     original: Grid
     original_label: NDArray[np.uint8] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return self.image.shape[2]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Values of the class map."""
+        return tuple(np.unique(self.label).tolist())
+
+    @property
+    def labelled(self) -> tuple[int, int] | None:
+        """First and last slice with any class but background; None where there is none."""
+        return labelled_slices(self.label)
+
+    def slices(self, image: Sequence[int], label: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """These slices of the image and those of the class map, `[rows, columns, slices]`."""
+        return np.take(self.image, image, axis=2), np.take(self.label, label, axis=2)
+
+
+def labelled_slices(label: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """First and last slice of a class map that holds more than background; None where there is none."""
+    found = np.flatnonzero(label.any(axis=(0, 1)))
+    return (int(found[0]), int(found[-1])) if found.size else None
 
 
 def write_case(
@@ -158,45 +183,143 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
     Raises:
         InputError: Missing, damaged or incomplete file.
     """
+    with opened_case(path, factor) as file:
+        image = checked_image(file.image[()], path)
+        case = Case(
+            case_id=file.case_id,
+            modality=file.modality,
+            image=image,
+            label=file.label[()],
+            grid=file.grid,
+            original=file.original,
+            original_label=_voxels(file.file, "original_label") if original_label else None,
+        )
+    return reduced(case, factor)
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A case file that is open, whose voxels are still on disk.
+
+    Attributes:
+        case_id: Unique in the data set.
+        modality: Its modality's name.
+        image: float32 [rows, columns, slices].
+        label: uint8 class map of the same shape.
+        grid: Where the voxels lie.
+        original: Where the scan's own voxels lie.
+        file: The file itself.
+    """
+
+    case_id: str
+    modality: str
+    image: h5py.Dataset
+    label: h5py.Dataset
+    grid: Grid
+    original: Grid
+    file: h5py.File
+
+
+@contextlib.contextmanager
+def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
+    """A prepared case, open for reading as much of it as one needs.
+
+    Args:
+        path: Its file.
+        factor: What rows and columns must be a multiple of.
+
+    Raises:
+        InputError: Missing, damaged or incomplete file, also while the block reads voxels.
+    """
     with _opened(path) as file:
-        image, label = _voxels(file, "image"), _voxels(file, "label")
-        case_id, modality = (_text(file.attrs[name]) for name in ("case_id", "modality"))
+        image, label = _dataset(file, "image"), _dataset(file, "label")
         affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
         original_shape = _dataset(file, "original_label").shape
-        original = _voxels(file, "original_label") if original_label else None
-    if image.shape != label.shape:
-        raise InputError(
-            f"image {image.shape} and label {label.shape} do not fit", where=path, fix="prepare the case again"
+        if image.shape != label.shape:
+            raise InputError(
+                f"image {image.shape} and label {label.shape} do not fit", where=path, fix="prepare the case again"
+            )
+        check_factor(image.shape, factor, path)
+        yield OpenCase(
+            case_id=_text(file.attrs["case_id"]),
+            modality=_text(file.attrs["modality"]),
+            image=image,
+            label=label,
+            grid=Grid(affine, image.shape),
+            original=Grid(original_affine, original_shape),
+            file=file,
         )
+
+
+def check_factor(shape: Sequence[int], factor: int, path: Path) -> None:
+    """Rows and columns are a multiple of an in-plane reduction.
+
+    Raises:
+        InputError: They are not.
+    """
+    if shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"image {shape}", where=path, fix=f"expected rows and columns to reduce by {factor}; prepare it again"
+        )
+
+
+def check_identity(case: Case | OpenCase, case_id: str, modality: str, path: Path) -> None:
+    """A file holds the case that the data set says.
+
+    Raises:
+        InputError: Another.
+    """
+    if (case.case_id, case.modality) != (case_id, modality):
+        raise InputError(
+            f"holds case {case.case_id!r} of modality {case.modality!r}",
+            where=path,
+            fix=f"expected {case_id!r} of {modality!r}; prepare the case again",
+        )
+
+
+def check_values(label: NDArray[np.uint8], task: Task, path: Path) -> NDArray[np.uint8]:
+    """A class map, or the values in it, as it is.
+
+    Raises:
+        InputError: A value that the task does not have.
+    """
+    if label.max() >= task.num_classes:
+        raise InputError(
+            f"label value {label.max()}, but task {task.name} has values 0 to {task.num_classes - 1}",
+            where=path,
+            fix="prepare the data again",
+        )
+    return label
+
+
+def checked_image(image: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """Voxels as they are.
+
+    Raises:
+        InputError: NaN or infinite ones.
+    """
     if not np.isfinite(image).all():
         raise InputError(
             "the image has NaN or infinite voxels", where=path, fix="expected finite ones; prepare the case again"
         )
-    if image.shape[0] % factor or image.shape[1] % factor:
-        raise InputError(
-            f"image {image.shape}", where=path, fix=f"expected rows and columns to reduce by {factor}; prepare it again"
-        )
-    case = Case(
-        case_id=case_id,
-        modality=modality,
-        image=image,
-        label=label,
-        grid=Grid(affine, image.shape),
-        original=Grid(original_affine, original_shape),
-        original_label=original,
-    )
-    return reduced(case, factor)
+    return image
 
 
 def reduced(case: Case, factor: int) -> Case:
     """The case with rows and columns `factor` times coarser, for the reduced presets."""
     if factor == 1:
         return case
+    image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
+    return replace(case, image=image, label=label, grid=reduced_grid(case.grid, factor))
+
+
+def reduced_grid(grid: Grid, factor: int) -> Grid:
+    """The grid of the same voxels with rows and columns `factor` times coarser."""
     # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
     to_fine = np.diag([factor, factor, 1.0, 1.0])
     to_fine[:2, 3] = (factor - 1) / 2
-    image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
-    return replace(case, image=image, label=label, grid=Grid(case.grid.affine @ to_fine, image.shape))
+    rows, columns, slices = grid.shape
+    return Grid(grid.affine @ to_fine, (rows // factor, columns // factor, slices))
 
 
 def read_original_label(path: Path) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset, read_example
@@ -14,13 +15,16 @@ from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.metrics import dice_coefficient, summarize
 
 
-def validation_score(dataset: Dataset, predictor: Predictor, factor: int = 1) -> Callable[[], dict[str, float]] | None:
+def validation_score(
+    dataset: Dataset, predictor: Predictor, factor: int = 1, cache: Cache | None = None
+) -> Callable[[], dict[str, float]] | None:
     """What computes the score of a data set's validation part: `mean_dice`, or `pooled_dice` of released records.
 
     Args:
         dataset: Prepared cases or released records.
         predictor: Holds the model.
         factor: In-plane reduction of the model against the task's grid.
+        cache: Where cases are kept as far as there is room; else they are read again at each validation.
 
     Returns:
         The function, or None where there is no validation part.
@@ -28,8 +32,8 @@ def validation_score(dataset: Dataset, predictor: Predictor, factor: int = 1) ->
     if isinstance(dataset, ReleasedDataset):
         records = {m: dataset.records("validation", m) for m in dataset.modalities}
         return (lambda: pooled_dice(predictor, records, factor)) if all(records.values()) else None
-    cases = dataset.cases("validation", None, factor)
-    return lambda: mean_dice(predictor, cases)
+    cases = dataset.stored_cases("validation", factor=factor, cache=cache)
+    return lambda: mean_dice(predictor, (case.load() for case in cases))
 
 
 def mean_dice(predictor: Predictor, cases: Iterable[Case]) -> dict[str, float]:
