@@ -134,6 +134,8 @@ def main(_: list[str]) -> None:
 def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     """What --input means, checked for modalities and names."""
     from ummkd_tf.common.documents import plain_name
+    from ummkd_tf.common.files import files_in_order
+    from ummkd_tf.common.notes import note_aside
     from ummkd_tf.scans.reading import VOLUME_SUFFIXES
 
     def stem(path: Path) -> str:
@@ -145,6 +147,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     else:
         if FLAGS.modality is None:
             raise InputError("--modality: missing: expected the scan's modality, one of " + ", ".join(modalities))
+        if given.is_dir():
+            files_in_order(given)  # refuses broken links
         visible = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")] if given.is_dir() else []
         several = [p for p in visible if p.is_dir() or p.name.lower().endswith(VOLUME_SUFFIXES)]
         loose = [p for p in visible if p.is_file() and p not in several]
@@ -152,7 +156,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
         is_list = several and (not loose or any(p.is_file() for p in several))
         paths = several if is_list else [given]
         if is_list and loose:
-            print(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}", file=sys.stderr)
+            note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
         scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
     scans = [  # modalities are named in small letters, but not by everybody
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
@@ -183,6 +187,7 @@ def _csv_scans(path: Path) -> list[Scan]:
             if missing:
                 raise InputError(f"no column {', '.join(missing)}", where=path, fix=f"expected {','.join(_COLUMNS)}")
             rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]
+            rows = [(line, values) for line, values in rows if any(values)]  # spreadsheets leave empty rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"not a readable CSV file ({error})", where=path, fix="check the path and that it is UTF-8"
