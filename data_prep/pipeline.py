@@ -12,21 +12,21 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.plausibility import implausible
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
 from data_prep.sources.table import Options, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import warnings_to
 from ummkd_tf.data.cases import (
     file_checksum,
     read_image_checksum,
@@ -39,10 +39,13 @@ from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write
 from ummkd_tf.data.index import FACTORS, INDEX, contents
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
+from ummkd_tf.scans.plausibility import implausible
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
 _SUFFIX = ".h5"
+_LOST_SHARE = 0.05  # of an organ's volume; resampling moves less
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,14 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         out: Folder of the data set, in which the prepared file is put aside; None to look only.
         write: False to say whether the case is up to date, without writing.
     """
+    told: list[str] = []
+    with warnings_to(told.append):
+        visit = _visit(case, task, out, write, told)
+    return replace(visit, notes=[*visit.notes, *(f"{case.case_id}: {text}" for text in told)])
+
+
+def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Sequence[str]) -> Visit:
+    """`visit`, whose warnings come into `told`."""
     found = _Findings()
     found.attempt(lambda: plain_name(case.case_id))
     source = found.attempt(lambda: _source(case)) or {}
@@ -143,6 +154,8 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
+        if image.grid.is_tilted:
+            found.notes.append(f"{case.case_id}: the slices are tilted; it is prepared upright ({case.image})")
         if label is not None:
             difference = same_geometry(image.grid, label.grid)
             if difference:
@@ -158,6 +171,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
             found.problems.append(Problem(str(case.image), error.problem, error.fix))
         else:
             assert prepared.label is not None
+            found.notes += [f"{case.case_id}: {text}" for text in _cut_off(prepared, task)]
             if out is not None and write:
                 check_space(out, prepared.image.nbytes + prepared.label.nbytes + label.array.nbytes)
                 write_case(
@@ -168,9 +182,23 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
                     task=task,
                     source=source,
                     image_sha256=image_sha256,
+                    notes=[text.removeprefix(f"{case.image}: ") for text in told],
                 )
                 put_aside = True
     return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256, put_aside=put_aside)
+
+
+def _cut_off(prepared: Prepared, task: Task) -> Iterator[str]:
+    """What of the organs lies outside the task's window."""
+    assert prepared.label is not None and prepared.original_label is not None
+    before, after = (
+        np.bincount(label.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
+        for label, grid in ((prepared.original_label, prepared.original), (prepared.label, prepared.grid))
+    )
+    for c in range(1, task.num_classes):
+        if after[c] < (1 - _LOST_SHARE) * before[c]:
+            lost = 1 - after[c] / before[c]
+            yield f"{lost:.0%} of the {task.class_names[c]} ({before[c]:.1f} ml) lies outside of the task's window"
 
 
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:

@@ -19,9 +19,10 @@ from absl import flags
 from data_prep import pipeline, source_flags, splits
 from data_prep import release as released
 from data_prep.sources.raw_case import Problem
-from data_prep.verify import note, report
+from data_prep.verify import report
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import note
 from ummkd_tf.released.records import OutsideLabel
 
 flags.adopt_module_key_flags(source_flags)

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
@@ -28,6 +27,7 @@ from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.scans.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.tasks import Task
 
 SLICES = "slices.html"
@@ -137,6 +137,7 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         *_image_warnings(summary),
         *odd_size(case.original),
         *_cut_warnings(values),
+        *(f"when prepared: {note}" for note in case.notes),
     ]
     return summary
 
@@ -305,6 +306,7 @@ _RULES = (
     f"The intensities' mean differs from 0, or their standard deviation from 1, by more than {SCORE_TOLERANCE:g}.",
     f"The scan is longer than {LONGEST_MM:.0f} mm or thinner than {SHORTEST_MM:.0f} mm, which is hardly a patient.",
     "More than half of what is not dark has one value, the brightest.",
+    "The scan's files had something odd that preparation could handle.",
     f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
 )
 

@@ -27,6 +27,7 @@ from data_prep.workers import Workers, default_workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
+from ummkd_tf.common.notes import note
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.data.opening import open_dataset
@@ -168,7 +169,7 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     problems = list(found.problems)
     if not problems:
         with Workers(default_workers()) as pool:
-            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=print)
+            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=note)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

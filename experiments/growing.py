@@ -24,6 +24,7 @@ from data_prep.workers import Workers, default_workers
 from experiments.recipes import PRESETS, RECIPES
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import note
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
@@ -72,7 +73,7 @@ def write_phantoms(folder: Path) -> None:
                     "test": ids[first_test:],
                 }
             problems = prepare(
-                cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=print
+                cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=note
             )
             if problems:
                 raise InputError(f"{problems[0]}", where=folder)

@@ -33,7 +33,8 @@ from tqdm import tqdm
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.common.files import files_in_order, replacing, write_json
+from ummkd_tf.common.notes import note_aside
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
@@ -152,6 +153,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     else:
         if FLAGS.modality is None:
             raise InputError("--modality: missing: expected the scan's modality, one of " + ", ".join(modalities))
+        if given.is_dir():
+            files_in_order(given)  # refuses broken links
         visible = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")] if given.is_dir() else []
         several = [p for p in visible if p.is_dir() or p.name.lower().endswith(VOLUME_SUFFIXES)]
         loose = [p for p in visible if p.is_file() and p not in several]
@@ -159,7 +162,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
         is_list = several and (not loose or any(p.is_file() for p in several))
         paths = several if is_list else [given]
         if is_list and loose:
-            print(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}", file=sys.stderr)
+            note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
         scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
     scans = [  # modalities are named in small letters, but not by everybody
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
@@ -189,6 +192,7 @@ def _csv_scans(path: Path) -> list[Scan]:
             if missing:
                 raise InputError(f"no column {', '.join(missing)}", where=path, fix=f"expected {','.join(_COLUMNS)}")
             rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]
+            rows = [(line, values) for line, values in rows if any(values)]  # spreadsheets leave empty rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"not a readable CSV file ({error})", where=path, fix="check the path and that it is UTF-8"

@@ -15,7 +15,6 @@ from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_ab
 
 from data_prep import pipeline
 from data_prep.phantom import sets
-from data_prep.plausibility import implausible
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
@@ -27,6 +26,7 @@ from ummkd_tf.data.cases import read_case, read_original_label
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
+from ummkd_tf.scans.plausibility import implausible
 from ummkd_tf.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -209,6 +209,25 @@ def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypat
             np.testing.assert_array_equal(value, found[name], err_msg=f"{path.name} {name}")
 
 
+def test_what_is_recorded_as_best_is_what_the_file_holds_although_a_step_done_again_scores_less(tmp_path, monkeypatch):
+    """Without deterministic operations: killed behind best.npz of step 4, before any checkpoint of that step."""
+    save_best = CheckpointFolder.save_best
+
+    def save_and_die(self, model, progress):
+        save_best(self, model, progress)
+        if progress.step == 4:
+            raise Killed
+
+    arguments = {"validate_every": 2, "norm_batches": 0}
+    scores = iter([0.5, 0.9])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(CheckpointFolder, "save_best", save_and_die)
+        run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": next(scores)}, **arguments)
+    progress = run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": 0.7}, **arguments)
+    assert (progress.best_dice, progress.best_step) == (0.9, 4)
+    assert read_checkpoint(tmp_path / "checkpoints" / checkpoints.BEST)[1] == Progress(4, 0.9, 4)
+
+
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     scores = iter([float("nan"), 0.2, float("nan"), 0.1])
     progress = run(compiled_model(), tmp_path, 8, validate=lambda: {"dice": next(scores)}, validate_every=2)

@@ -5,7 +5,8 @@
                                    label  uint8   [rows, columns, slices]
                                    original_label uint8 [i, j, k]           the scan's own grid and axis order
                                    attributes: case_id, modality, task, spacing_mm, affine, original_affine,
-                                   source (file names), source_sha256, image_sha256, recipe
+                                   source (file names), source_sha256, image_sha256, recipe,
+                                   notes (what was odd in the scan, but handled)
 
 Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
 under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
@@ -39,6 +40,7 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
 
 FORMAT = 1
+_MOST_NOTES, _LONGEST_NOTE = 20, 400  # characters; an attribute holds 64 KiB
 _MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
@@ -55,6 +57,7 @@ class Case:
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
         original_label: uint8 class map on `original`, where it was asked for.
+        notes: What was odd in the scan's files, but handled.
     """
 
     case_id: str
@@ -64,6 +67,7 @@ class Case:
     grid: Grid
     original: Grid
     original_label: NDArray[np.uint8] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -100,6 +104,7 @@ def write_case(
     task: Task,
     source: Mapping[str, str],
     image_sha256: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes a prepared, labelled scan whole or not at all.
 
@@ -111,6 +116,7 @@ def write_case(
         task: Row of the task table.
         source: sha256 by source file name.
         image_sha256: Of the scan's voxels, by which a copy under another name is found.
+        notes: As `Case.notes`.
     """
     assert prepared.label is not None and prepared.original_label is not None
     # In memory first, because HDF5 can bring the process down when the disk is full.
@@ -130,6 +136,7 @@ def write_case(
             "source_sha256": source_checksum(source),
             "image_sha256": image_sha256,
             "recipe": recipe_checksum(task),
+            "notes": json.dumps([note[:_LONGEST_NOTE] for note in notes[:_MOST_NOTES]]),
         }
         file.attrs.update(
             {name: np.bytes_(text.encode()) for name, text in texts.items()},
@@ -193,6 +200,7 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
             grid=file.grid,
             original=file.original,
             original_label=_voxels(file.file, "original_label") if original_label else None,
+            notes=file.notes,
         )
     return reduced(case, factor)
 
@@ -208,6 +216,7 @@ class OpenCase:
         label: uint8 class map of the same shape.
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
+        notes: What preparation has noted about it.
         file: The file itself.
     """
 
@@ -217,6 +226,7 @@ class OpenCase:
     label: h5py.Dataset
     grid: Grid
     original: Grid
+    notes: tuple[str, ...]
     file: h5py.File
 
 
@@ -234,6 +244,7 @@ def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
     with _opened(path) as file:
         image, label = _dataset(file, "image"), _dataset(file, "label")
         affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
+        notes = tuple(str(note) for note in json.loads(_text(file.attrs.get("notes", "[]"))))
         original_shape = _dataset(file, "original_label").shape
         if image.shape != label.shape:
             raise InputError(
@@ -247,6 +258,7 @@ def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
             label=label,
             grid=Grid(affine, image.shape),
             original=Grid(original_affine, original_shape),
+            notes=notes,
             file=file,
         )
 
