@@ -77,6 +77,7 @@ class ExportedModel:
             overlap=overlap,
             largest_component=largest_component,
             title=self.title,
+            intensities=self.training.get("intensities"),
         )
 
     def predict_scan(
@@ -153,6 +154,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
         "cases": training_cases(dataset),
         "started_from": record.get("started_from"),
         "counts": {m: len(dataset.ids("train", m)) for m in dataset.modalities},
+        "intensities": record.get("intensities", {}),
         "split_name": record["split_name"],
         "split_sha256": record["split_sha256"],
         "commit": record["environment"]["commit"],

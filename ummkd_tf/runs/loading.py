@@ -100,5 +100,6 @@ def load_scan_predictor(
         config_of(record).factor(task_of(record)),
         overlap=overlap,
         largest_component=largest_component,
+        intensities=record.get("intensities"),
         title="; ".join(titles) + (f" (mean of {len(loaded)} runs)" if len(loaded) > 1 else ""),
     )

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.intensities import training_intensities
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
 from ummkd_tf.evaluation.case_results import class_knowledge
 from ummkd_tf.evaluation.inference import Predictor
@@ -109,6 +110,8 @@ def run_training(
         with recorded_session(run_dir, record) as session:
             if before:
                 session["started_from"] = before["training"]
+            known = before["training"].get("intensities", {}) if before else {}
+            session["intensities"] = record.get("intensities") or {**known, **training_intensities(dataset)}
             progress = training.train(
                 model,
                 sampler,
