@@ -23,7 +23,7 @@ _MARGIN = 1.5  # times the distance of the training case that is furthest from t
 _LEAST = 0.05  # of the intensity range; what is nearer is noise, or too few training cases
 
 
-def profile(image: NDArray[np.float32]) -> NDArray[np.float64]:
+def profile(image: NDArray[np.float32]) -> NDArray[np.floating]:
     """Percentiles of an image with values from its darkest, 0, to its brightest, 1."""
     low, high = float(image.min()), float(image.max())
     return (np.percentile(image, PERCENTILES) - low) / ((high - low) or 1.0)
