@@ -43,7 +43,7 @@ from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
     from ummkd_tf.data.dataset import Dataset
-    from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.model.segmenter import UnpairedModel
     from ummkd_tf.tasks import Task
 
 FLAGS = flags.FLAGS
@@ -178,7 +178,7 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
 
 
 def _evaluate(
-    model: UnpairedSegmenter, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
+    model: UnpairedModel, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
 ) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
     # Here, to start without TensorFlow.

@@ -307,7 +307,8 @@ def _parameters(entries: Sequence[Entry]) -> str:
     counted: dict[tuple[str, str], dict[int | str, int]] = {}
     for entry in entries:
         model, evaluation = entry.record.run["model"], entry.record.evaluation
-        if evaluation and (model["normalization"], model.get("decoder", "paper")) == ("batch", "paper"):
+        usual = (entry.record.task.network, "batch", "paper")
+        if evaluation and (model["network"], model.get("normalization"), model.get("decoder", "paper")) == usual:
             by_width = counted.setdefault((entry.record.task.name, model["setting"]), {})
             by_width[model.get("width", "unknown")] = evaluation["parameters"]
     rows = []

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.intensities import unlike
 from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.evaluation.inference import (
     ProbabilityModel,
@@ -103,6 +105,8 @@ class ScanPredictor:
         overlap: As for `Predictor.probabilities`.
         largest_component: Keep the largest connected part of each class alone.
         title: For messages and pictures.
+        intensities: What each modality looked like in training, see `training_intensities`; a scan that looks
+            otherwise is warned of.
     """
 
     def __init__(
@@ -115,8 +119,10 @@ class ScanPredictor:
         overlap: float = 0.0,
         largest_component: bool = False,
         title: str = "",
+        intensities: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         check_overlap(overlap)
+        self.intensities = intensities or {}
         self.model, self.task, self.modalities, self.factor = model, task, tuple(modalities), factor
         self.overlap, self.largest_component, self.title = overlap, largest_component, title
 
@@ -152,6 +158,14 @@ class ScanPredictor:
             grid, image, probabilities = self._around_the_organs(windows, modality, where, progress)
         else:
             grid, image, probabilities = self._everywhere(windows, modality, progress)
+        if unlike(image, self.intensities.get(modality)):
+            _LOG.warning(
+                "%sthe intensities are unlike those of all %s scans in training: is this a %s scan, and one of the same"
+                " body region? Look at the result",
+                where,
+                modality,
+                modality,
+            )
         if volume.grid.is_tilted:
             _LOG.warning("%sthe slices are tilted: the label map lies on an upright grid that covers the scan", where)
         own = straightened(volume.grid)

@@ -14,11 +14,13 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.data.intensities import training_intensities
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
 from ummkd_tf.evaluation.case_results import class_knowledge
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.validation import validation_score
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.any_network import model_of
+from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
@@ -63,7 +65,7 @@ def run_training(
         dataset: Prepared cases or released records.
         run_dir: The run's folder.
         config: What decides the result.
-        model_arguments: Of `UnpairedSegmenter`, without the modalities, which are the data set's.
+        model_arguments: As for `model_of`, without the modalities, which are the data set's.
         options: What does not.
 
     Raises:
@@ -116,6 +118,8 @@ def run_training(
         with recorded_session(run_dir, record) as session:
             if before:
                 session["started_from"] = before["training"]
+            known = before["training"].get("intensities", {}) if before else {}
+            session["intensities"] = record.get("intensities") or {**known, **training_intensities(dataset)}
             progress = training.train(
                 model,
                 sampler,
@@ -134,11 +138,13 @@ def run_training(
     return progress
 
 
-def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> UnpairedSegmenter:
+def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> UnpairedModel:
     """The compiled model of a run."""
     # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
-    model = UnpairedSegmenter(**model_arguments, fast=False if config.deterministic else None)
+    model = model_of(model_arguments, fast=False if config.deterministic else None)
     if config.freeze == "kernels":
+        if not isinstance(model, UnpairedSegmenter):
+            raise InputError("--freeze=kernels: a Keras model has no kernels by that name; leave --freeze out")
         for v in model.variables:
             if "/conv/" in v.path:
                 v.trainable = False
