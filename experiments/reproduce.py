@@ -42,6 +42,7 @@ from ummkd_tf.runs.folder import LOCK, RUN, newest_step
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
+ENOUGH = 10.0  # seconds of steps, for an estimate
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -352,15 +353,19 @@ def steps_left(work: Work) -> int:
 
 
 def measured_step(task: str, preset: str, recipe: str) -> float:
-    """Seconds of a training step of Ours on this machine: the median of three on noise, behind one that traces.
+    """Seconds of a training step of Ours on this machine: the median of up to three on noise, behind one that traces.
 
     Raises:
         InputError: The process that measures ended, e.g. for want of memory.
     """
     chosen, network = PRESETS[preset], TASKS[task].network
     batch_size = chosen.batch_size or RECIPES[recipe][network].batch_size
+    print(f"measuring a training step of {task} at preset {preset} …", file=sys.stderr)
     with Worker(OURS, Size(network, batch_size, TASKS[task].size[0] // chosen.factor, chosen.width)) as worker:
-        return median(worker.step() for _ in range(3))
+        seconds = [worker.step()]
+        while len(seconds) < 3 and sum(seconds) < ENOUGH:
+            seconds.append(worker.step())
+    return median(seconds)
 
 
 def describe(
