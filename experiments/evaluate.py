@@ -11,6 +11,7 @@ the prepared data in --data_dir is evaluated, and the file lies in --out. Cases 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -231,6 +232,9 @@ def _evaluate(
         "window": _WINDOW[dataset.task.region],
         "overlap": FLAGS.overlap,
         "largest_component": FLAGS.largest_component,
+        **{
+            name: os.path.relpath(given, path.parent) for name in ("pictures", "viewer") if (given := FLAGS[name].value)
+        },
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
         "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),

@@ -60,6 +60,7 @@ flags.DEFINE_string(
     None,
     "Picture to write (.png or .pdf): the scan with the label's contours in three planes; or a folder for pictures.",
 )
+flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all scans with the label's contours.")
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
 flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; 0.5 smooths seams.")
 flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
@@ -114,6 +115,9 @@ def main(_: list[str]) -> None:
         if FLAGS.model
         else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
+    from ummkd_tf.output.viewer import SliceViewer
+
+    viewer = SliceViewer(predictor.task, ("prediction",), cases=len(scans)) if FLAGS.viewer else None
     failed, volumes = [], {}
     for number, scan in enumerate(scans, start=1):
         count = f"{number}/{len(scans)} " if len(scans) > 1 else ""
@@ -126,6 +130,9 @@ def main(_: list[str]) -> None:
             print(f"error: {error}", file=sys.stderr)
             failed.append(scan.name)
             continue
+        if viewer:
+            label, spacing_mm = result.prepared_probabilities.argmax(-1), result.prepared_grid.spacing_mm
+            viewer.add(scan.name, result.prepared_image, [label], spacing_mm=spacing_mm, words=scan.modality)
         volumes[scan.name] = {
             "modality": scan.modality,
             "image": str(scan.path),
@@ -137,6 +144,9 @@ def main(_: list[str]) -> None:
         }
     if not one_file and volumes:
         _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
+    if viewer and volumes:
+        viewer.write(FLAGS.viewer, predictor.title)
+        print(f"slices: {FLAGS.viewer}")
     if failed:
         raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
 

@@ -28,6 +28,7 @@ from ummkd_tf.runs.environment import device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 from ummkd_tf.runs.model_folder import read_description
+from ummkd_tf.runs.tensorboard import ValidationPicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ def run_training(
     check_classes(examples, dataset.task.class_names)
     sampler = UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
     predictor = Predictor(model)
-    validate = validation_score(dataset, predictor, factor, cache)
+    picture = ValidationPicture(dataset.task)
+    validate = validation_score(dataset, predictor, factor, cache=cache, watch=picture.watch)
     if validate is None and config.selection == "best":
         raise InputError(
             "no validation part, so the best checkpoint cannot be chosen",
@@ -126,6 +128,7 @@ def run_training(
                 run_dir,
                 steps=config.steps,
                 validate=validate,
+                validated=picture.write,
                 validate_every=config.validate_every,
                 norm_batches=config.norm_batches,
                 checkpoint_every=options.checkpoint_every,
