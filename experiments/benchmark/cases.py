@@ -212,7 +212,7 @@ def main(_: list[str]) -> None:
     model = UnpairedSegmenter(FLAGS.network, "ours", dataset.modalities, TASK.num_classes, FLAGS.width)
     model.compile(model.operations.adam(1e-4, epsilon=1e-8))
     function = tf.function(model.optimize)
-    validate = validation_score(dataset, Predictor(model), factor, cache)
+    validate = validation_score(dataset, Predictor(model), factor, cache=cache)
     position = 0
     for line in sys.stdin:
         kind, count = line.split()
