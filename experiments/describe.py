@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.any_network import model_of
+from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.output.diagram import network_diagram
 from ummkd_tf.output.pictures import save_figure
 from ummkd_tf.output.text_tables import markdown
@@ -12,7 +13,9 @@ from ummkd_tf.output.text_tables import markdown
 
 def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str:
     """Table of stages, and the trainable parameters beside the paper's; draws the network into the file `diagram`."""
-    model = UnpairedSegmenter(**model_arguments)
+    model = model_of(model_arguments)
+    if not isinstance(model, UnpairedSegmenter):
+        return _describe_keras(model)
     if diagram:
         sizes = {"width": model_arguments["width"], "num_classes": model.num_classes}
         save_figure(network_diagram(model.network, model.setting, model.modalities, **sizes), diagram)
@@ -42,6 +45,22 @@ def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str
             "",
             f"trainable parameters: {total:,}" + (f" (the paper prints {paper})" if as_in_paper else ""),
         ]
+    )
+
+
+def _describe_keras(model: UnpairedModel) -> str:
+    """Of a Keras model, which has no stages."""
+
+    def count(variables: list) -> int:
+        return sum(v.value.shape.num_elements() for v in variables if v.trainable)
+
+    total, one = count(model.variables), count(model.variables_of(model.modalities[:1]))
+    own = (total - one) // max(1, len(model.modalities) - 1)  # what each further modality adds
+    modalities = ", ".join(model.modalities)
+    return (
+        f"{model.setting.title} with {model.network.name}, {model.num_classes} classes, modalities {modalities}\n"
+        f"knowledge-distillation loss (Eq. 4): {'on' if model.setting.distill else 'off'}"
+        f"\n\ntrainable parameters: {total:,}; {own:,} of them each modality's own, {one - own:,} shared"
     )
 
 

@@ -8,6 +8,7 @@ The same command continues a run that was stopped. Look at it with `tensorboard 
 
 from __future__ import annotations
 
+import inspect
 import runpy
 from pathlib import Path
 from typing import Any, get_args
@@ -60,8 +61,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "network",
     None,
-    f"Network: {', '.join(NETWORKS)}, or my_net.py:build, a function of yours that returns a Network "
-    "(docs/extending.md); by default the task's.",
+    f"Network: {', '.join(NETWORKS)}, or my_net.py:build, a function of yours that returns a table of stages or a "
+    "Keras model (docs/extending.md); by default the task's.",
 )
 flags.DEFINE_string(
     "init_from", None, "Start from this exported model; modalities that it lacks get normalization layers of their own."
@@ -122,6 +123,13 @@ flags.DEFINE_float(
     "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
 )
 flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
+flags.DEFINE_float(
+    "cache_gb",
+    None,
+    "GB of images and class maps kept in memory; what does not fit is read from disk when it is drawn, and the batches "
+    "are the same. By default half of the free memory: say less where several runs share a machine.",
+    lower_bound=0,
+)
 flags.DEFINE_enum(
     "precision",
     "float32",
@@ -143,29 +151,62 @@ flags.DEFINE_bool("describe", False, "Print which stages are shared and the para
 flags.DEFINE_string("diagram", None, "With --describe: draw the network into this file, .svg, .pdf or .png.")
 
 
-def chosen_network(text: str) -> Network:
-    """The network that --network names.
+def chosen_network(text: str, num_classes: int) -> tuple[Network, str | dict[str, Any]]:
+    """The network that --network names, and how a run stores it.
 
     Raises:
         InputError: Unknown, or a file that gives none.
     """
     if text in NETWORKS:
-        return NETWORKS[text]
+        return NETWORKS[text], text
     file, _, function = text.rpartition(":")
     if not file.endswith(".py") or not Path(file).is_file():
         raise InputError(
             f"--network={text}: expected {', '.join(NETWORKS)}, or a Python file and function, my_net.py:build"
         )
-    network = runpy.run_path(file).get(function, lambda: None)()
-    if not isinstance(network, Network):
-        raise InputError(
-            f"--network={text}: {function} gives {type(network).__name__}: expected a function that returns a Network"
-        )
+    start_tensorflow()  # without its banners: the file may import Keras
+    # Here, to start without TensorFlow where no file is given.
+    import keras
+
+    from ummkd_tf.model.any_network import network_of_keras
+
+    keras.utils.clear_session(free_memory=False)  # the same names of layers whenever the run is continued
+    build = runpy.run_path(file).get(function)
+    if not callable(build):
+        raise InputError(f"--network={text}: no function {function} in {file}; check its name")
+    network = build(num_classes) if inspect.signature(build).parameters else build()
     try:
-        check_network(network)
+        if isinstance(network, keras.Model):
+            table = Network(network.name, network.input_shape[-1], len(network.input_shape) - 2, (), {}, 1, 0.0)
+            if (table.rank, table.input_channels) not in ((2, 3), (3, 1)) or network.output_shape[-1] != num_classes:
+                raise ValueError(
+                    f"{network.input_shape} → {network.output_shape}: expected images [batch, rows, columns, 3] (three "
+                    f"slices) or [batch, rows, columns, slices, 1], and {num_classes} channels out"
+                )
+            return table, network_of_keras(network)
+        if isinstance(network, Network):
+            check_network(network)
+            return network, network_to_dict(network)
     except ValueError as error:
         raise InputError(f"--network={text}: {error}") from error
-    return network
+    raise InputError(
+        f"--network={text}: {function} gives {type(network).__name__}: expected a function that returns a Network or a "
+        "keras.Model"
+    )
+
+
+def _check_keras_network() -> None:
+    """Refuses flags that a Keras model, with layers of its own, would leave without effect."""
+    # Here, to start without TensorFlow; a Keras model has brought it.
+    from ummkd_tf.model.any_network import KERAS_SETTINGS
+
+    if FLAGS.setting not in KERAS_SETTINGS:
+        raise InputError(
+            f"--setting={FLAGS.setting}: a Keras model has no stages: expected {', '.join(KERAS_SETTINGS)}"
+        )
+    for name in ("normalization", "initialization", "precision", "diagram"):
+        if FLAGS[name].value != FLAGS[name].default:
+            raise InputError(f"--{name}={FLAGS[name].value}: a Keras model has its own: leave it out")
 
 
 def resolve(network: Network, task: Task) -> RunConfig:
@@ -217,20 +258,21 @@ def main(_: list[str]) -> int:
     task = dataset.task if dataset else asked or TASKS["abdomen"]
     if asked:
         check_same_task(task, asked, FLAGS.data_dir, f"leave --task={FLAGS.task} out, or prepare the data for it")
-    network = chosen_network(FLAGS.network or task.network)
+    network, stored = chosen_network(FLAGS.network or task.network, task.num_classes)
     if network.name != "unet3d" and FLAGS.decoder != "paper":
         raise InputError(
             f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network.name}; leave it out"
         )
-    model_arguments = {
-        "network": network.name if NETWORKS.get(network.name) is network else network_to_dict(network),
-        "setting": FLAGS.setting,
-        "num_classes": task.num_classes,
-        "width": PRESETS[FLAGS.preset].width,
-        "normalization": FLAGS.normalization,
-        "decoder": FLAGS.decoder,
-        "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
-    }
+    model_arguments = {"network": stored, "setting": FLAGS.setting, "num_classes": task.num_classes}
+    if network.stages:
+        model_arguments |= {
+            "width": PRESETS[FLAGS.preset].width,
+            "normalization": FLAGS.normalization,
+            "decoder": FLAGS.decoder,
+            "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
+        }
+    else:
+        _check_keras_network()
     config = resolve(network, task)
     if dataset and not config.init_from:  # a grown model has more modalities than its data
         with_modalities = {**model_arguments, "modalities": dataset.modalities}
@@ -255,6 +297,7 @@ def main(_: list[str]) -> int:
         log_every=FLAGS.log_every,
         max_hours=FLAGS.max_hours,
         threads=FLAGS.threads,
+        cache_gb=FLAGS.cache_gb,
         knowledge_on=FLAGS.knowledge_on,
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,

@@ -18,6 +18,8 @@ from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.model.architectures import NETWORKS
 from ummkd_tf.model.networks import check_network, network_from_dict, network_to_dict
+from ummkd_tf.runs.exported import load_model
+from ummkd_tf.runs.loading import load_model as load_run
 
 MODALITIES = ("ct", "t1", "t2")
 
@@ -108,6 +110,12 @@ def test_unsuitable_models_are_told() -> None:
     pooled = keras.layers.GlobalAveragePooling2D()(normalized)
     with pytest.raises(ValueError, match="expected images → logits"):
         per_modality(keras.Model(inputs, pooled), ("ct", "mr"))
+    part = keras.Model(inputs, normalized, name="encoder")
+    nested = keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same")(part(inputs)))
+    with pytest.raises(ValueError, match="encoder holds layers"):
+        per_modality(nested, ("ct", "mr"))
+    with pytest.raises(ValueError, match="setting 'joint': expected ours, chilopod, individual"):
+        per_modality(residual_unet(2, width=2, levels=2), ("ct", "mr"), "joint")
     with pytest.raises(ValueError, match="different plain names"):
         per_modality(residual_unet(2, width=2, levels=2), ("ct", "ct"))
 
@@ -148,6 +156,83 @@ def test_a_table_of_stages_in_a_file(tmp_path: Path, prepared_dataset: Dataset) 
     assert UnpairedSegmenter(**content["model"]).network.name == "my_net"
     done = program("experiments.train", "--describe", network)
     assert (done.returncode, "expected dilated2d, unet3d, or a Python file" in done.stderr) == (1, True)
+
+
+MY_KERAS_NET = """
+import keras
+from keras import layers
+
+
+def build(num_classes):
+    inputs = keras.Input((None, None, None, 1))
+    x = layers.Conv3D(4, 3, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Conv3D(num_classes, 1)(x), name="one_layer")
+
+
+def with_code(num_classes):
+    model = build(num_classes)
+    return keras.Model(model.inputs[0], layers.Lambda(lambda x: 2 * x)(model.outputs[0]))
+
+
+def of_two_classes():
+    return build(2)
+"""
+
+
+@pytest.fixture
+def eager():
+    """For one or two steps, tracing takes longer than the steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_keras_model_goes_through_all_programs(tmp_path: Path, prepared_dataset: Dataset) -> None:
+    file, run_dir, model = tmp_path / "my_net.py", tmp_path / "run", tmp_path / "model"
+    file.write_text(MY_KERAS_NET, encoding="utf-8")
+    train = ("--preset=tiny", "--steps=2", f"--data_dir={prepared_dataset.directory}", f"--run_dir={run_dir}")
+
+    def done(name: str, *flags: str) -> str:
+        result = program(name, *flags)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    # 1·27·4 kernels; gamma and beta of 4; 4·5 + 5 of the last layer.
+    assert "trainable parameters: 149; 8 of them each modality's own, 133 shared" in done(
+        "experiments.train", "--describe", f"--network={file}:build"
+    )
+    for function, flags, told in (
+        ("with_code", (), "expected Keras's own layers, without Lambda"),
+        ("of_two_classes", (), "5 channels out"),
+        ("nothing", (), "no function nothing"),
+        ("build", ("--setting=x_shaped",), "a Keras model has no stages: expected ours, chilopod, individual"),
+        ("build", ("--normalization=group",), "--normalization=group: a Keras model has its own"),
+    ):
+        refused = program("experiments.train", f"--network={file}:{function}", *train, *flags)
+        assert refused.returncode == 1 and told in refused.stderr, refused.stderr
+    for _ in range(2):  # the second continues the same run, which is finished
+        done("experiments.train", f"--network={file}:build", *train)
+    file.unlink()  # the run and the exported model hold the layers
+    done("experiments.evaluate", f"--run_dir={run_dir}")
+    done("experiments.export", f"--run_dir={run_dir}", f"--out={model}")
+    assert "network: one_layer, setting ours" in (model / "MODEL_CARD.md").read_text(encoding="utf-8")
+    trained, _, _ = load_run(run_dir)
+    image = np.random.default_rng(0).normal(size=(16, 16, 11)).astype(np.float32)
+    for m in trained.modalities:
+        expected = Predictor(trained).probabilities(image, m)
+        np.testing.assert_allclose(load_model(model).predictor.probabilities(image, m), expected, atol=1e-6)
+
+
+def test_individual_shares_nothing(network: keras.Model) -> None:
+    model = per_modality(network, ("ct", "mr"), "individual")
+    assert model.count_params() == 2 * network.count_params()
+    paths = [v.path for v in model.variables_of(("ct", "mr"))]
+    assert len(set(paths)) == len(paths) and not {v.path for v in model.variables_of(("ct",))} & {
+        v.path for v in model.variables_of(("mr",))
+    }
+    per_modality(network, ("us",), "individual")
 
 
 def test_a_table_is_checked_and_survives_json() -> None:

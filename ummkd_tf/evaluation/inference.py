@@ -12,8 +12,7 @@ from scipy import ndimage
 
 from ummkd_tf.data.reduction import enlarge_in_plane
 from ummkd_tf.data.sampling import PATCH_DEPTH, adjacent_slices, chunk, chunk_starts
-from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedModel
 
 Progress = Callable[[Sequence[int]], Iterable[int]]
 """Wraps the loop over a volume's batches, e.g. with a progress bar."""
@@ -46,7 +45,7 @@ class Predictor:
         batch_size: Slices or chunks at a time.
     """
 
-    def __init__(self, model: UnpairedSegmenter, batch_size: int = 4) -> None:
+    def __init__(self, model: UnpairedModel, batch_size: int = 4) -> None:
         self.model, self.batch_size = model, batch_size
         self._forward = tf.function(
             lambda images: {m: tf.nn.softmax(tf.cast(x, tf.float32)) for m, x in model(images).items()},

@@ -8,16 +8,17 @@ result.labels, result.probabilities, result.affine
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.intensities import unlike
 from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.evaluation.inference import (
     ProbabilityModel,
@@ -27,17 +28,14 @@ from ummkd_tf.evaluation.inference import (
 from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
+from ummkd_tf.scans.plausibility import MACHINES, implausible, machine
 from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
 from ummkd_tf.scans.reading import is_dicom_scan, read_volume
 from ummkd_tf.tasks import Task
 
 _LOG = logging.getLogger(__name__)
 
-# The machine that a modality's name implies. Other names imply none; Modality tags other than these and the next line's
-# are ignored.
-_MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
 _OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
-_AIR_HU = -200  # air is -1000 HU; no MR has values this far below 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,8 @@ class ScanPredictor:
         overlap: As for `Predictor.probabilities`.
         largest_component: Keep the largest connected part of each class alone.
         title: For messages and pictures.
+        intensities: What each modality looked like in training, see `training_intensities`; a scan that looks
+            otherwise is warned of.
     """
 
     def __init__(
@@ -118,8 +118,10 @@ class ScanPredictor:
         overlap: float = 0.0,
         largest_component: bool = False,
         title: str = "",
+        intensities: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         check_overlap(overlap)
+        self.intensities = intensities or {}
         self.model, self.task, self.modalities, self.factor = model, task, tuple(modalities), factor
         self.overlap, self.largest_component, self.title = overlap, largest_component, title
 
@@ -132,13 +134,19 @@ class ScanPredictor:
             progress: Wraps the loop over the batches of each window.
 
         Raises:
-            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared.
+            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared,
+                or that no patient can have. What is only odd is a warning.
         """
         if modality not in self.modalities:
             raise InputError(f"modality {modality!r}: the model knows {', '.join(self.modalities)}")
         volume = scan if isinstance(scan, Volume) else read_scan(scan, modality)
         where = "" if isinstance(scan, Volume) else f"{scan}: "
         try:
+            problems, notes = implausible(volume, self.task, modality)
+            if problems:
+                raise InputError(": ".join(problems[0]))
+            for note in notes:
+                _LOG.warning("%s%s", where, note)
             return self._segment(volume, modality, where, progress)
         except InputError as error:
             raise InputError(f"{where}{error}") from error
@@ -149,6 +157,14 @@ class ScanPredictor:
             grid, image, probabilities = self._around_the_organs(windows, modality, where, progress)
         else:
             grid, image, probabilities = self._everywhere(windows, modality, progress)
+        if unlike(image, self.intensities.get(modality)):
+            _LOG.warning(
+                "%sthe intensities are unlike those of all %s scans in training: is this a %s scan, and one of the same"
+                " body region? Look at the result",
+                where,
+                modality,
+                modality,
+            )
         if volume.grid.is_tilted:
             _LOG.warning("%sthe slices are tilted: the label map lies on an upright grid that covers the scan", where)
         own = straightened(volume.grid)
@@ -210,37 +226,16 @@ def read_scan(path: str | Path, modality: str) -> Volume:
     What a modality is called decides what can be checked: "ct…", "mr…", "t1…" and the like.
 
     Raises:
-        InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine. Other formats have no
-            such tag: there, a warning is given when values below zero (CT has them, MR does not) contradict the
-            modality.
+        InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine.
     """
     path, expected = Path(path), machine(modality)
     if not is_dicom_scan(path):
-        volume = read_volume(path)
-        _warn_of_values(volume, modality, expected, path)
-        return volume
+        return read_volume(path)
     series = DicomSeries.open(path)
-    if expected and series.modality in (*_MACHINES, *_OTHER_MACHINES) and series.modality != expected:
+    if expected and series.modality in (*MACHINES, *_OTHER_MACHINES) and series.modality != expected:
         raise InputError(
             f"the DICOM files' Modality is {series.modality}",
             where=path,
             fix=f"expected {expected} for modality {modality!r}; give the scan's own modality",
         )
     return series.read()
-
-
-def machine(modality: str) -> str | None:
-    """DICOM's name, CT or MR, for the machine that a modality's name implies; None where it implies none."""
-    return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
-
-
-def _warn_of_values(volume: Volume, modality: str, expected: str | None, path: Path) -> None:
-    low = float(volume.array.min())
-    if expected == "CT" and low > _AIR_HU:
-        _LOG.warning(
-            "%s: no value below %g: a CT in Hounsfield units has air at -1000; is this a CT, and in these units?",
-            path,
-            low,
-        )
-    if expected == "MR" and low < _AIR_HU:
-        _LOG.warning("%s: values down to %g, which looks like a CT: is its modality %s?", path, low, modality)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
+from ummkd_tf.common.files import last_line
 from ummkd_tf.model.architectures import Network
 from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.operations import PLAIN
-from ummkd_tf.model.segmenter import UnpairedModel
+from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.settings import SETTINGS, are_modality_names
 
 NORMALIZATIONS = (
@@ -21,10 +23,12 @@ NORMALIZATIONS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
+KERAS_SETTINGS = ("ours", "chilopod", "individual")
+"""Settings that ask nothing of a network's stages."""
 
 
 def per_modality(
-    model: keras.Model, modalities: Sequence[str], setting: Literal["ours", "chilopod"] = "ours"
+    model: keras.Model, modalities: Sequence[str], setting: Literal["ours", "chilopod", "individual"] = "ours"
 ) -> PerModalityModel:
     """A functional Keras model of images for several modalities.
 
@@ -35,7 +39,7 @@ def per_modality(
         model: Functional or sequential, images [batch, *space, channels] → logits [batch, *space, num_classes] before
             the softmax; 2D or 3D.
         modalities: Names.
-        setting: "ours", with the distillation loss, or "chilopod", without.
+        setting: "ours", with the distillation loss; "chilopod", without; "individual", nothing shared.
 
     Returns:
         A model that is called, compiled, trained, saved and exported as `UnpairedSegmenter` is.
@@ -49,6 +53,46 @@ def per_modality(
         model.fit(sampler.batches(0, 1000))
     """
     return PerModalityModel(model, modalities, setting)
+
+
+def network_of_keras(model: keras.Model) -> dict[str, Any]:
+    """A Keras model as the argument `network` of a run or an exported model: its layers, which JSON can hold.
+
+    Raises:
+        ValueError: As `per_modality`; or layers that Keras does not know without the file that defines them.
+    """
+    _check(model)
+    described = {"name": model.name, "keras_model": keras.saving.serialize_keras_object(model)}
+    _keras_model(described)
+    return described
+
+
+def model_of(arguments: Mapping[str, Any], fast: bool | None = None) -> UnpairedModel:
+    """The model of a run or an exported model.
+
+    Args:
+        arguments: Of `UnpairedSegmenter`; or network (as `network_of_keras`), setting, modalities and num_classes.
+        fast: As for `UnpairedSegmenter`.
+
+    Raises:
+        ValueError, TypeError, KeyError: Arguments of no model.
+    """
+    network = arguments["network"]
+    if not isinstance(network, Mapping) or "keras_model" not in network:
+        return UnpairedSegmenter(**{"fast": fast, **arguments})
+    model = PerModalityModel(_keras_model(network), arguments.get("modalities", ("ct", "mr")), arguments["setting"])
+    if model.num_classes != arguments["num_classes"]:
+        raise ValueError(f"{network['name']} ends in {model.num_classes} channels, not {arguments['num_classes']}")
+    return model
+
+
+def _keras_model(network: Mapping[str, Any]) -> keras.Model:
+    try:  # Keras's safe mode: no code comes out of the file. A copy, because Keras empties what it reads.
+        return keras.saving.deserialize_keras_object(copy.deepcopy(network["keras_model"]))
+    except Exception as error:
+        raise ValueError(
+            f"{network.get('name')}: {last_line(error)}: expected Keras's own layers, without Lambda"
+        ) from error
 
 
 @keras.saving.register_keras_serializable(package="ummkd_tf")
@@ -67,9 +111,9 @@ class PerModalityModel(UnpairedModel):
         self, model: keras.Model, modalities: Sequence[str], setting: str = "ours", name: str = "per_modality"
     ) -> None:
         super().__init__(name=name)
-        if setting not in ("ours", "chilopod"):
+        if setting not in KERAS_SETTINGS:
             raise ValueError(
-                f"setting {setting!r}: expected 'ours' or 'chilopod', where kernels are shared and norms not"
+                f"setting {setting!r}: expected {', '.join(KERAS_SETTINGS)}; others need a table of stages"
             )
         if not are_modality_names(tuple(modalities)):
             raise ValueError(f"modalities {modalities!r}: expected different plain names")
@@ -81,7 +125,7 @@ class PerModalityModel(UnpairedModel):
         # Not the model itself: Keras would count its weights as ours.
         described = keras.saving.serialize_keras_object(model)
         self._config = {"model": described, "modalities": self.modalities, "setting": setting}
-        shared: dict[str, keras.layers.Layer] = {}
+        shared: dict[int, keras.layers.Layer] | None = None if setting == "individual" else {}
         self.networks = {m: _clone(model, m, shared) for m in self.modalities}
         self.track_losses()
         self.built = True
@@ -113,22 +157,30 @@ def _check(model: keras.Model) -> None:
         raise ValueError(
             f"{model.name}: {shapes[0]} → {shapes[1]}: expected images → logits, channels and classes last"
         )
-    layers = model._flatten_layers(include_self=False)
-    if not any(isinstance(layer, NORMALIZATIONS) for layer in layers):
+    norms = [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, NORMALIZATIONS)]
+    if not norms:
         raise ValueError(f"{model.name}: has no normalization layer: expected some, since they are what modalities own")
+    own = {id(layer) for layer in model.layers}
+    inner = [layer.name for layer in model.layers if isinstance(layer, keras.Model)]
+    inner += [norm.name for norm in norms if id(norm) not in own]
+    if inner:  # a copy of the outer layer would be shared with the normalization in it
+        raise ValueError(f"{model.name}: {inner[0]} holds layers or lies in one: expected all layers in one model")
     if getattr(model.layers[-1], "activation", None) in (keras.activations.softmax, keras.activations.sigmoid):
         raise ValueError(f"{model.name}: ends in probabilities: expected logits, without the activation")
 
 
-def _clone(model: keras.Model, modality: str, shared: dict[str, keras.layers.Layer]) -> keras.Model:
-    """The model with normalization layers of a modality's own and every other layer from `shared`, which it fills."""
+def _clone(model: keras.Model, modality: str, shared: dict[int, keras.layers.Layer] | None) -> keras.Model:
+    """The model with normalization layers of a modality's own and every other layer from `shared`, which it fills.
+
+    None: every layer is its own.
+    """
 
     def layer_of(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, NORMALIZATIONS):
+        if shared is None or isinstance(layer, NORMALIZATIONS):
             return _copy(layer, f"{layer.name}_{modality}")
-        if layer.name not in shared:
-            shared[layer.name] = _copy(layer, layer.name)
-        return shared[layer.name]
+        if id(layer) not in shared:
+            shared[id(layer)] = _copy(layer, layer.name)
+        return shared[id(layer)]
 
     clone = keras.models.clone_model(model, clone_function=layer_of)
     for ours, theirs in zip(clone.layers, model.layers, strict=True):

@@ -27,7 +27,8 @@ from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.any_network import model_of
+from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import model_variables, set_variables
 from ummkd_tf.runs.folder import config_of, task_of
 from ummkd_tf.runs.loading import load_model as load_run
@@ -51,7 +52,7 @@ class ExportedModel:
     """
 
     folder: Path
-    model: UnpairedSegmenter
+    model: UnpairedModel
     task: Task
     factor: int
     training: Mapping[str, Any]
@@ -77,6 +78,7 @@ class ExportedModel:
             overlap=overlap,
             largest_component=largest_component,
             title=self.title,
+            intensities=self.training.get("intensities"),
         )
 
     def predict_scan(
@@ -114,7 +116,7 @@ def load_model(folder: str | Path) -> ExportedModel:
             fix=f"use ummkd_tf {content.get('ummkd_tf')}, or train again",
         )
     try:
-        model = UnpairedSegmenter(**content["model"])
+        model = model_of(content["model"])
         arrays = read_npz(folder / WEIGHTS)
     except MALFORMED as error:
         raise InputError(
@@ -153,6 +155,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
         "cases": training_cases(dataset),
         "started_from": record.get("started_from"),
         "counts": {m: len(dataset.ids("train", m)) for m in dataset.modalities},
+        "intensities": record.get("intensities", {}),
         "split_name": record["split_name"],
         "split_sha256": record["split_sha256"],
         "commit": record["environment"]["commit"],
@@ -169,7 +172,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
 
 def write_model(
     out: Path,
-    model: UnpairedSegmenter,
+    model: UnpairedModel,
     arguments: Mapping[str, Any],
     task: Task,
     factor: int,
@@ -181,7 +184,7 @@ def write_model(
     Args:
         out: The folder; must not exist.
         model: Holds the weights.
-        arguments: Of `UnpairedSegmenter`.
+        arguments: As for `model_of`.
         task: What it segments.
         factor: In-plane reduction of the images it sees.
         training: Where it comes from.
@@ -224,7 +227,7 @@ def write_model(
     return out
 
 
-def start_from(model: UnpairedSegmenter, folder: str | Path, task: Task) -> None:
+def start_from(model: UnpairedModel, folder: str | Path, task: Task) -> None:
     """Sets a model's weights and statistics, by path, from an exported model that may lack some of its modalities.
 
     A normalization layer of a modality that the exported model lacks starts as the mean of those that it has: our

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
+from ummkd_tf.data.intensities import check_intensities
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.settings import SETTINGS
@@ -81,6 +82,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
         if not isinstance(record.get("changes", []), list):
             raise ValueError("no changes")
         config_of(record).factor(task_of(record))
+        check_intensities(record.get("intensities", {}))
     except MALFORMED as error:
         raise InputError(f"damaged ({error})", where=path, fix="restore it from a copy or train again") from error
     return record

@@ -12,10 +12,10 @@ from ummkd_tf.tasks import differences
 
 if TYPE_CHECKING:
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
-    from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.model.segmenter import UnpairedModel
 
 
-def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[UnpairedSegmenter, dict[str, Any], int]:
+def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[UnpairedModel, dict[str, Any], int]:
     """A trained model, its `run.json`, and the optimizer steps of the checkpoint used.
 
     Args:
@@ -26,14 +26,14 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
         InputError: No run, no checkpoint, or a checkpoint that does not fit.
     """
     # Here, to start without TensorFlow.
-    from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.model.any_network import model_of
     from ummkd_tf.runs.checkpoints import CheckpointFolder, restore
 
     record = read_run(run_dir)
     path = CheckpointFolder(Path(run_dir)).selected(selection or record["flags"]["selection"])
     try:
-        model = UnpairedSegmenter(**record["model"])
-    except (TypeError, ValueError, KeyError) as error:
+        model = model_of(record["model"])
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
             f"describes no model ({error})", where=Path(run_dir) / RUN, fix="restore it from a copy"
         ) from error
@@ -100,5 +100,6 @@ def load_scan_predictor(
         config_of(record).factor(task_of(record)),
         overlap=overlap,
         largest_component=largest_component,
+        intensities=record.get("intensities"),
         title="; ".join(titles) + (f" (mean of {len(loaded)} runs)" if len(loaded) > 1 else ""),
     )

@@ -15,6 +15,7 @@ from typing import Any
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import file_checksum
+from ummkd_tf.data.intensities import check_intensities
 
 FORMAT = 1
 MODEL, WEIGHTS, CARD, CHECKSUMS = "model.json", "weights.npz", "MODEL_CARD.md", "SHA256SUMS"
@@ -50,6 +51,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         wrong = [name for name, kind in _FIELDS.items() if not isinstance(content.get(name), kind)]
         if wrong:
             raise ValueError(f"no {wrong[0]}")
+        check_intensities(content["training"].get("intensities", {}))
     except InputError:
         raise
     except MALFORMED as error:
