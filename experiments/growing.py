@@ -72,7 +72,7 @@ def write_phantoms(folder: Path) -> None:
                     "validation": ids[first_test - validation : first_test],
                     "test": ids[first_test:],
                 }
-            problems = prepare(
+            problems = prepare_cases(
                 cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=note
             )
             if problems:

@@ -35,6 +35,7 @@ from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import files_in_order, replacing, write_json
 from ummkd_tf.common.notes import note_aside
+from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
@@ -170,7 +171,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
         paths = several if is_list else [given]
         if is_list and loose:
             note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
-        scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
+        scans = [ScanToSegment(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
     scans = [  # modalities are named in small letters, but not by everybody
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
     ]
@@ -191,7 +192,6 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
 
 
 def _csv_scans(path: Path) -> list[ScanToSegment]:
-
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -221,7 +221,6 @@ def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: dict[str, Pa
 
 
 def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segmentation:
-
     def progress(batches: Sequence[int]) -> Any:
         return tqdm(batches, desc=title, unit="batch", disable=None, leave=False)  # None: quiet in a file or pipe
 
@@ -229,7 +228,6 @@ def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segme
 
 
 def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
-
     base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
     labels = Volume(result.labels, result.affine)
     write_nifti(target, labels)

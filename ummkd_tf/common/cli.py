@@ -56,7 +56,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path can have bytes that are no text
-    with quiet_pipe():
+    with tolerant_output():
         app.run(guarded)
 
 

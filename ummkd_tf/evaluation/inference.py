@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from ummkd_tf.data.reduction import enlarge_in_plane
 from ummkd_tf.data.sampling import PATCH_DEPTH, adjacent_slices, chunk, chunk_starts
+from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.model.segmenter import UnpairedModel
 
 Progress = Callable[[Sequence[int]], Iterable[int]]

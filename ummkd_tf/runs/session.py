@@ -104,7 +104,7 @@ def run_training(
     watched = [] if options.knowledge_on == "none" else dataset.stored_cases(options.knowledge_on, None, factor, cache)
 
     def knowledge() -> dict[str, Any]:
-        return class_knowledge(predictor, (case.load() for case in watched), config.temperature)
+        return knowledge_of_cases(predictor, (case.load() for case in watched), config.temperature)
 
     with exclusive(run_dir):
         record = start_run(
