@@ -172,7 +172,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
         if is_list and loose:
             note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
         scans = [ScanToSegment(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
-    scans = [  # modalities are named in small letters, but not by everybody
+    scans = [  # "CT" is accepted for "ct"
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
     ]
     where = given if given.suffix.lower() == ".csv" else f"--modality={FLAGS.modality}"

@@ -369,7 +369,7 @@ def test_a_shard_with_a_problem_leaves_the_others(raw, tmp_path):
     for n, problems in ((1, 0), (2, 1)):
         with Workers(1) as pool:
             found = pipeline.prepare_source(
-                SOURCES["abdomen"], Options(raw=changed), out, choice=Choice(), pool=pool, note=str,
+                SOURCES["abdomen"], RawOptions(raw=changed), out, choice=Choice(), pool=pool, note=str,
                 shard=pipeline.Shard(n, 3),
             )  # fmt: skip
         assert len(found) == problems

@@ -41,7 +41,7 @@ from ummkd_tf.tasks import Task
 
 FORMAT = 1
 _MOST_NOTES, _LONGEST_NOTE = 20, 400  # characters; an attribute holds 64 KiB
-_MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
+_MAX_CHUNK = 2**20  # bytes; the largest chunk that h5py itself chooses
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
 
@@ -115,7 +115,7 @@ def write_case(
         modality: The scan's modality.
         task: Row of the task table.
         source: sha256 by source file name.
-        image_sha256: Of the scan's voxels, by which a copy under another name is found.
+        image_sha256: Checksum of the scan's voxels; it finds copies under another name.
         notes: As `Case.notes`.
     """
     assert prepared.label is not None and prepared.original_label is not None

@@ -65,9 +65,9 @@ def run_training(
     Args:
         dataset: Prepared cases or released records.
         run_dir: The run's folder.
-        config: What decides the result.
+        config: Settings that decide the result.
         model_arguments: As for `model_of`, without the modalities, which are the data set's.
-        options: What does not.
+        options: Settings that do not.
 
     Raises:
         InputError: Settings, data or folder that do not fit.

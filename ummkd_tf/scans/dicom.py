@@ -79,14 +79,15 @@ _PARTS = (
 )
 _MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP")  # with rounding
 _SAME_MEASURE = 0.02  # of the value; another echo is further away
-_SAME_PLACE_MM = 0.1  # headers of one series differ by rounding; what moves a slice's far corner less is one value
+# headers of one series differ by rounding: a difference that moves a slice's far corner by less does not count
+_SAME_PLACE_MM = 0.1
 _ROUNDING_MM = 0.1 + 1e-6  # between positions that are given to a tenth of a millimetre
 _EXACT_MM = 1e-6
-_UNIT_ERROR = 0.02  # of a direction's length and right angle; two decimals make 0.0173 at most
-_ROUNDED = 1e-4  # from here on, making directions orthonormal is worth a note
-_PIXEL_MM = (1e-3, 1e3)  # an electron microscope and a house
-_STEEPEST = math.cos(math.radians(60))  # no gantry tilts further
-# What a file is called that is meant to be a slice, whatever its content is.
+_UNIT_ERROR = 0.02  # allowed in a direction's length and right angle; rounding to two decimals makes up to 0.0173
+_ROUNDED = 1e-4  # a larger correction of the directions is noted
+_PIXEL_MM = (1e-3, 1e3)  # the smallest and largest believable pixel: below and above any medical scanner
+_STEEPEST = math.cos(math.radians(60))  # every gantry tilts less
+# Names of files that are meant to be slices, whatever their content is.
 _SLICE_NAME = re.compile(r"[^.]+|.*\.(dcm|dicom|ima|acr|\d+)(\.\w+)?", re.IGNORECASE)
 
 
@@ -123,7 +124,7 @@ class _Slice:
         intercept: Of the stored values.
         series: SeriesInstanceUID.
         parts: Values of the tags `_PARTS`.
-        number: InstanceNumber, or the frame's place; None where it is none.
+        number: InstanceNumber, or the frame's place; None where it is not a number.
     """
 
     path: Path
