@@ -193,6 +193,7 @@ def test_a_file_of_another_size_is_looked_at_again(dataset):
         lambda content: content.update(cases=[1]),
         lambda content: content["cases"]["ct_0"].pop("shape"),
         lambda content: content["cases"]["ct_0"].update(shape=[32, 32]),
+        lambda content: content["cases"]["ct_0"].update(shape=[32, 32, 10**12]),
         lambda content: content["cases"]["ct_0"]["factors"]["1"].update(labelled=[2, 99]),
         lambda content: content["cases"]["ct_0"]["factors"]["1"].update(classes=["liver"]),
         lambda content: content["cases"]["ct_0"].update(num_bytes=-1),
