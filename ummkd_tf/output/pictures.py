@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, one_line
 from ummkd_tf.common.files import replacing
 from ummkd_tf.tasks import Task
 
@@ -138,7 +138,7 @@ def overlay_figure(
         axes.set_title(f"{plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
     _legend(figure, task, compared=reference is not None)
     if title is not None:
-        figure.suptitle(title, parse_math=False, fontsize=12)
+        figure.suptitle(one_line(title), parse_math=False, fontsize=12)
     return figure
 
 
