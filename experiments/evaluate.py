@@ -11,6 +11,7 @@ the prepared data in --data_dir is evaluated, and the file lies in --out. Cases 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from data_prep.workers import Workers, default_workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
+from ummkd_tf.common.notes import note
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.data.opening import open_dataset
@@ -168,7 +170,7 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     problems = list(found.problems)
     if not problems:
         with Workers(default_workers()) as pool:
-            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=print)
+            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=note)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -191,7 +193,7 @@ def _evaluate(
     viewer = SliceViewer(dataset.task, maps, cases=len(case_ids)) if FLAGS.viewer else None
 
     def predict(case: Case) -> NDArray[np.float32]:
-        dataset.check_size(case)
+        dataset.check_size(case.case_id, case.image.shape)
         probabilities = predictor.probabilities(
             reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
         )
@@ -230,6 +232,9 @@ def _evaluate(
         "window": _WINDOW[dataset.task.region],
         "overlap": FLAGS.overlap,
         "largest_component": FLAGS.largest_component,
+        **{
+            name: os.path.relpath(given, path.parent) for name in ("pictures", "viewer") if (given := FLAGS[name].value)
+        },
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
         "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),

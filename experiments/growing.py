@@ -24,6 +24,7 @@ from data_prep.workers import Workers, default_workers
 from experiments.recipes import PRESETS, RECIPES
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.notes import note
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
@@ -72,7 +73,7 @@ def write_phantoms(folder: Path) -> None:
                     "test": ids[first_test:],
                 }
             problems = prepare(
-                cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=print
+                cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=note
             )
             if problems:
                 raise InputError(f"{problems[0]}", where=folder)
@@ -121,7 +122,8 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
     }
     run_training(dataset, run_dir, settings, arguments, SessionOptions(checkpoint_every=settings.steps))
     model, _, _ = load_model(run_dir)
-    return mean_dice(Predictor(model), dataset.cases("test", None, PRESET.factor))["dice"]
+    cases = dataset.stored_cases("test", factor=PRESET.factor)
+    return mean_dice(Predictor(model), (case.load() for case in cases))["dice"]
 
 
 def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:

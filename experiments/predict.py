@@ -33,7 +33,8 @@ from tqdm import tqdm
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.common.files import files_in_order, replacing, write_json
+from ummkd_tf.common.notes import note_aside
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
@@ -59,6 +60,7 @@ flags.DEFINE_string(
     None,
     "Picture to write (.png or .pdf): the scan with the label's contours in three planes; or a folder for pictures.",
 )
+flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all scans with the label's contours.")
 flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
 flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; 0.5 smooths seams.")
 flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
@@ -113,6 +115,9 @@ def main(_: list[str]) -> None:
         if FLAGS.model
         else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
+    from ummkd_tf.output.viewer import SliceViewer
+
+    viewer = SliceViewer(predictor.task, ("prediction",), cases=len(scans)) if FLAGS.viewer else None
     failed, volumes = [], {}
     for number, scan in enumerate(scans, start=1):
         count = f"{number}/{len(scans)} " if len(scans) > 1 else ""
@@ -125,6 +130,9 @@ def main(_: list[str]) -> None:
             print(f"error: {error}", file=sys.stderr)
             failed.append(scan.name)
             continue
+        if viewer:
+            label, spacing_mm = result.prepared_probabilities.argmax(-1), result.prepared_grid.spacing_mm
+            viewer.add(scan.name, result.prepared_image, [label], spacing_mm=spacing_mm, words=scan.modality)
         volumes[scan.name] = {
             "modality": scan.modality,
             "image": str(scan.path),
@@ -136,6 +144,9 @@ def main(_: list[str]) -> None:
         }
     if not one_file and volumes:
         _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
+    if viewer and volumes:
+        viewer.write(FLAGS.viewer, predictor.title)
+        print(f"slices: {FLAGS.viewer}")
     if failed:
         raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
 
@@ -152,6 +163,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     else:
         if FLAGS.modality is None:
             raise InputError("--modality: missing: expected the scan's modality, one of " + ", ".join(modalities))
+        if given.is_dir():
+            files_in_order(given)  # refuses broken links
         visible = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")] if given.is_dir() else []
         several = [p for p in visible if p.is_dir() or p.name.lower().endswith(VOLUME_SUFFIXES)]
         loose = [p for p in visible if p.is_file() and p not in several]
@@ -159,7 +172,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
         is_list = several and (not loose or any(p.is_file() for p in several))
         paths = several if is_list else [given]
         if is_list and loose:
-            print(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}", file=sys.stderr)
+            note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
         scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
     scans = [  # modalities are named in small letters, but not by everybody
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
@@ -189,6 +202,7 @@ def _csv_scans(path: Path) -> list[Scan]:
             if missing:
                 raise InputError(f"no column {', '.join(missing)}", where=path, fix=f"expected {','.join(_COLUMNS)}")
             rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]
+            rows = [(line, values) for line, values in rows if any(values)]  # spreadsheets leave empty rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"not a readable CSV file ({error})", where=path, fix="check the path and that it is UTF-8"

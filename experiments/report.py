@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from absl import flags
 
@@ -56,7 +58,7 @@ def _entry(record: Record) -> Entry:
         entry = Entry(record, read_curves(record.run_dir / HISTORY))
         for target in TABLES:
             builders.build(target, [record])
-        _cases([entry]), _parameters([entry]), _is_phantom([entry]), _curves([entry])
+        _cases([entry], Path()), _parameters([entry]), _is_phantom([entry]), _curves([entry])
     except (InputError, *MALFORMED) as error:
         return Entry(record, {}, f"{type(error).__name__}: {error}")
     return entry
@@ -92,7 +94,7 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
         ("figures", "Figures", _figures(sound, figures_dir)),
         ("curves", "Curves", _curves(sound)),
         ("parameters", "Parameters", _parameters(sound)),
-        ("cases", "Cases", _cases(sound)),
+        ("cases", "Cases", _cases(sound, figures_dir)),
         ("runs", "Runs", _runs(entries)),
         ("cost", "Cost", _cost(benchmark_dir)),
         ("not-run", "Not run", _not_run(sound)),
@@ -330,10 +332,10 @@ def _parameters(entries: Sequence[Entry]) -> str:
     )
 
 
-def _cases(entries: Sequence[Entry]) -> str:
+def _cases(entries: Sequence[Entry], page_dir: Path) -> str:
     evaluated = [e for e in entries if e.record.finished and (e.record.evaluation or e.record.outlier)]
     options = "\n".join(f"<option>{escaped(entry.record.name)}</option>" for entry in evaluated)
-    rows = [row for entry in evaluated for row in _case_rows(entry.record)]
+    rows = [row for entry in evaluated for row in _case_rows(entry.record, page_dir)]
     columns = {
         **dict.fromkeys(("case", "modality", "structure"), "text"),
         **dict.fromkeys(CASE_METRICS.values(), ""),
@@ -341,20 +343,32 @@ def _cases(entries: Sequence[Entry]) -> str:
     }
     return (
         f"{_heading('Cases', entries)}\n<p>Every structure of every case the finished runs were tested on: "
-        f"{len(rows)} rows. A click on a column's head sorts by it.</p>\n"
+        f"{len(rows)} rows. A click on a column's head sorts by it. A case's name leads to its slices or picture, with "
+        "prediction and reference, where <code>experiments.evaluate --viewer=… --pictures=…</code> made them.</p>\n"
         f'<label hidden>Run <select id="run" autocomplete="off">\n<option value="">all</option>\n{options}\n</select>'
         f"</label>\n{_flat_table(columns, rows, 'Cases', sortable=True)}"
     )
 
 
-def _case_rows(record: Record) -> Iterable[str]:
+def _case_rows(record: Record, page_dir: Path) -> Iterable[str]:
     for part, evaluation in (("test", record.evaluation), ("outlier", record.outlier)):
         for case_id, case in (evaluation or {"cases": {}})["cases"].items():
+            shown = _link(record.run_dir, evaluation or {}, case_id, page_dir)
             for name, metrics in case["classes"].items():
                 numbers = "".join(_number_cell(metrics[metric], metric) for metric in CASE_METRICS)
-                before = _texts(case_id, modality_title(case["modality"]), name.replace("_", " "))
+                before = _texts(modality_title(case["modality"]), name.replace("_", " "))
                 after = _texts(metrics["status"], part, record.run.get("source", "unknown"), record.name)
-                yield f"<tr>{before}{numbers}{after}</tr>"
+                yield f'<tr><td class="text">{shown}</td>{before}{numbers}{after}</tr>'
+
+
+def _link(run_dir: Path, evaluation: Mapping[str, Any], case_id: str, page_dir: Path) -> str:
+    """A case's name, as a link to what evaluation drew of it: its slices, else its picture."""
+    viewer, pictures = (run_dir / str(evaluation.get(name) or "missing") for name in ("viewer", "pictures"))
+    target, there = (viewer, f"#{quote(case_id)}") if viewer.is_file() else (pictures / f"{case_id}.png", "")
+    if not target.is_file():
+        return escaped(case_id)
+    path = quote(os.path.relpath(target, page_dir))
+    return f'<a href="{escaped(path + there)}">{escaped(case_id)}</a>'
 
 
 def _number_cell(value: float | None, metric: str) -> str:

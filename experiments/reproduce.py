@@ -19,13 +19,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any, Protocol
 
 from absl import flags
 from tqdm import tqdm
 
-from experiments import figures, tables
+from experiments import figures, slurm, tables
+from experiments.benchmark.results import OURS
+from experiments.benchmark.steps import Size, Worker
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.results import builders, rendering
@@ -39,6 +42,7 @@ from ummkd_tf.runs.folder import LOCK, RUN, newest_step
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
+ENOUGH = 10.0  # seconds of steps, for an estimate
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -348,24 +352,59 @@ def steps_left(work: Work) -> int:
     return max(0, work.options.length(work.spec) - steps_done(work.run_dir))
 
 
-def describe(works: Sequence[Work], records: Sequence[Record]) -> str:
-    """What `--dry_run` prints: every run, what is missing, and the time training will take."""
-    lines, seconds, unknown = [], 0.0, 0
+def measured_step(task: str, preset: str, recipe: str) -> float:
+    """Seconds of a training step of Ours on this machine: the median of up to three on noise, behind one that traces.
+
+    Raises:
+        InputError: The process that measures ended, e.g. for want of memory.
+    """
+    chosen, network = PRESETS[preset], TASKS[task].network
+    batch_size = chosen.batch_size or RECIPES[recipe][network].batch_size
+    print(f"measuring a training step of {task} at preset {preset} …", file=sys.stderr)
+    with Worker(OURS, Size(network, batch_size, TASKS[task].size[0] // chosen.factor, chosen.width)) as worker:
+        seconds = [worker.step()]
+        while len(seconds) < 3 and sum(seconds) < ENOUGH:
+            seconds.append(worker.step())
+    return median(seconds)
+
+
+def describe(
+    works: Sequence[Work], records: Sequence[Record], measure: Callable[[str, str, str], float] = measured_step
+) -> str:
+    """What `--dry_run` prints: every run, what is missing, and the time training will take.
+
+    Args:
+        works: What is planned.
+        records: Runs that are there: what is like them takes as long as they did.
+        measure: As `measured_step`, asked once for each task without such a run.
+    """
+    lines, seconds, measured = [], 0.0, dict[str, float]()
     for work in works:
         missing = work.missing()
         text = ", ".join(missing) or "done"
         if "train" in missing:
-            left, pace = steps_left(work), seconds_per_step(records, work.spec.task, work.options.preset)
-            text += f"; {left} steps, " + (
-                "unknown time (training tells it after a few steps)" if pace is None else f"about {left * pace:.0f} s"
-            )
-            seconds, unknown = seconds + left * (pace or 0.0), unknown + (pace is None)
+            task, options, left = work.spec.task, work.options, steps_left(work)
+            pace = seconds_per_step(records, task, options.preset)
+            if pace is None:
+                if task not in measured:
+                    measured[task] = measure(task, options.preset, options.recipe)
+                pace = measured[task]
+            text += f"; {left} steps, about {duration(left * pace)}"
+            seconds += left * pace
         lines.append(f"{work.spec.name}: {text}")
     todo = sum(not line.endswith(": done") for line in lines)
-    estimate = f"about {seconds / 60:.0f} min of training" if seconds or not unknown else "unknown time"
-    if seconds and unknown:
-        estimate += f", and unknown time for {unknown} runs"
-    return "\n".join([*lines, f"{len(works)} runs, {len(works) - todo} done; {estimate}, one run at a time"])
+    lines.append(f"{len(works)} runs, {len(works) - todo} done; about {duration(seconds)} of training, one at a time")
+    if measured:
+        paces = ", ".join(f"{task} {pace:.3g} s" for task, pace in measured.items())
+        lines.append(f"measured on a few steps on this machine ({paces}); validation comes on top")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours, whichever reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
@@ -411,6 +450,9 @@ def main(_: list[str]) -> int:
     if values.dry_run:
         print(describe(works, load_records(options.runs_dir)))
         return 0
+    if values.executor == "slurm":
+        _write_slurm_jobs(works, Path(values.runs_dir))
+        return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
     with Stop() as stop:
@@ -427,6 +469,17 @@ def main(_: list[str]) -> int:
     for name, reason in outcome.failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed or unrendered else 0
+
+
+def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
+    """Writes jobs for what is missing, and says how to submit them."""
+    missing = [(work, work.missing()) for work in works]
+    jobs = [(work.spec.name, [work.command(step) for step in steps]) for work, steps in missing if steps]
+    # The same command, here: it finds every run done.
+    render = [sys.executable, "-m", "experiments.reproduce", *sys.argv[1:], "--executor=local"]
+    script = slurm.write_jobs(jobs, render, runs_dir / "slurm", runs_dir / "logs")
+    print(f"{len(jobs)} of {len(works)} runs are jobs, and one job after them renders the results")
+    print(f"submit them, with what your cluster asks for: {script} --gres=gpu:1 --time=24:00:00")
 
 
 def _rendered(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int]) -> bool:
@@ -463,7 +516,10 @@ def _define_flags() -> None:
     flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time; one already uses every core.", lower_bound=1)
-    flags.DEFINE_bool("dry_run", False, "List the runs, what is missing and the estimated time; do nothing.")
+    flags.DEFINE_enum(
+        "executor", "local", ["local", "slurm"], "Run here, or write <runs_dir>/slurm/submit.sh and a job for each run."
+    )
+    flags.DEFINE_bool("dry_run", False, "List the runs, what is missing and about how long it takes; do nothing.")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,13 @@ flags.DEFINE_float(
     "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
 )
 flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
+flags.DEFINE_float(
+    "cache_gb",
+    None,
+    "GB of images and class maps kept in memory; what does not fit is read from disk when it is drawn, and the batches "
+    "are the same. By default half of the free memory: say less where several runs share a machine.",
+    lower_bound=0,
+)
 flags.DEFINE_enum(
     "precision",
     "float32",
@@ -290,6 +297,7 @@ def main(_: list[str]) -> int:
         log_every=FLAGS.log_every,
         max_hours=FLAGS.max_hours,
         threads=FLAGS.threads,
+        cache_gb=FLAGS.cache_gb,
         knowledge_on=FLAGS.knowledge_on,
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,

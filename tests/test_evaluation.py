@@ -119,6 +119,10 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
     # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
     assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
+    seen = []
+    each = validation.mean_dice(Always1(), cases, ("liver", "spleen"), lambda case, map: seen.append((case, map.sum())))
+    assert each == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3, "ct_liver_dice": 2 / 3, "ct_spleen_dice": 0.0})
+    assert seen == [(cases[0], label.size)]
     # Without class 2 anywhere, class 1 alone counts.
     whole = np.ones_like(label)
     cases = [Case("a", "ct", label.astype(np.float32), whole, grid, grid)]

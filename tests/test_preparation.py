@@ -15,7 +15,6 @@ from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_ab
 
 from data_prep import pipeline
 from data_prep.phantom import sets
-from data_prep.plausibility import implausible
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
@@ -27,13 +26,14 @@ from ummkd_tf.data.cases import read_case, read_original_label
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
+from ummkd_tf.scans.plausibility import implausible
 from ummkd_tf.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = get_task("abdomen")
 
 
-def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, **options):
+def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, **options):
     """Notes of a preparation that finds no problem."""
     notes = []
     with Workers(workers) as pool:
@@ -46,6 +46,7 @@ def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, o
             note=notes.append,
             dry_run=dry_run,
             overwrite=overwrite,
+            shard=shard and pipeline.Shard.parse(shard),
         )
     assert problems == []
     return notes
@@ -347,6 +348,37 @@ def test_voxels_beside_their_header_are_source_files(tmp_path):
 def test_workers_make_no_difference(raw, prepared, tmp_path):
     prepare(raw, tmp_path / "out", workers=2)
     assert snapshot(tmp_path / "out") == snapshot(prepared[0])
+
+
+def test_shards_make_no_difference(raw, prepared, tmp_path):
+    out = tmp_path / "out"
+    for shard in ("3/3", "1/3", "2/3"):
+        assert prepare(raw, out, shard=shard)[-1].startswith(f"shard {shard}: 2 cases prepared, 0 already up to date")
+    assert [path.name for path in out.iterdir()] == [pipeline.STAGING]
+    assert prepare(raw, out)[-1].startswith("0 cases prepared, 6 already up to date")
+    assert snapshot(out) == snapshot(prepared[0])
+    assert prepare(raw, out, shard="2/3")[-1].startswith("shard 2/3: 0 cases prepared, 2 already up to date")
+
+
+def test_a_shard_with_a_problem_leaves_the_others(raw, tmp_path):
+    changed, out = shutil.copytree(raw, tmp_path / "raw"), tmp_path / "out"
+    ct(changed, "img", "0002").write_bytes(b"damaged")
+    for n, problems in ((1, 0), (2, 1)):
+        with Workers(1) as pool:
+            found = pipeline.prepare_source(
+                SOURCES["abdomen"], Options(raw=changed), out, choice=Choice(), pool=pool, note=str,
+                shard=pipeline.Shard(n, 3),
+            )  # fmt: skip
+        assert len(found) == problems
+    assert [path.name for path in sorted((out / pipeline.STAGING).iterdir())] == ["ct_0001.h5", "mr_1.h5", "mr_2.h5"]
+
+
+@pytest.mark.parametrize("text", ["4/3", "0/3", "1", "a/b", "1/0", ""])
+def test_a_shard_that_is_none(text):
+    with pytest.raises(
+        InputError, match=f"^--shard={text}: expected NUMBER/COUNT with 1 <= NUMBER <= COUNT, e.g. 3/20"
+    ):
+        pipeline.Shard.parse(text)
 
 
 def test_lost_worker_is_told(raw):

@@ -63,23 +63,27 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     assert record["flags"]["learning_rate"] > 0 and record["flags"]["seed"] == 0 and record["seconds"] > 0
     assert record["flags"]["precision"] == "float32"
 
-    evaluated = program("experiments.evaluate", f"--run_dir={run_dir}")
+    slices = tmp_path / "slices.html"
+    evaluated = program("experiments.evaluate", f"--run_dir={run_dir}", f"--viewer={slices}")
     assert evaluated.returncode == 0, evaluated.stderr
     assert "| Dice (%)" in evaluated.stdout and "ct: n = 1; mr: n = 1" in evaluated.stdout
     evaluation = json.loads((run_dir / "evaluation_test.json").read_text(encoding="utf-8"))
     assert set(evaluation["cases"]) == {"ct_3", "mr_3"}
+    assert evaluation["viewer"] == "../slices.html" and slices.is_file()  # found again from the run's folder
 
     # A scan in another orientation and spacing comes back in its own geometry.
     scan, label, picture = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", tmp_path / "picture.png"
     affine = np.array([[0, -3.0, 0, 90], [0, 0, 6.0, -60], [5.0, 0, 0, 10], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(0, 50, (12, 50, 40)).astype(np.float32), affine), scan)
     arguments = [f"--run_dir={run_dir}", f"--input={scan}", f"--output={label}"]
-    predicted = program("experiments.predict", *arguments, "--modality=ct", f"--overlay={picture}")
+    predicted = program(
+        "experiments.predict", *arguments, "--modality=ct", f"--overlay={picture}", f"--viewer={tmp_path / 'p.html'}"
+    )
     assert predicted.returncode == 0, predicted.stderr
     result = nib.load(label)
     assert result.shape == (12, 50, 40) and result.get_data_dtype() == np.uint8
     np.testing.assert_allclose(result.affine, affine)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG") and "prediction" in (tmp_path / "p.html").read_text("utf-8")
 
 
 def test_unknown_setting_lists_all_seven():

@@ -181,6 +181,27 @@ def test_cases_are_those_of_the_evaluations(page, sound):
     assert expected == len(rows) > 500
 
 
+def test_a_case_leads_to_its_slices_or_picture(tmp_path):
+    """Found from the run's folder, and linked from where the page lies; a name without either stays text."""
+    spec, run_dir = runs_for(["table2"])[0], tmp_path / "runs" / "a run"
+    write_run(tmp_path / "runs", spec, evaluation_cases(spec.task, np.random.default_rng(0), range(1)))
+    (tmp_path / "runs" / spec.name).rename(run_dir)
+    file = run_dir / "evaluation_test.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(written | {"viewer": "slices.html", "pictures": "pictures"}), encoding="utf-8")
+
+    def links():
+        text = report.write_report(tmp_path / "runs", tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+        return {link["href"] for link in Page(text).all("a") if not link["href"].startswith("#")}
+
+    assert links() == set()
+    (run_dir / "pictures").mkdir()
+    (run_dir / "pictures" / "ct_0.png").write_bytes(PNG)
+    assert links() == {"../runs/a%20run/pictures/ct_0.png"}
+    (run_dir / "slices.html").touch()
+    assert links() == {"../runs/a%20run/slices.html#ct_0", "../runs/a%20run/slices.html#mr_0"}
+
+
 def test_parameters_stand_beside_the_papers(page):
     _, *rows = ([text for _, text in row] for row in page.tables["parameters"][0])
     numbers = paper_numbers()

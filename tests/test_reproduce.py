@@ -202,15 +202,30 @@ def test_commands(options):
     assert beyond.command("evaluate")[-2:] == ["--overlap=0.5", "--largest_component=True"]
 
 
-def test_estimate_is_measured_or_unknown(options):
+def test_estimate_is_of_recorded_runs_or_measured_now(options):
     works = plan(["fig8"], [0], [0], options)
     ours, chilopod = works
-    assert describe(works, []).endswith("2 runs, 0 done; unknown time, one run at a time")
+    asked = []
+    text = describe(works, [], lambda *about: asked.append(about) or 0.5)
+    assert text.endswith(
+        "2 runs, 0 done; about 5 min of training, one at a time\n"
+        "measured on a few steps on this machine (abdomen 0.5 s); validation comes on top"
+    )
+    assert asked == [("abdomen", "tiny", "paper")]
     write_run(options.runs_dir, ours.spec, {}, data_dir=options.data["abdomen"])  # 60 s for 300 steps
     text = describe(works, load_records(options.runs_dir))
     assert f"{ours.spec.name}: done" in text
     assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 60 s" in text
-    assert text.endswith("2 runs, 1 done; about 1 min of training, one run at a time")
+    assert text.endswith("2 runs, 1 done; about 60 s of training, one at a time")
+
+
+@pytest.mark.slow
+def test_a_step_is_measured():
+    assert 0 < reproduce.measured_step("abdomen", "tiny", "paper") < 60
+
+
+def test_durations():
+    assert [reproduce.duration(s) for s in (119, 120, 7199, 7200)] == ["119 s", "2 min", "120 min", "2 h"]
 
 
 def test_a_stopped_run_measures_too(options):
@@ -220,8 +235,8 @@ def test_a_stopped_run_measures_too(options):
     (run_dir / "checkpoints").mkdir()
     (run_dir / "checkpoints" / "step-00000100.npz").touch()  # 60 s for 100 steps
     text = describe([ours, chilopod], load_records(options.runs_dir))
-    assert f"{ours.spec.name}: train, evaluate; 200 steps, about 120 s" in text
-    assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 180 s" in text
+    assert f"{ours.spec.name}: train, evaluate; 200 steps, about 2 min" in text
+    assert f"{chilopod.spec.name}: train, evaluate; 300 steps, about 3 min" in text
 
 
 def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
@@ -291,12 +306,15 @@ def program(*flags):
 
 def test_program(options, tmp_path):
     common = (f"--abdomen_data={options.data['abdomen']}", f"--runs_dir={options.runs_dir}", "--preset=tiny")
+    first, *others = plan(["table2"], [0], [0], options)
+    write_run(options.runs_dir, first.spec, {}, data_dir=options.data["abdomen"])  # 60 s for 300 steps
+    before = sorted(options.runs_dir.rglob("*"))
     listed = program("--dry_run", *common)
-    assert listed.returncode == 0 and "9 runs, 0 done; unknown time" in listed.stdout
-    assert not options.runs_dir.exists()
+    assert listed.returncode == 0 and "9 runs, 1 done; about 8 min of training" in listed.stdout
+    assert sorted(options.runs_dir.rglob("*")) == before
     wrong = program("--targets=table9", *common)
     assert wrong.returncode == 1 and "--targets=table9: not known: expected some of table1, " in wrong.stderr
-    for work in plan(["table2"], [0], [0], options):
+    for work in others:
         write_run(options.runs_dir, work.spec, {}, data_dir=options.data["abdomen"])
     out_dir = tmp_path / "results"
     rendered = program("--targets=table2", f"--out_dir={out_dir}", *common)

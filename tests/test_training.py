@@ -19,10 +19,14 @@ import tensorflow as tf
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.common import errors
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import Case
 from ummkd_tf.data.sampling import PatchExamples, SliceExamples, UnpairedSampler
 from ummkd_tf.model import architectures as networks
 from ummkd_tf.runs import checkpoints, history, training
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
+from ummkd_tf.runs.tensorboard import ValidationPicture
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.tasks import get_task
 
 
 def toy(rank, dropout):
@@ -209,6 +213,25 @@ def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypat
             np.testing.assert_array_equal(value, found[name], err_msg=f"{path.name} {name}")
 
 
+def test_what_is_recorded_as_best_is_what_the_file_holds_although_a_step_done_again_scores_less(tmp_path, monkeypatch):
+    """Without deterministic operations: killed behind best.npz of step 4, before any checkpoint of that step."""
+    save_best = CheckpointFolder.save_best
+
+    def save_and_die(self, model, progress):
+        save_best(self, model, progress)
+        if progress.step == 4:
+            raise Killed
+
+    arguments = {"validate_every": 2, "norm_batches": 0}
+    scores = iter([0.5, 0.9])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(CheckpointFolder, "save_best", save_and_die)
+        run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": next(scores)}, **arguments)
+    progress = run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": 0.7}, **arguments)
+    assert (progress.best_dice, progress.best_step) == (0.9, 4)
+    assert read_checkpoint(tmp_path / "checkpoints" / checkpoints.BEST)[1] == Progress(4, 0.9, 4)
+
+
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     scores = iter([float("nan"), 0.2, float("nan"), 0.1])
     progress = run(compiled_model(), tmp_path, 8, validate=lambda: {"dice": next(scores)}, validate_every=2)
@@ -265,6 +288,34 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert {"learning_rate", "loss/total", "loss/kd", "loss/l2", "loss/ct/dice", "loss/mr/cross_entropy"} < tags
     assert "validation/dice" in tags and all("/" in tag or tag == "learning_rate" for tag in tags)
     assert run(model, tmp_path, 8) == progress  # nothing left to do
+
+
+def test_a_validation_s_picture_shows_one_case_of_each_modality(tmp_path):
+    """RGB, prediction and reference over the scan; nothing without a case, as of released records."""
+    task, rng = get_task("abdomen"), np.random.default_rng(0)
+    label = np.zeros((32, 32, 4), np.uint8)
+    label[4:12, 4:12], label[20:28, 20:28] = 1, 4
+    grid = Grid(np.eye(4), label.shape)
+    picture = ValidationPicture(task)
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        picture.write(1)
+        for name, modality in (("ct_1", "ct"), ("ct_2", "ct"), ("mr_1", "mr")):
+            image = rng.normal(size=label.shape).astype(np.float32)
+            picture.watch(Case(name, modality, image, label, grid, grid), np.roll(label, 2, axis=0))
+        picture.write(2)
+    (events,) = tmp_path.iterdir()
+    written = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(events))]
+    (event,) = (event for event in written if event.summary.value)
+    assert (event.step, event.summary.value[0].tag) == (2, "validation/prediction")
+    drawn = tf.io.decode_png(event.summary.value[0].tensor.string_val[2]).numpy()
+    assert drawn.shape == (360, 640, 3)  # two panels of 4 inches at 80 dots
+    assert (drawn.max(-1) != drawn.min(-1)).any()  # colours
+
+
+def test_tags_are_groups():
+    names = {"loss": "loss/total", "ct_dice_loss": "loss/ct/dice", "validation_ct_left_kidney_dice":
+             "validation/ct/left_kidney_dice", "validation_dice": "validation/dice"}  # fmt: skip
+    assert {name: training.summary_tag(name, ("ct", "mr")) for name in names} == names
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -16,7 +16,7 @@ from data_prep.sources.raw_case import Found, Note, Problem, RawCase
 from ummkd_tf.common.documents import MALFORMED, MAX_NAME, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.dataset import PARTS
-from ummkd_tf.scans.geometry import Volume, reorient
+from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
 from ummkd_tf.scans.reading import Scan, read_label, read_scan
 from ummkd_tf.tasks import Task
 
@@ -95,10 +95,11 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
 def read_aligned(case: RawCase, scan: Scan | None, note: Note) -> Volume:
     """Reads a label map and turns its axes as the image's, because programs store them in different orders."""
     label = read_label(case.label)
-    axes = (scan or read_scan(case.image)).volume.grid.axes
-    if label.grid.axes != axes:
-        note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {axes}; the label is turned")
-    return reorient(label, axes)
+    grid = (scan or read_scan(case.image)).volume.grid
+    if label.grid.axes == grid.axes or same_geometry(grid, label.grid) is None:
+        return label
+    note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {grid.axes}; the label is turned")
+    return reorient(label, grid.axes)
 
 
 def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:

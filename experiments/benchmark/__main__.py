@@ -21,14 +21,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmark import evaluation, inputs, preparation, scaling, startup, steps
+from experiments.benchmark import cases, evaluation, inputs, preparation, scaling, startup, steps
 from experiments.benchmark.results import Part, as_json, page
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing, write_json
 from ummkd_tf.runs.environment import commit
 
-PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling")
+PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling", "cases")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "SimpleITK", "torch", "MedPy", "surface-distance")
 
 FLAGS = flags.FLAGS
@@ -112,7 +112,10 @@ def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> 
             return scaling.measure(scaling.QUICK, scaling.QUICK_BASES, rounds, out_dir)
         return scaling.measure(scaling.FULL, scaling.BASES, rounds, out_dir)
 
-    return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale), strict=True))
+    def many_cases() -> Part:
+        return cases.measure(cases.QUICK if quick else cases.FULL, rounds)
+
+    return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale, many_cases), strict=True))
 
 
 def main(_: list[str]) -> None:

@@ -7,11 +7,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
@@ -63,18 +63,22 @@ FULL = (
 QUICK = (Size("dilated2d", 1, 64, 4), Size("unet3d", 1, 64, 4))
 
 
-class Worker:
-    """A contender's process, see `worker.py`. It has made its first step when this returns.
+class Program:
+    """A program of this folder in a process of its own, which answers every line it reads with a JSON line.
+
+    Args:
+        name: For messages.
+        module: Of `experiments.benchmark`.
+        arguments: Its flags.
 
     Raises:
         InputError: The process ended; with its last line.
     """
 
-    def __init__(self, contender: str, size: Size, modalities: int = 2) -> None:
-        arguments = {"contender": contender, **vars(size), "modalities": modalities}
-        command = [sys.executable, "-m", "experiments.benchmark.worker"]
+    def __init__(self, name: str, module: str, arguments: Mapping[str, object]) -> None:
+        command = [sys.executable, "-m", f"experiments.benchmark.{module}"]
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115, closed in __exit__
-        self._name = f"{contender}, {size.title}"
+        self._name = name
         self._process = subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in arguments.items())],
             cwd=ROOT,
@@ -84,18 +88,16 @@ class Worker:
             encoding="utf-8",
         )
         self.last: dict[str, Any] = {}
-        started = self._read()
-        self.first_step_seconds: float = started["first_step_seconds"]
-        self.loaded_bytes: int = started["loaded_bytes"]
+        self.started = self.read()
 
-    def step(self) -> float:
-        """Seconds of one step; `last` then holds the whole answer."""
+    def ask(self, line: str) -> float:
+        """Seconds of what a line asks for; `last` then holds the whole answer."""
         assert self._process.stdin
-        print("step", file=self._process.stdin, flush=True)
-        self.last = self._read()
+        print(line, file=self._process.stdin, flush=True)
+        self.last = self.read()
         return self.last["seconds"]
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -105,7 +107,7 @@ class Worker:
             raise InputError(f"ended with code {self._process.returncode}", where=self._name, fix=f"{last}")
         return json.loads(line)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -115,6 +117,24 @@ class Worker:
             self._process.kill()
             self._process.communicate()
         self._errors.close()
+
+
+class Worker(Program):
+    """A contender's process, see `worker.py`. It has made its first step when this returns.
+
+    Raises:
+        InputError: As `Program`.
+    """
+
+    def __init__(self, contender: str, size: Size, modalities: int = 2) -> None:
+        arguments = {"contender": contender, **vars(size), "modalities": modalities}
+        super().__init__(f"{contender}, {size.title}", "worker", arguments)
+        self.first_step_seconds: float = self.started["first_step_seconds"]
+        self.loaded_bytes: int = self.started["loaded_bytes"]
+
+    def step(self) -> float:
+        """Seconds of one step; `last` then holds the whole answer."""
+        return self.ask("step")
 
 
 def contenders() -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from absl import app, flags
 
 from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.notes import note_aside, warnings_to
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -21,7 +23,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
         try:
-            return main(argv)
+            with warnings_to(note_aside):
+                return main(argv)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -50,6 +53,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     for flag in (flags.FLAGS[name] for name in flags.FLAGS):
         if any("must have a value other than None" in validator.message for validator in flag.validators):
             flag.help += " Required."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path can have bytes that are no text
     with quiet_pipe():
         app.run(guarded)
 

@@ -18,7 +18,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN becomes null, since JSON has none."""
     with replacing(path) as temporary:
         temporary.write_text(
-            json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+            json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",  # of a path that is no text; JSON takes it for an escape, and so keeps it
         )
 
 

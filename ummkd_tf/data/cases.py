@@ -5,7 +5,8 @@
                                    label  uint8   [rows, columns, slices]
                                    original_label uint8 [i, j, k]           the scan's own grid and axis order
                                    attributes: case_id, modality, task, spacing_mm, affine, original_affine,
-                                   source (file names), source_sha256, image_sha256, recipe
+                                   source (file names), source_sha256, image_sha256, recipe,
+                                   notes (what was odd in the scan, but handled)
 
 Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
 under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
@@ -20,7 +21,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
 
 FORMAT = 1
+_MOST_NOTES, _LONGEST_NOTE = 20, 400  # characters; an attribute holds 64 KiB
 _MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
@@ -55,6 +57,7 @@ class Case:
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
         original_label: uint8 class map on `original`, where it was asked for.
+        notes: What was odd in the scan's files, but handled.
     """
 
     case_id: str
@@ -64,6 +67,32 @@ class Case:
     grid: Grid
     original: Grid
     original_label: NDArray[np.uint8] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return self.image.shape[2]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Values of the class map."""
+        return tuple(np.unique(self.label).tolist())
+
+    @property
+    def labelled(self) -> tuple[int, int] | None:
+        """First and last slice with any class but background; None where there is none."""
+        return labelled_slices(self.label)
+
+    def slices(self, image: Sequence[int], label: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """These slices of the image and those of the class map, `[rows, columns, slices]`."""
+        return np.take(self.image, image, axis=2), np.take(self.label, label, axis=2)
+
+
+def labelled_slices(label: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """First and last slice of a class map that holds more than background; None where there is none."""
+    found = np.flatnonzero(label.any(axis=(0, 1)))
+    return (int(found[0]), int(found[-1])) if found.size else None
 
 
 def write_case(
@@ -75,6 +104,7 @@ def write_case(
     task: Task,
     source: Mapping[str, str],
     image_sha256: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes a prepared, labelled scan whole or not at all.
 
@@ -86,6 +116,7 @@ def write_case(
         task: Row of the task table.
         source: sha256 by source file name.
         image_sha256: Of the scan's voxels, by which a copy under another name is found.
+        notes: As `Case.notes`.
     """
     assert prepared.label is not None and prepared.original_label is not None
     # In memory first, because HDF5 can bring the process down when the disk is full.
@@ -105,6 +136,7 @@ def write_case(
             "source_sha256": source_checksum(source),
             "image_sha256": image_sha256,
             "recipe": recipe_checksum(task),
+            "notes": json.dumps([note[:_LONGEST_NOTE] for note in notes[:_MOST_NOTES]]),
         }
         file.attrs.update(
             {name: np.bytes_(text.encode()) for name, text in texts.items()},
@@ -158,45 +190,148 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
     Raises:
         InputError: Missing, damaged or incomplete file.
     """
-    with _opened(path) as file:
-        image, label = _voxels(file, "image"), _voxels(file, "label")
-        case_id, modality = (_text(file.attrs[name]) for name in ("case_id", "modality"))
-        affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
-        original_shape = _dataset(file, "original_label").shape
-        original = _voxels(file, "original_label") if original_label else None
-    if image.shape != label.shape:
-        raise InputError(
-            f"image {image.shape} and label {label.shape} do not fit", where=path, fix="prepare the case again"
+    with opened_case(path, factor) as file:
+        image = checked_image(file.image[()], path)
+        case = Case(
+            case_id=file.case_id,
+            modality=file.modality,
+            image=image,
+            label=file.label[()],
+            grid=file.grid,
+            original=file.original,
+            original_label=_voxels(file.file, "original_label") if original_label else None,
+            notes=file.notes,
         )
+    return reduced(case, factor)
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A case file that is open, whose voxels are still on disk.
+
+    Attributes:
+        case_id: Unique in the data set.
+        modality: Its modality's name.
+        image: float32 [rows, columns, slices].
+        label: uint8 class map of the same shape.
+        grid: Where the voxels lie.
+        original: Where the scan's own voxels lie.
+        notes: What preparation has noted about it.
+        file: The file itself.
+    """
+
+    case_id: str
+    modality: str
+    image: h5py.Dataset
+    label: h5py.Dataset
+    grid: Grid
+    original: Grid
+    notes: tuple[str, ...]
+    file: h5py.File
+
+
+@contextlib.contextmanager
+def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
+    """A prepared case, open for reading as much of it as one needs.
+
+    Args:
+        path: Its file.
+        factor: What rows and columns must be a multiple of.
+
+    Raises:
+        InputError: Missing, damaged or incomplete file, also while the block reads voxels.
+    """
+    with _opened(path) as file:
+        image, label = _dataset(file, "image"), _dataset(file, "label")
+        affine, original_affine = (_affine(file.attrs[name]) for name in ("affine", "original_affine"))
+        notes = tuple(str(note) for note in json.loads(_text(file.attrs.get("notes", "[]"))))
+        original_shape = _dataset(file, "original_label").shape
+        if image.shape != label.shape:
+            raise InputError(
+                f"image {image.shape} and label {label.shape} do not fit", where=path, fix="prepare the case again"
+            )
+        check_factor(image.shape, factor, path)
+        yield OpenCase(
+            case_id=_text(file.attrs["case_id"]),
+            modality=_text(file.attrs["modality"]),
+            image=image,
+            label=label,
+            grid=Grid(affine, image.shape),
+            original=Grid(original_affine, original_shape),
+            notes=notes,
+            file=file,
+        )
+
+
+def check_factor(shape: Sequence[int], factor: int, path: Path) -> None:
+    """Rows and columns are a multiple of an in-plane reduction.
+
+    Raises:
+        InputError: They are not.
+    """
+    if shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"image {shape}", where=path, fix=f"expected rows and columns to reduce by {factor}; prepare it again"
+        )
+
+
+def check_identity(case: Case | OpenCase, case_id: str, modality: str, path: Path) -> None:
+    """A file holds the case that the data set says.
+
+    Raises:
+        InputError: Another.
+    """
+    if (case.case_id, case.modality) != (case_id, modality):
+        raise InputError(
+            f"holds case {case.case_id!r} of modality {case.modality!r}",
+            where=path,
+            fix=f"expected {case_id!r} of {modality!r}; prepare the case again",
+        )
+
+
+def check_values(label: NDArray[np.uint8], task: Task, path: Path) -> NDArray[np.uint8]:
+    """A class map, or the values in it, as it is.
+
+    Raises:
+        InputError: A value that the task does not have.
+    """
+    if label.max() >= task.num_classes:
+        raise InputError(
+            f"label value {label.max()}, but task {task.name} has values 0 to {task.num_classes - 1}",
+            where=path,
+            fix="prepare the data again",
+        )
+    return label
+
+
+def checked_image(image: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """Voxels as they are.
+
+    Raises:
+        InputError: NaN or infinite ones.
+    """
     if not np.isfinite(image).all():
         raise InputError(
             "the image has NaN or infinite voxels", where=path, fix="expected finite ones; prepare the case again"
         )
-    if image.shape[0] % factor or image.shape[1] % factor:
-        raise InputError(
-            f"image {image.shape}", where=path, fix=f"expected rows and columns to reduce by {factor}; prepare it again"
-        )
-    case = Case(
-        case_id=case_id,
-        modality=modality,
-        image=image,
-        label=label,
-        grid=Grid(affine, image.shape),
-        original=Grid(original_affine, original_shape),
-        original_label=original,
-    )
-    return reduced(case, factor)
+    return image
 
 
 def reduced(case: Case, factor: int) -> Case:
     """The case with rows and columns `factor` times coarser, for the reduced presets."""
     if factor == 1:
         return case
+    image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
+    return replace(case, image=image, label=label, grid=reduced_grid(case.grid, factor))
+
+
+def reduced_grid(grid: Grid, factor: int) -> Grid:
+    """The grid of the same voxels with rows and columns `factor` times coarser."""
     # A block's centre lies (factor - 1) / 2 voxels after its first voxel.
     to_fine = np.diag([factor, factor, 1.0, 1.0])
     to_fine[:2, 3] = (factor - 1) / 2
-    image, label = reduce_image(case.image, factor), reduce_label(case.label, factor)
-    return replace(case, image=image, label=label, grid=Grid(case.grid.affine @ to_fine, image.shape))
+    rows, columns, slices = grid.shape
+    return Grid(grid.affine @ to_fine, (rows // factor, columns // factor, slices))
 
 
 def read_original_label(path: Path) -> NDArray[np.uint8]:

@@ -9,11 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.data.cases import FORMAT, Case, read_case, recipe_checksum
+from ummkd_tf.data.cache import Cache
+from ummkd_tf.data.cases import (
+    FORMAT,
+    Case,
+    check_factor,
+    check_identity,
+    check_values,
+    read_case,
+    recipe_checksum,
+)
+from ummkd_tf.data.index import contents
 from ummkd_tf.data.sampling import Examples, PatchExamples, SliceExamples
+from ummkd_tf.data.stored_case import StoredCase
 from ummkd_tf.settings import SHARED, are_modality_names
 from ummkd_tf.tasks import Task, stored_task
 
@@ -96,53 +109,65 @@ class Dataset:
             InputError: As `read_case`, or the file holds another case, or what the task does not have.
         """
         case = read_case(self.path(case_id), factor, original_label=original_label)
-        if (case.case_id, case.modality) != (case_id, self.case_modality[case_id]):
-            raise InputError(
-                f"holds case {case.case_id!r} of modality {case.modality!r}",
-                where=self.path(case_id),
-                fix=f"expected {case_id!r} of {self.case_modality[case_id]!r}; prepare the case again",
-            )
-        if case.label.max() >= self.task.num_classes:
-            raise InputError(
-                f"label value {case.label.max()}, but task {self.task.name} has values 0 to "
-                f"{self.task.num_classes - 1}",
-                where=self.path(case_id),
-                fix="prepare the data again",
-            )
+        check_identity(case, case_id, self.case_modality[case_id], self.path(case_id))
+        check_values(case.label, self.task, self.path(case_id))
         return case
 
-    def check_size(self, case: Case, factor: int = 1) -> Case:
-        """The case, whose slices must have the task's size, or no network takes them, nor a batch.
+    def check_size(self, case_id: str, shape: Sequence[int]) -> None:
+        """A case's slices have the task's size, or no network takes them, nor a batch.
 
         Raises:
             InputError: Slices of another size.
         """
-        size = tuple(n // factor for n in self.task.size)
-        if case.image.shape[:2] != size:
+        if tuple(shape[:2]) != self.task.size:
             raise InputError(
-                f"slices of {case.image.shape[:2]}, reduced by {factor}",
-                where=self.path(case.case_id),
-                fix=f"expected {size} in task {self.task.name}; prepare the data again",
+                f"slices of {tuple(shape[:2])}",
+                where=self.path(case_id),
+                fix=f"expected {self.task.size} in task {self.task.name}; prepare the data again",
             )
-        return case
 
     def ids(self, part: str, modality: str | None = None) -> list[str]:
         """Case ids of a part, of one modality or of all in the order of `modalities`."""
         wanted = self.modalities if modality is None else (modality,)
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
-    def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
-        """Training examples of a modality for the 2D (rank 2) or 3D network, reduced in the plane by `factor`."""
-        kind = SliceExamples if rank == 2 else PatchExamples
-        return kind(self.cases("train", modality, factor))
+    def examples(self, modality: str, rank: int, factor: int = 1, cache: Cache | None = None) -> Examples:
+        """Training examples of a modality, read from disk when they are drawn.
 
-    def cases(self, part: str, modality: str | None, factor: int = 1) -> list[Case]:
-        """Cases of a part.
+        Args:
+            modality: Its name.
+            rank: 2 for the 2D network, else 3.
+            factor: In-plane reduction.
+            cache: Keeps what was read, for all modalities alike; by default as much as there is.
+        """
+        kind = SliceExamples if rank == 2 else PatchExamples
+        return kind(self.stored_cases("train", modality, factor, cache))
+
+    def stored_cases(
+        self, part: str, modality: str | None = None, factor: int = 1, cache: Cache | None = None
+    ) -> list[StoredCase]:
+        """Cases of a part, whose voxels stay on disk until they are needed.
+
+        Args:
+            part: "train", "validation" or "test".
+            modality: One, or None for all.
+            factor: In-plane reduction.
+            cache: Keeps what was read; by default as much as there is.
 
         Raises:
-            InputError: As `case` and `check_size`.
+            InputError: Slices of another size, or classes that the task does not have.
         """
-        return [self.check_size(self.case(c, factor), factor) for c in self.ids(part, modality)]
+        cache = Cache() if cache is None else cache
+        paths = {case_id: self.path(case_id) for case_id in self.ids(part, modality)}
+        cases = []
+        for case_id, content in contents(self.directory, paths, (factor,)).items():
+            self.check_size(case_id, content.shape)
+            check_factor(content.shape, factor, paths[case_id])
+            label = content.factors[factor]
+            check_values(np.array(label.classes), self.task, paths[case_id])
+            of = self.case_modality[case_id]
+            cases.append(StoredCase(paths[case_id], case_id, of, self.task, content.shape, label, factor, cache))
+        return cases
 
     @property
     def split_checksum(self) -> str:

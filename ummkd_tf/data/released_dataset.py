@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import RELEASED, Dataset
 from ummkd_tf.data.reduction import reduce_image, reduce_label
@@ -58,8 +58,8 @@ class RecordExamples:
     def origin(self, rng: np.random.Generator) -> str:
         return self._choose(rng).name
 
-    def labels(self) -> Iterable[NDArray[np.uint8]]:
-        return (without_outside(read_record(path)[1]) for path in self._paths)
+    def classes(self) -> Iterable[Collection[int]]:
+        return (np.unique(without_outside(read_record(path)[1])).tolist() for path in self._paths)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class ReleasedDataset(Dataset):
             raise InputError("a single slice", where=case_id, fix="only the test part has volumes; use --part=test")
         return super().case(case_id, factor, original_label=original_label)
 
-    def examples(self, modality: str, rank: int, factor: int = 1) -> Examples:
-        """Training records of a modality.
+    def examples(self, modality: str, rank: int, factor: int = 1, cache: Cache | None = None) -> Examples:
+        """Training records of a modality; each is a small file, which is read whenever it is drawn.
 
         Raises:
             InputError: For the 3D network.

@@ -6,9 +6,8 @@ batches, whatever the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import Augmentation
-from ummkd_tf.data.cases import Case
 
 PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
@@ -40,8 +38,31 @@ class Examples(Protocol):
     def origin(self, rng: np.random.Generator) -> str:
         """Where `draw` would take its example from, with the same generator."""
 
-    def labels(self) -> Iterable[NDArray[np.uint8]]:
-        """Every class map there is, one case or record at a time."""
+    def classes(self) -> Iterable[Collection[int]]:
+        """Values of every class map there is, one case or record at a time."""
+
+
+class SlicedCase(Protocol):
+    """A case of which slices can be had, from memory (`Case`) or from disk (`StoredCase`)."""
+
+    @property
+    def case_id(self) -> str:
+        """Unique in the data set."""
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+
+    @property
+    def classes(self) -> Collection[int]:
+        """Values of the class map."""
+
+    @property
+    def labelled(self) -> tuple[int, int] | None:
+        """First and last slice with any class but background; None where there is none."""
+
+    def slices(self, image: Sequence[int], label: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """These slices of the image and those of the class map, `[rows, columns, slices]`."""
 
 
 class SliceExamples:
@@ -51,23 +72,27 @@ class SliceExamples:
         cases: Training cases of one modality.
     """
 
-    def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases = [_slice_by_slice(case) for case in cases]
-        self._slices = [(case, k) for case in self._cases for k in range(case.image.shape[2])]
+    def __init__(self, cases: Sequence[SlicedCase]) -> None:
+        self._cases = list(cases)
+        self._ends = np.cumsum([case.depth for case in self._cases])  # of each case, all slices in a row
 
-    def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
-        return self._slices[rng.integers(len(self._slices))]
+    def _choose(self, rng: np.random.Generator) -> tuple[SlicedCase, int]:
+        position = rng.integers(int(self._ends[-1]))
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        case = self._cases[number]
+        return case, int(position - self._ends[number] + case.depth)
 
     def draw(self, rng: np.random.Generator) -> Example:
         case, k = self._choose(rng)
-        return adjacent_slices(case.image, k), case.label[:, :, k]
+        image, label = case.slices(_adjacent(k, case.depth), [k])
+        return image, label[:, :, 0]
 
     def origin(self, rng: np.random.Generator) -> str:
         case, k = self._choose(rng)
         return f"{case.case_id}, slice {k}"
 
-    def labels(self) -> Iterable[NDArray[np.uint8]]:
-        return (case.label for case in self._cases)
+    def classes(self) -> Iterable[Collection[int]]:
+        return (case.classes for case in self._cases)
 
 
 class PatchExamples:
@@ -78,36 +103,39 @@ class PatchExamples:
         cases: Training cases of one modality.
     """
 
-    def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases = [_slice_by_slice(case) for case in cases]
-        self._labelled = [np.flatnonzero(case.label.any(axis=(0, 1))) for case in self._cases]
+    def __init__(self, cases: Sequence[SlicedCase]) -> None:
+        self._cases = [(case, case.labelled) for case in cases]
 
-    def _choose(self, rng: np.random.Generator) -> tuple[Case, int]:
-        number = rng.integers(len(self._cases))
-        case, labelled = self._cases[number], self._labelled[number]
-        depth = case.image.shape[2]
-        if rng.random() < 0.5 or not labelled.size:
-            start = int(rng.choice(chunk_starts(depth)))
+    def _choose(self, rng: np.random.Generator) -> tuple[SlicedCase, int]:
+        case, labelled = self._cases[rng.integers(len(self._cases))]
+        if rng.random() < 0.5 or labelled is None:
+            start = int(rng.choice(chunk_starts(case.depth)))
         else:
-            center = rng.integers(labelled[0], labelled[-1] + 1)
-            start = int(np.clip(center - PATCH_DEPTH // 2, 0, max(0, depth - PATCH_DEPTH)))
+            center = rng.integers(labelled[0], labelled[1] + 1)
+            start = int(np.clip(center - PATCH_DEPTH // 2, 0, max(0, case.depth - PATCH_DEPTH)))
         return case, start
 
     def draw(self, rng: np.random.Generator) -> Example:
         case, start = self._choose(rng)
-        return chunk(case.image, start)[..., np.newaxis], chunk(case.label, start)
+        numbers = _from_start(start, case.depth)
+        image, label = case.slices(numbers, numbers)
+        return image[..., np.newaxis], label
 
     def origin(self, rng: np.random.Generator) -> str:
         case, start = self._choose(rng)
-        return f"{case.case_id}, slices {start}-{min(start + PATCH_DEPTH, case.image.shape[2]) - 1}"
+        return f"{case.case_id}, slices {start}-{min(start + PATCH_DEPTH, case.depth) - 1}"
 
-    def labels(self) -> Iterable[NDArray[np.uint8]]:
-        return (case.label for case in self._cases)
+    def classes(self) -> Iterable[Collection[int]]:
+        return (case.classes for case, _ in self._cases)
 
 
 def adjacent_slices(image: NDArray, k: int) -> NDArray:
     """Slices k-1, k, k+1 as channels `[rows, columns, 3]`; at the ends the edge slice stands in for its neighbour."""
-    return _slices(image, np.clip([k - 1, k, k + 1], 0, image.shape[2] - 1))
+    return np.take(image, _adjacent(k, image.shape[2]), axis=2)
+
+
+def _adjacent(k: int, depth: int) -> list[int]:
+    return [max(0, k - 1), k, min(k + 1, depth - 1)]
 
 
 def chunk_starts(depth: int, step: int = PATCH_DEPTH) -> list[int]:
@@ -121,24 +149,11 @@ def chunk_starts(depth: int, step: int = PATCH_DEPTH) -> list[int]:
 
 def chunk(volume: NDArray, start: int) -> NDArray:
     """Eight slices from `start`; a thinner volume repeats its last slice."""
-    return _slices(volume, np.minimum(np.arange(start, start + PATCH_DEPTH), volume.shape[2] - 1))
+    return np.take(volume, _from_start(start, volume.shape[2]), axis=2)
 
 
-def _slices(volume: NDArray, numbers: NDArray[np.int64]) -> NDArray:
-    """`volume[:, :, numbers]`, copied slice by slice: several times faster from `_slice_by_slice`."""
-    result = np.empty((*volume.shape[:2], len(numbers)), volume.dtype)
-    for position, number in enumerate(numbers):
-        result[:, :, position] = volume[:, :, number]
-    return result
-
-
-def _slice_by_slice(case: Case) -> Case:
-    """The same case with every slice in one piece of memory, because an example takes a few slices of a volume."""
-
-    def stored(volume: NDArray) -> NDArray:
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(volume, 2, 0)), 0, 2)
-
-    return replace(case, image=stored(case.image), label=stored(case.label))
+def _from_start(start: int, depth: int) -> list[int]:
+    return [min(k, depth - 1) for k in range(start, start + PATCH_DEPTH)]
 
 
 class UnpairedSampler:
@@ -204,8 +219,8 @@ def check_classes(examples: Mapping[str, Examples], class_names: Sequence[str]) 
     """
     for modality, source in examples.items():
         missing = set(range(1, len(class_names)))
-        for label in source.labels():
-            missing -= set(np.unique(label).tolist())
+        for classes in source.classes():
+            missing -= set(classes)
             if not missing:
                 break
         if missing:

@@ -8,7 +8,6 @@ result.labels, result.probabilities, result.affine
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,16 +29,14 @@ from ummkd_tf.evaluation.inference import (
 )
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
+from ummkd_tf.scans.plausibility import MACHINES, implausible, machine
 from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
 from ummkd_tf.scans.reading import is_dicom_scan, read_volume
 from ummkd_tf.tasks import Task
 
 _LOG = logging.getLogger(__name__)
 
-# What a modality's name says about the machine; other names, and other machines' tags, say nothing.
-_MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
 _OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
-_AIR_HU = -200  # air is -1000 HU; no MR has values this far below 0
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,19 @@ class ScanPredictor:
             progress: Wraps the loop over the batches of each window.
 
         Raises:
-            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared.
+            InputError: An unknown modality, a DICOM series of another one, or a scan that cannot be read or prepared,
+                or that no patient can have. What is only odd is a warning.
         """
         if modality not in self.modalities:
             raise InputError(f"modality {modality!r}: the model knows {', '.join(self.modalities)}")
         volume = scan if isinstance(scan, Volume) else read_scan(scan, modality)
         where = "" if isinstance(scan, Volume) else f"{scan}: "
         try:
+            problems, notes = implausible(volume, self.task, modality)
+            if problems:
+                raise InputError(": ".join(problems[0]))
+            for note in notes:
+                _LOG.warning("%s%s", where, note)
             return self._segment(volume, modality, where, progress)
         except InputError as error:
             raise InputError(f"{where}{error}") from error
@@ -224,36 +227,16 @@ def read_scan(path: str | Path, modality: str) -> Volume:
     What a modality is called decides what can be checked: "ct…", "mr…", "t1…" and the like.
 
     Raises:
-        InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine. Other formats have no
-            such tag: there a warning says when values below zero, which CT has and MR lacks, speak against it.
+        InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine.
     """
     path, expected = Path(path), machine(modality)
     if not is_dicom_scan(path):
-        volume = read_volume(path)
-        _warn_of_values(volume, modality, expected, path)
-        return volume
+        return read_volume(path)
     series = DicomSeries.open(path)
-    if expected and series.modality in (*_MACHINES, *_OTHER_MACHINES) and series.modality != expected:
+    if expected and series.modality in (*MACHINES, *_OTHER_MACHINES) and series.modality != expected:
         raise InputError(
             f"the DICOM files' Modality is {series.modality}",
             where=path,
             fix=f"expected {expected} for modality {modality!r}; give the scan's own modality",
         )
     return series.read()
-
-
-def machine(modality: str) -> str | None:
-    """DICOM's name for the machine that a modality's name speaks of, CT or MR; None where it does not."""
-    return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
-
-
-def _warn_of_values(volume: Volume, modality: str, expected: str | None, path: Path) -> None:
-    low = float(volume.array.min())
-    if expected == "CT" and low > _AIR_HU:
-        _LOG.warning(
-            "%s: no value below %g: a CT in Hounsfield units has air at -1000; is this a CT, and in these units?",
-            path,
-            low,
-        )
-    if expected == "MR" and low < _AIR_HU:
-        _LOG.warning("%s: values down to %g, which looks like a CT: is its modality %s?", path, low, modality)

@@ -167,7 +167,8 @@ def _skip(
     top = bottom + 0.45
     axes.plot([start, start, stop], [bottom, top, top], color=_INK, linewidth=1.1)
     _arrow(axes, (stop, top), (stop, bottom))
-    _text(axes, (start + stop) / 2, top + 0.05, "concatenate", va="bottom", fontsize=7.5, path_effects=_HALO)
+    # Before the arrow's corner, where no coloured line runs through it.
+    _text(axes, stop - 0.1, top + 0.05, "concatenate", ha="right", va="bottom", fontsize=7.5)
 
 
 def _lines(axes: Axes, network: Network, lefts: dict[str, float]) -> None:

@@ -133,21 +133,9 @@ def overlay_figure(
     low, high = gray_range(image, *maps.values())
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), shown, strict=True):
         index = busiest_slice(list(maps.values()), plane.through, task.num_classes)
-        axes.imshow(
-            plane.cut(image, index),
-            cmap="gray",
-            vmin=low,
-            vmax=high,
-            aspect=spacing_mm[plane.down] / spacing_mm[plane.right],
-        )
-        for c, name in enumerate(task.class_names[1:], start=1):
-            color = task.class_colors[name]
-            draw_contour(axes, plane.cut(label, index) == c, color, number=c)
-            if reference is not None:
-                draw_contour(axes, plane.cut(reference, index) == c, color, dashed=True)
-        _edge_letters(axes, plane)
+        aspect = spacing_mm[plane.down] / spacing_mm[plane.right]
+        _cut_with_contours(axes, plane, index, image, list(maps.values()), task, vmin=low, vmax=high, aspect=aspect)
         axes.set_title(f"{plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
-        axes.set_axis_off()
     _legend(figure, task, compared=reference is not None)
     if title is not None:
         figure.suptitle(title, parse_math=False, fontsize=12)
@@ -170,12 +158,8 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
             # 2D: the middle one of three slices has the label.
             scan, classes = (image[..., 1:2], label[..., np.newaxis]) if label.ndim == 2 else (image[..., 0], label)
             index = busiest_slice([classes], plane.through, task.num_classes)
-            axes.imshow(plane.cut(scan, index), cmap="gray")
-            for c, name in enumerate(task.class_names[1:], start=1):
-                draw_contour(axes, plane.cut(classes, index) == c, task.class_colors[name], number=c)
-            _edge_letters(axes, plane)
+            _cut_with_contours(axes, plane, index, scan, [classes], task)
             axes.set_title(modality, fontsize=10)
-            axes.set_axis_off()
     _legend(figure, task, compared=False)
     return figure
 
@@ -189,6 +173,40 @@ def gray_range(image: NDArray[np.float32], *maps: NDArray) -> tuple[float, float
     """
     parts = [image, *(image[classes > 0] for classes in maps if classes.any())]
     return min(float(np.percentile(p, 1)) for p in parts), max(float(np.percentile(p, 99)) for p in parts)
+
+
+def validation_figure(cases: Mapping[str, tuple[NDArray[np.float32], NDArray, NDArray]], task: Task) -> Figure:
+    """Of each case the slice whose reference has the most foreground: prediction solid, reference dashed.
+
+    Args:
+        cases: Case id → image, prediction and reference, each [rows, columns, slices].
+        task: Names, colours, axes and spacing.
+    """
+    plane = planes(task.axes)[0]
+    figure = Figure(figsize=(4 * len(cases), 4.5), layout="constrained")
+    for axes, (case_id, (image, predicted, reference)) in zip(
+        figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True
+    ):
+        index = busiest_slice([reference], plane.through, task.num_classes)
+        aspect = task.spacing_mm[plane.down] / task.spacing_mm[plane.right]
+        _cut_with_contours(axes, plane, index, image, [predicted, reference], task, aspect=aspect)
+        axes.set_title(f"{case_id}, {plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
+    _legend(figure, task, compared=True, columns=3)
+    return figure
+
+
+def _cut_with_contours(
+    axes: Axes, plane: Plane, index: int, image: NDArray, maps: Sequence[NDArray], task: Task, **shown: Any
+) -> None:
+    """One plane of a scan; the first class map solid with its classes' numbers, a second dashed."""
+    axes.imshow(plane.cut(image, index), cmap="gray", **shown)
+    for c, name in enumerate(task.class_names[1:], start=1):
+        color = task.class_colors[name]
+        draw_contour(axes, plane.cut(maps[0], index) == c, color, number=c)
+        for reference in maps[1:]:
+            draw_contour(axes, plane.cut(reference, index) == c, color, dashed=True)
+    _edge_letters(axes, plane)
+    axes.set_axis_off()
 
 
 def check_classes(what: str, classes: NDArray, image: NDArray, task: Task) -> None:
@@ -259,7 +277,7 @@ def _edge_letters(axes: Axes, plane: Plane) -> None:
         )  # fmt: skip
 
 
-def _legend(figure: Figure, task: Task, compared: bool) -> None:
+def _legend(figure: Figure, task: Task, compared: bool, columns: int | None = None) -> None:
     lines = [
         Line2D([], [], color=task.class_colors[name], linewidth=2.5, label=f"{c} {name.replace('_', ' ')}")
         for c, name in enumerate(task.class_names[1:], start=1)
@@ -267,7 +285,7 @@ def _legend(figure: Figure, task: Task, compared: bool) -> None:
     if compared:
         lines.append(Line2D([], [], color="black", label="prediction (solid)"))
         lines.append(Line2D([], [], color="black", linestyle=(0, (3, 3)), label="reference (dashed)"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=10)
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns or len(lines), frameon=False, fontsize=10)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:

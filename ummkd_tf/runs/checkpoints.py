@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,9 @@ class CheckpointFolder:
     def restore_newest(self, model: UnpairedModel) -> Progress:
         """Continues from the newest readable checkpoint; a fresh start where there is none.
 
+        A best checkpoint of a later step, left by a run that was killed before its next one, stays the best: done
+        again, its steps can score a little less (without deterministic operations).
+
         Raises:
             InputError: There are checkpoints and none is readable, or one is of another architecture.
         """
@@ -166,10 +169,19 @@ class CheckpointFolder:
                 logging.getLogger(__name__).warning("%s; trying the one before", error)
                 damaged = error
                 continue
-            return _set(path, model, *content, with_optimizer=True)
+            return self._with_later_best(_set(path, model, *content, with_optimizer=True))
         if damaged:
             raise damaged
-        return Progress()
+        return self._with_later_best(Progress())
+
+    def _with_later_best(self, progress: Progress) -> Progress:
+        try:
+            _, best = read_checkpoint(self.folder / BEST)
+        except InputError:  # none, or a damaged one, which the next better one replaces
+            return progress
+        if best.step <= progress.step:
+            return progress
+        return replace(progress, best_dice=best.best_dice, best_step=best.best_step)
 
     def selected(self, selection: str) -> Path:
         """Path of the "best" or the "last" checkpoint.

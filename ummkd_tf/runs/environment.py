@@ -31,6 +31,36 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory() -> int:
+    """Bytes that processes may still take: of the machine, or of the container or batch job where that is less."""
+    meminfo, groups = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+    if not meminfo.exists():  # not Linux: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    free = [int(lines["MemAvailable"].split()[0]) * 1024]
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):  # version 2 or 1 of control groups
+            top = Path("/sys/fs/cgroup", controllers)
+            free += [n for folder in (top / path.strip("/"), top) if (n := _free_in_group(folder)) is not None]
+    return max(0, min(free))
+
+
+def _free_in_group(folder: Path) -> int | None:
+    """Limit of a control group less what it uses, where file contents that can be dropped do not count."""
+    for limit, used, droppable in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            texts = [(folder / name).read_text(encoding="utf-8") for name in (limit, used, "memory.stat")]
+            statistics = dict(line.split() for line in texts[2].splitlines())
+            return int(texts[0]) - int(texts[1]) + int(statistics[droppable])
+        except (OSError, ValueError, KeyError):  # another version, or no limit ("max")
+            continue
+    return None
+
+
 def device() -> str:
     """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
     # Here, to start without TensorFlow.

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.intensities import training_intensities
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
@@ -23,10 +24,11 @@ from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.environment import device
+from ummkd_tf.runs.environment import device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 from ummkd_tf.runs.model_folder import read_description
+from ummkd_tf.runs.tensorboard import ValidationPicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class SessionOptions:
         log_every: Steps between log lines.
         max_hours: Stop cleanly after this time.
         threads: Threads that prepare batches.
+        cache_gb: GB (10⁹ bytes) of images and class maps kept in memory; None for half of what is free at the start.
+            What does not fit is read from disk when it is needed.
         knowledge_on: Part whose confusion matrices q are recorded with each validation.
         accept_changes: Continue a run although its settings differ, and record that.
         on_start: Called with the sampler before the first step, e.g. to draw what the network is fed.
@@ -47,6 +51,7 @@ class SessionOptions:
     log_every: int = 10
     max_hours: float | None = None
     threads: int = 1
+    cache_gb: float | None = None
     knowledge_on: Literal["none", "validation", "test"] = "none"
     accept_changes: bool = False
     on_start: Callable[[UnpairedSampler], None] | None = None
@@ -83,20 +88,24 @@ def run_training(
         check_not_seen(before["training"], dataset, dataset.ids("validation"), ("train",))
         check_not_seen(before["training"], dataset, dataset.ids("test"))
     factor = config.factor(dataset.task)
-    examples = {m: dataset.examples(m, model.network.rank, factor) for m in dataset.modalities}
+    cache = Cache(free_memory() / 2 if options.cache_gb is None else 1e9 * options.cache_gb)
+    examples = {m: dataset.examples(m, model.network.rank, factor, cache) for m in dataset.modalities}
     check_classes(examples, dataset.task.class_names)
     sampler = UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
     predictor = Predictor(model)
-    validate = validation_score(dataset, predictor, factor)
+    picture = ValidationPicture(dataset.task)
+    validate = validation_score(dataset, predictor, factor, cache=cache, watch=picture.watch)
     if validate is None and config.selection == "best":
         raise InputError(
             "no validation part, so the best checkpoint cannot be chosen",
             where=dataset.directory,
             fix=("expected one in the data set; add the validation lists, or give --selection=last to train without"),
         )
-    watched = (
-        [] if options.knowledge_on == "none" else [dataset.case(c, factor) for c in dataset.ids(options.knowledge_on)]
-    )
+    watched = [] if options.knowledge_on == "none" else dataset.stored_cases(options.knowledge_on, None, factor, cache)
+
+    def knowledge() -> dict[str, Any]:
+        return class_knowledge(predictor, (case.load() for case in watched), config.temperature)
+
     with exclusive(run_dir):
         record = start_run(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
@@ -119,13 +128,14 @@ def run_training(
                 run_dir,
                 steps=config.steps,
                 validate=validate,
+                validated=picture.write,
                 validate_every=config.validate_every,
                 norm_batches=config.norm_batches,
                 checkpoint_every=options.checkpoint_every,
                 log_every=options.log_every,
                 max_hours=options.max_hours,
                 num_threads=options.threads,
-                knowledge=(lambda: class_knowledge(predictor, watched, config.temperature)) if watched else None,
+                knowledge=knowledge if watched else None,
             )
             session["progress"] = vars(progress)
     return progress

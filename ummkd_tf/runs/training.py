@@ -44,6 +44,7 @@ def train(
     max_hours: float | None = None,
     num_threads: int = 1,
     knowledge: Callable[[], dict[str, Any]] | None = None,
+    validated: Callable[[int], object] | None = None,
 ) -> Progress:
     """Trains to `steps` optimizer steps, from the newest checkpoint in `run_dir` or from the start.
 
@@ -65,6 +66,7 @@ def train(
         max_hours: Stop cleanly after this time.
         num_threads: Threads that prepare batches ahead.
         knowledge: Gives what a line of `knowledge.jsonl` holds: before the first step, and with each validation.
+        validated: Called with the step behind each validation, while TensorBoard's events are open.
 
     Raises:
         Stopped: A signal, or the time is up; the state is saved.
@@ -126,6 +128,8 @@ def train(
                 if validate and validating:
                     scores = validate()
                     log(step, {f"validation_{name}": value for name, value in scores.items()})
+                    if validated:
+                        validated(step)
                     tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
                     # NaN, where the validation part has no class at all, is never the best.
                     if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):

@@ -26,6 +26,12 @@ _FOREIGN = (
         "a web page, expected a scan: download it again, signed in if the site asks for it",
     ),
     (rb"PK\x03\x04", "a zip archive, expected the file inside: unpack it"),
+    (rb"Rar!|7z\xbc\xaf|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd", "a packed file, expected the file inside: unpack it"),
+    (
+        rb"/?(\.\./)*(\.git/)?annex/objects/",
+        "a git-annex pointer, expected the file it stands for: run 'git annex get'",
+    ),
+    (rb"(\xef\xbb\xbf)?\s*[<{\[]", "a text of XML or JSON, perhaps a server's error message: download it again"),
 )
 
 
@@ -38,7 +44,7 @@ def check_content(path: Path) -> None:
     with open(path, "rb") as stream:
         head = stream.read(256)
     for pattern, told in _FOREIGN:
-        if re.match(pattern, head):
+        if re.match(pattern, head) and head[128:132] != b"DICM":
             raise InputError(f"{told}", where=path)
 
 

@@ -53,6 +53,10 @@ _FUNCTIONAL_GROUPS = (
     "FrameContentSequence",
     "MREchoSequence",
     "MRDiffusionSequence",
+    "MRModifierSequence",
+    "MRTimingAndRelatedParametersSequence",
+    "CardiacSynchronizationSequence",
+    "CTReconstructionSequence",
 )
 # Tags that tell apart the parts of a series taken more than once.
 _PARTS = (
@@ -64,11 +68,20 @@ _PARTS = (
     "EchoTime",
     "EffectiveEchoTime",
     "DiffusionBValue",
+    "NominalPercentageOfCardiacPhase",
+    "InversionTime",
+    "FlipAngle",
+    "KVP",
+    "ConvolutionKernel",
+    "StackID",
     "ImageType",
     "FrameOfReferenceUID",
 )
-_SAME_PLACE_MM = 0.05  # headers of one series differ by rounding; what moves a slice's far corner less is one value
+_MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP")  # with rounding
+_SAME_MEASURE = 0.02  # of the value; another echo is further away
+_SAME_PLACE_MM = 0.1  # headers of one series differ by rounding; what moves a slice's far corner less is one value
 _ROUNDING_MM = 0.1 + 1e-6  # between positions that are given to a tenth of a millimetre
+_EXACT_MM = 1e-6
 _UNIT_ERROR = 0.02  # of a direction's length and right angle; two decimals make 0.0173 at most
 _ROUNDED = 1e-4  # from here on, making directions orthonormal is worth a note
 _PIXEL_MM = (1e-3, 1e3)  # an electron microscope and a house
@@ -110,6 +123,7 @@ class _Slice:
         intercept: Of the stored values.
         series: SeriesInstanceUID.
         parts: Values of the tags `_PARTS`.
+        number: InstanceNumber, or the frame's place; None where it is none.
     """
 
     path: Path
@@ -123,6 +137,7 @@ class _Slice:
     intercept: float
     series: str
     parts: dict[str, str]
+    number: int | None
 
     @property
     def name(self) -> str:
@@ -137,9 +152,9 @@ class _Slice:
     def normal(self) -> NDArray[np.float64]:
         return np.cross(self.axes[:, 0], self.axes[:, 1])
 
-    def far_edges(self, spacing: bool) -> NDArray[np.float64]:
-        """What lies between the first and the last column and row, in mm; directions alone with the same spacing."""
-        return self.axes * (np.asarray(self.size) - 1) * (self.spacing if spacing else 1.0)
+    def far_edges(self, spacing: tuple[float, float]) -> NDArray[np.float64]:
+        """What lies between the first and the last column and row, in mm, if pixels had a spacing."""
+        return self.axes * (np.asarray(self.size) - 1) * spacing
 
 
 @dataclass(frozen=True)
@@ -181,9 +196,8 @@ class DicomSeries:
             with _refused_if_damaged(path):
                 slices += _slices(dataset, path, notes)
         _check_alike(slices, place)
-        slices, axes = _in_line(slices, place, notes)
-        first = slices[0]
-        grid = Grid(ras_affine(axes, first.origin), (*first.size, len(slices)))
+        slices, origin, axes = _in_line(slices, place, notes)
+        grid = Grid(ras_affine(axes, origin), (*slices[0].size, len(slices)))
         for note in notes:
             _LOG.warning("%s: %s", place, note)
         order = tuple(files.index(part.path) for part in slices)
@@ -253,16 +267,45 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
             objects.append(f"{path.name} ({_class_name(dataset)})")
         else:
             found[path] = dataset
+    hidden = [p for p in sorted(place.glob(".*")) if p.is_file() and os.access(p, os.R_OK) and is_dicom(p)]
+    if hidden:
+        raise InputError("a hidden DICOM file", where=hidden[0], fix="rename it without the dot, or remove it")
     if not found:
         raise InputError(f"no DICOM files{_instead(place)}", where=place, fix="expected one series of DICOM images")
     folders = [p.name for p in sorted(place.glob("[!.]*/"))] if place.is_dir() else []
+    for name in folders:
+        _check_no_part(place / name, {_series(dataset) for dataset in found.values()})
     left_out = {"not DICOM": other, "no image": objects, "a folder": folders}
-    return found, [f"left out, {what}: {', '.join(names)}" for what, names in left_out.items() if names]
+    return found, [f"left out, {what}: {_listed(names)}" for what, names in left_out.items() if names]
+
+
+def _series(dataset: Dataset) -> str:
+    return "".join(_texts(dataset, "SeriesInstanceUID"))
+
+
+def _check_no_part(folder: Path, series: set[str]) -> None:
+    """Refuses a folder beside the slices whose first file is one of them."""
+    dataset = None
+    with contextlib.suppress(InputError, OSError):
+        dataset = next((_dataset(path) for path in files_in_order(folder)), None)
+    if dataset is not None and _series(dataset) in series:
+        raise InputError(
+            "a folder with files of the same series as those beside it",
+            where=folder,
+            fix="expected all slices in one folder; move them together",
+        )
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
-    return f", but {', '.join(images[:3])}; give the path of that file instead of its folder" if images else ""
+    if images:
+        return f", but {', '.join(images[:3])}; give the path of that file instead of its folder"
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return f", but folders: {_listed(inner)}; give the one that holds the series" if inner else ""
 
 
 @contextlib.contextmanager
@@ -470,7 +513,15 @@ def _slice(tags: _Tags, path: Path, frame: int, pixels: _Pixels, notes: list[str
         tags.numbers("RescaleIntercept", 1, [0.0])[0],
         "".join(tags.texts("SeriesInstanceUID")),
         {name: "\\".join(tags.texts(name)) for name in _PARTS},
+        _number(tags, frame, pixels),
     )
+
+
+def _number(tags: _Tags, frame: int, pixels: _Pixels) -> int | None:
+    if pixels.frames > 1:
+        return frame
+    (text,) = tags.texts("InstanceNumber")[:1] or [""]
+    return int(text) if re.fullmatch(r"[+-]?\d{1,12}", text) else None
 
 
 def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.float64], float]:
@@ -501,15 +552,16 @@ def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
     """Refuses slices that are not of one series, one size, one spacing and one orientation, but for rounding."""
     first = slices[0]
 
-    def edges_apart(part: _Slice, spacing: bool) -> bool:
-        apart = part.far_edges(spacing) - first.far_edges(spacing)
-        return float(np.linalg.norm(apart, axis=0).sum()) > _SAME_PLACE_MM
+    def edges_apart(part: _Slice, spacing: tuple[float, float]) -> bool:
+        apart = part.far_edges(spacing) - first.far_edges(first.spacing)
+        corners = apart @ [[1, 0, 1, 1], [0, 1, 1, -1]]
+        return float(np.linalg.norm(corners, axis=0).max()) > _SAME_PLACE_MM
 
     for what, value, differs in (
         ("series", lambda s: s.series, lambda s: s.series != first.series),
         ("image sizes", lambda s: s.size, lambda s: s.size != first.size),
-        ("orientations", lambda s: tuple(s.axes.T.ravel().round(6).tolist()), lambda s: edges_apart(s, False)),
-        ("pixel spacings", lambda s: s.spacing, lambda s: edges_apart(s, True)),
+        ("orientations", lambda s: tuple(s.axes.T.ravel().round(6).tolist()), lambda s: edges_apart(s, first.spacing)),
+        ("pixel spacings", lambda s: s.spacing, lambda s: edges_apart(s, s.spacing)),
     ):
         others = {value(s) for s in slices if differs(s)} - {value(first)}
         if others:
@@ -519,8 +571,10 @@ def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
             )
 
 
-def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[list[_Slice], NDArray[np.float64]]:
-    """The slices from first to last along their normal, and the vectors (LPS mm) from voxel to voxel along i, j, k."""
+def _in_line(
+    slices: Sequence[_Slice], place: Path, notes: list[str]
+) -> tuple[list[_Slice], NDArray[np.float64], NDArray[np.float64]]:
+    """The slices from first to last along their normal, the first voxel (LPS mm), and the vectors along i, j, k."""
     if len(slices) < 2:
         raise InputError(
             "one DICOM slice", where=place, fix="expected a volume of at least two; give the folder of the series"
@@ -533,20 +587,7 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
     usual = float(np.median(gaps))
     tolerance = min(_ROUNDING_MM, 0.25 * usual)
 
-    for name in _PARTS:
-        values = [s.parts[name] for s in slices if s.parts[name]]
-        changes = sum(a != b for a, b in itertools.pairwise(values))
-        told = ", ".join(dict.fromkeys(values))[:80]
-        if not changes:
-            continue
-        if changes >= len(set(values)):
-            raise InputError(
-                f"neighbouring slices alternate between {len(set(values))} values of {name} ({told})",
-                where=place,
-                fix="two scans in one series; separate them",
-            )
-        notes.append(f"{name} is not the same in all slices ({told})")
-
+    _check_parts(slices, place, notes)
     at = int(gaps.argmin())
     pair = f"{slices[at].name} and {slices[at + 1].name}"
     if gaps[at] < 1e-3:
@@ -559,23 +600,32 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
                     " its geometry"
                 ),
             )
-        raise InputError(f"{pair} have the same position", where=place, fix="expected one file a slice; remove one")
-    uneven = np.flatnonzero(np.abs(gaps - usual) > tolerance)
-    if uneven.size:
-        at = int(uneven[0])
         raise InputError(
-            f"{gaps[at]:.3f} mm between {slices[at].name} and {slices[at + 1].name}, {usual:.3f} mm elsewhere",
+            f"{pair} have the same position",
             where=place,
-            fix="expected evenly spaced slices; restore the missing slice",
+            fix="expected one image a slice; remove one of two copies, or separate the scans (time points, echoes)",
         )
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    away = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
-    if away.max() > tolerance:
-        usual_step = np.median(steps, axis=0)
-        at = int(np.linalg.norm(steps - usual_step, axis=1).argmax()) + 1
-        shift = np.linalg.norm(steps[at - 1] - usual_step)
+    numbers = np.arange(len(slices))
+    start, step = positions[0], (positions[-1] - positions[0]) / numbers[-1]
+
+    def away() -> NDArray[np.float64]:
+        return np.linalg.norm(positions - start - numbers[:, None] * step, axis=1)
+
+    if away().max() > _EXACT_MM:  # rounded positions tell their line best together
+        step, start = np.polyfit(numbers, positions, 1)
+    if away().max() > tolerance:
+        uneven = np.flatnonzero(np.abs(gaps - usual) > tolerance)
+        if uneven.size:
+            at = int(uneven[0])
+            raise InputError(
+                f"{gaps[at]:.3f} mm between {slices[at].name} and {slices[at + 1].name}, {usual:.3f} mm elsewhere",
+                where=place,
+                fix="expected evenly spaced slices; restore the missing slice",
+            )
+        shifts = np.linalg.norm(steps - np.median(steps, axis=0), axis=1)
+        at = int(shifts.argmax())
         raise InputError(
-            f"{slices[at].name} lies {shift:.2f} mm beside the line of the slices before it",
+            f"{slices[at + 1].name} lies {shifts[at]:.2f} mm beside the line of the slices before it",
             where=place,
             fix="expected slices in one line; export the series again, or reconstruct it on one grid",
         )
@@ -593,7 +643,47 @@ def _in_line(slices: Sequence[_Slice], place: Path, notes: list[str]) -> tuple[l
     # Two decimals put the normal up to 0.7° off. The positions, far apart, tell the direction better.
     if np.linalg.norm(along @ axes) <= 1.5 * first.rounding:
         axes = nearest_orthonormal(axes - np.outer(along, along @ axes))
-    return slices, np.column_stack([axes * first.spacing, step])
+    spacing = np.mean([s.spacing for s in slices], axis=0)  # they may differ by rounding
+    return slices, start, np.column_stack([axes * spacing, step])
+
+
+def _check_parts(slices: Sequence[_Slice], place: Path, notes: list[str]) -> None:
+    """Refuses two scans in turns; notes what else is not the same in all slices, which are in their order."""
+    for name in _PARTS:
+        values = [s.parts[name] for s in slices if s.parts[name]]
+        if name in _MEASURED:
+            values = _without_rounding(values)
+        changes = sum(a != b for a, b in itertools.pairwise(values))
+        told = ", ".join(dict.fromkeys(values))[:80]
+        if not changes:
+            continue
+        if changes >= len(set(values)):
+            raise InputError(
+                f"neighbouring slices alternate between {len(set(values))} values of {name} ({told})",
+                where=place,
+                fix="two scans in one series; separate them",
+            )
+        notes.append(f"{name} is not the same in all slices ({told})")
+    numbers = [s.number for s in slices if s.number is not None]
+    if len(set(numbers)) == len(slices) and numbers not in (sorted(numbers), sorted(numbers)[::-1]):
+        turns = sum((b > a) != (c > b) for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))
+        if turns == len(slices) - 2 > 1:
+            listed = ", ".join(map(str, numbers[:6]))
+            notes.append(
+                f"the slices' numbers run {listed} … along their positions: are two scans in turns in this series?"
+            )
+
+
+def _without_rounding(values: Sequence[str]) -> list[str]:
+    """Each number as the first that it differs from by rounding alone."""
+    firsts: list[str] = []
+    result = []
+    for text in values:
+        near = (first for first in firsts if _NUMBER.fullmatch(first) and _NUMBER.fullmatch(text)
+                and math.isclose(float(first), float(text), rel_tol=_SAME_MEASURE))  # fmt: skip
+        result.append(next(near, text))
+        firsts += [text] * (result[-1] is text)
+    return result
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------

@@ -168,14 +168,14 @@ def same_geometry(a: Grid, b: Grid, tolerance_mm: float = _ROUNDING_MM) -> str |
     """
     if a.shape != b.shape:
         return f"shape {b.shape}, expected {a.shape}"
+    apart = _corners_apart_mm(a, b)
     if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
         return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
+    if apart <= tolerance_mm:  # halfway between two of the patient's axes, rounding decides on their names
+        return None
     if a.axes != b.axes:
         return f"orientation {b.axes}, expected {a.axes}"
-    apart = _corners_apart_mm(a, b)
-    if apart > tolerance_mm:
-        return f"position or direction off by {apart:.2f} mm"
-    return None
+    return f"position or direction off by {apart:.2f} mm"
 
 
 def _mm(values: Sequence[float]) -> str:

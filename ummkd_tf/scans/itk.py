@@ -87,7 +87,7 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         InputError: A header that leads elsewhere, or no header.
     """
-    pattern = _DATA_FILE.get(path.suffix)
+    pattern = _DATA_FILE.get(path.suffix.lower())
     if pattern is None:
         return [path]
     head = _header(path)
@@ -107,7 +107,9 @@ def _header(path: Path) -> bytes:
     """The text before the voxels."""
     with open(path, "rb") as stream:
         head = stream.read(_MAX_HEADER)
-    pattern = rb"(?s).*?(?=\r?\n\r?\n)" if path.suffix in (".nrrd", ".nhdr") else rb"(?ms).*?^ElementDataFile[^\n]*"
+    pattern = (
+        rb"(?s).*?(?=\r?\n\r?\n)" if path.suffix.lower() in (".nrrd", ".nhdr") else rb"(?ms).*?^ElementDataFile[^\n]*"
+    )
     text = re.match(pattern, head)
     return text[0] if text else head
 
@@ -118,11 +120,12 @@ def read_itk(path: Path) -> Volume:
     Raises:
         InputError: As `read_sitk`; not 3D; colour; or a header that does not say where its voxels lie.
     """
-    image = read_sitk(path)
+    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    image = read_sitk(path, "NrrdImageIO" if nrrd else "MetaImageIO")
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError("a colour image", where=path, fix="expected one value per voxel; convert it to grey values")
     shape = one_volume(image.GetSize(), path)
-    affine = (_nrrd_affine if path.suffix in (".nrrd", ".nhdr") else _metaimage_affine)(path)
+    affine = (_nrrd_affine if nrrd else _metaimage_affine)(path)
     rank = image.GetDimension()
     axes = np.reshape(image.GetDirection(), (rank, rank)) * np.asarray(image.GetSpacing())
     read = ras_affine(axes[:3, :3], np.asarray(image.GetOrigin())[:3])
@@ -170,7 +173,7 @@ def _floats(text: str) -> list[float]:
 
 
 def _check_units(units: set[str], path: Path) -> None:
-    if units - {"mm"}:
+    if units - {"mm", "millimeter", "millimeters"}:
         raise InputError(
             f"the header gives distances in {', '.join(sorted(units))}",
             where=path,

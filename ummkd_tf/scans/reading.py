@@ -25,6 +25,16 @@ _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = _NIFTI_SUFFIXES + _ITK_SUFFIXES
 """Of files that hold one scan each."""
 
+# How files begin, and how their names end.
+_BEGINNINGS = {
+    b"NRRD000": (".nrrd", ".nhdr"),
+    b"ObjectType": (".mha", ".mhd"),
+    b"\x89HDF": (".h5",),
+    b"\x89PNG": (".png",),
+    b"\x1f\x8b": (".nii.gz", ".nii"),
+    (348).to_bytes(4, "little"): _NIFTI_SUFFIXES,
+    (348).to_bytes(4, "big"): _NIFTI_SUFFIXES,
+}
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -74,15 +84,26 @@ def _read(path: Path, labels: bool = False) -> Volume:
         raise InputError(
             "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
         )
+    if path.is_file():
+        _check_name(path)
     if named.endswith(_NIFTI_SUFFIXES):
         return read_nifti(path, labels)
-    if path.name.endswith(_ITK_SUFFIXES):
+    if named.endswith(_ITK_SUFFIXES):
         return read_itk(path)
     raise InputError(
         "unknown image format",
         where=path,
         fix=f"expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder",
     )
+
+
+def _check_name(path: Path) -> None:
+    """Refuses a file that begins as one of another format than its name says."""
+    with open(path, "rb") as stream:
+        head = stream.read(16)
+    for beginning, suffixes in _BEGINNINGS.items():
+        if head.startswith(beginning) and not path.name.lower().endswith(suffixes):
+            raise InputError(f"begins as a {suffixes[0]} file", where=path, fix=f"rename it, as *{suffixes[0]}")
 
 
 def is_dicom_scan(path: Path) -> bool:

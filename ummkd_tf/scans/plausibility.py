@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,20 +12,36 @@ from ummkd_tf.tasks import Task
 
 SMALLEST_VOXEL_MM = 0.05  # half of what clinical CT of the ear has
 LONGEST_MM, SHORTEST_MM = 2200.0, 20.0  # of a scan, along any axis: a tall adult, and less than a kidney
+_LARGEST_MM = 10_000.0  # a room, and no patient
 _NARROWEST_MM = 55.0  # of a scan's picture; a body 300 to 500 mm wide in cm is 30 to 50
 _CUT_SHARE = 0.5  # of the voxels brighter than the darkest
-_AIR_HU, _SOFT_HU = -200.0, 300.0
+_DARK_SHARE = 0.01  # of all voxels
+_AIR_HU, _BONE_HU = -200.0, 600.0  # air is at -1000, and no MR has values far below 0
 _FEW_VALUES = 16  # a picture has hundreds
+# What a modality's name says about the machine; other names say nothing.
+MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
+
+
+def machine(modality: str) -> str | None:
+    """DICOM's name for the machine that a modality's name speaks of, CT or MR; None where it does not."""
+    return next((name for name, pattern in MACHINES.items() if re.match(pattern, modality.lower())), None)
+
+
+def _extents(grid: Grid) -> list[float]:
+    return [size * count for size, count in zip(grid.spacing_mm, grid.shape, strict=True)]
+
+
+def _mm(lengths: list[float]) -> str:
+    return " × ".join(f"{length:.0f}" for length in lengths) + " mm"
 
 
 def odd_size(grid: Grid) -> list[str]:
     """Notes on a scan whose extent is hardly that of a patient."""
-    extent = [size * count for size, count in zip(grid.spacing_mm, grid.shape, strict=True)]
-    extents = " × ".join(f"{length:.0f}" for length in extent) + " mm"
+    extent = _extents(grid)
     if max(extent) > LONGEST_MM:
-        return [f"the scan is {extents} large, more than a person: is the spacing in mm?"]
+        return [f"the scan is {_mm(extent)} large, more than a person: is the spacing in mm?"]
     if min(extent) < SHORTEST_MM or sorted(extent)[1] < _NARROWEST_MM:
-        return [f"the scan is {extents} large: are distances in cm written as mm?"]
+        return [f"the scan is {_mm(extent)} large: are distances in cm written as mm?"]
     return []
 
 
@@ -47,6 +65,9 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
         sizes = " × ".join(f"{size:.4g}" for size in image.grid.spacing_mm) + " mm"
         fix = f"expected at least {SMALLEST_VOXEL_MM} mm; write the file again with its spacing in mm"
         problems.append((f"voxels of {sizes}", fix))
+    elif max(extent := _extents(image.grid)) > _LARGEST_MM:
+        fix = f"expected at most {_LARGEST_MM:.0f} mm; write the file again with its spacing in mm"
+        problems.append((f"the scan is {_mm(extent)} large", fix))
     else:
         notes += odd_size(image.grid)
     # A sample first, because sorting all voxels takes long.
@@ -61,13 +82,17 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
                 f"{share:.0%} of the voxels brighter than {clip.low:g} lie at or above {clip.high:g}, where the task "
                 f"cuts: usual are a few per cent; is {modality} stored with another offset, as HU + 1024?"
             )
-    if (
-        modality == "ct"
-        and image.array.min() > _AIR_HU
-        and np.percentile(image.array[::4, ::4, ::4], 99) > 2 * _SOFT_HU
-    ):
+        if np.count_nonzero(image.array > clip.low) < _DARK_SHARE * image.array.size:
+            notes.append(
+                f"hardly a voxel lies above {clip.low:g}, where the task cuts: is {modality} stored with an offset?"
+            )
+    lowest = float(image.array.min())
+    if machine(modality) == "CT" and lowest > _AIR_HU:
+        bright = bool(np.percentile(image.array[::4, ::4, ::4], 99) > _BONE_HU)
         notes.append(
-            f"no value below {_AIR_HU:g} and many above {2 * _SOFT_HU:g}: air has -1000 HU; is the CT stored as "
-            "HU + 1024?"
+            f"no value below {lowest:g}: a CT in Hounsfield units has air at -1000; is this a CT, and in these units?"
+            + f" Many values lie above {_BONE_HU:g}: is it stored as HU + 1024?" * bright
         )
+    if machine(modality) == "MR" and lowest < _AIR_HU:
+        notes.append(f"values down to {lowest:g}, which looks like a CT: is its modality {modality}?")
     return problems, notes

@@ -1,0 +1,17 @@
+#!/bin/bash
+# Folds and seeds of one setting as a SLURM job array: one training a task, and its evaluation.
+#
+#     sbatch --array=0-8 --gres=gpu:1 --time=24:00:00 experiments/cluster/slurm_array.sh ours 'data/abdomen-{fold}' --preset=paper
+#
+# 0-8: three folds × three seeds; task i has fold i % 3 and seed i / 3 [FOLDS=3]. Further arguments go to training.
+# Submit it again and what was cut off goes on; what is done stays.
+#SBATCH --job-name=ummkd
+#SBATCH --signal=TERM@120
+set -euo pipefail
+setting=$1 data=$2
+shift 2
+fold=$((SLURM_ARRAY_TASK_ID % ${FOLDS:-3})) seed=$((SLURM_ARRAY_TASK_ID / ${FOLDS:-3}))
+run=${RUNS:-runs}/$setting-seed$seed-fold$fold
+python -m experiments.train --task="${TASK:-abdomen}" --setting="$setting" --seed=$seed \
+	--data_dir="${data//\{fold\}/$fold}" --run_dir="$run" "$@"
+python -m experiments.evaluate --run_dir="$run"

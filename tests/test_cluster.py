@@ -1,0 +1,106 @@
+"""Cluster scripts, run with stand-ins for SLURM's programs: as far as a machine without a cluster can check them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.slurm import write_jobs
+
+CLUSTER = Path(__file__).parent.parent / "experiments" / "cluster"
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A folder in front of PATH; `programs(name, text)` puts a shell script there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def add(name: str, text: str) -> None:
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+    return add
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_job_for_each_run_and_one_after_them(tmp_path, programs, monkeypatch):
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    programs("sbatch", 'echo "$@" >> "$LOG"; wc --lines < "$LOG"')  # prints 1, 2, 3: the numbers of the jobs
+    runs = [("one", [["python", "-m", "train", "--out=a b"], ["python", "-m", "evaluate"]]), ("two", [["python"]])]
+    script = write_jobs(runs, ["echo", "tables"], tmp_path / "jobs", tmp_path / "logs")
+    subprocess.run([script, "--gres=gpu:1"], check=True)
+    assert lines(tmp_path / "log") == [
+        "--parsable --gres=gpu:1 one.sh",
+        "--parsable --gres=gpu:1 two.sh",
+        "--parsable --gres=gpu:1 --dependency=afterok:1:2 render.sh",
+    ]
+    assert lines(tmp_path / "jobs" / "one.sh")[-2:] == ["python -m train '--out=a b'", "python -m evaluate"]
+    subprocess.run([tmp_path / "jobs" / "render.sh"], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_results_alone_wait_for_nothing(tmp_path, programs, monkeypatch):
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    programs("sbatch", 'echo "$@" >> "$LOG"')
+    subprocess.run([write_jobs([], ["echo"], tmp_path / "jobs", tmp_path)], check=True)
+    assert lines(tmp_path / "log") == ["--parsable render.sh"]
+
+
+def test_array_goes_through_folds_and_seeds(tmp_path, programs, monkeypatch):
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    programs("python", 'echo "$@" >> "$LOG"')
+    subprocess.run([CLUSTER / "slurm_array.sh", "ours", "data/fold{fold}", "--steps=9"], check=True)
+    train, evaluate = lines(tmp_path / "log")
+    assert train == (
+        "-m experiments.train --task=abdomen --setting=ours --seed=2 "
+        "--data_dir=data/fold1 --run_dir=runs/ours-seed2-fold1 --steps=9"
+    )
+    assert evaluate == "-m experiments.evaluate --run_dir=runs/ours-seed2-fold1"
+
+
+def test_every_node_knows_all_workers_and_its_own_number(tmp_path, programs, monkeypatch):
+    monkeypatch.setenv("LOG", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    programs("scontrol", "printf 'n1\\nn2\\n'")
+    programs("srun", 'shift; for i in 0 1; do SLURM_PROCID=$i "$@"; done')
+    programs("python", 'echo "$TF_CONFIG" >> "$LOG/config"; echo "$@" >> "$LOG/arguments"')
+    subprocess.run([CLUSTER / "slurm_nodes.sh", "--setting=ours", "--run_dir=a b"], check=True)
+    for index, line in enumerate(lines(tmp_path / "config")):
+        cluster = {"worker": ["n1:12345", "n2:12345"]}
+        assert json.loads(line) == {"cluster": cluster, "task": {"type": "worker", "index": index}}
+    assert lines(tmp_path / "arguments") == 2 * [
+        "-m experiments.train --strategy=multi_worker --setting=ours --run_dir=a b"
+    ]
+
+
+def test_kubernetes_gives_each_pod_its_number():
+    service, job = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text(encoding="utf-8"))
+    pod = job["spec"]["template"]["spec"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+    export = pod["containers"][0]["args"][0].split("exec ")[0]
+    for index in (0, 1):
+        config = subprocess.run(
+            ["bash", "-c", f'{export}\necho "$TF_CONFIG"'],
+            env={"JOB_COMPLETION_INDEX": str(index)}, check=True, stdout=subprocess.PIPE, encoding="utf-8",
+        ).stdout  # fmt: skip
+        workers = ["ummkd-0.ummkd:12345", "ummkd-1.ummkd:12345"]
+        assert json.loads(config) == {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing(tmp_path):
+    jobs = write_jobs([("one", [["echo", "a b"]])], ["echo"], tmp_path / "jobs", tmp_path).parent
+    subprocess.run(["shellcheck", *CLUSTER.glob("*.sh"), *jobs.glob("*.sh")], check=True)

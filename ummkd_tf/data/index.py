@@ -1,0 +1,169 @@
+"""`index.json` beside `dataset.json`: what a sampler must know of every case before it reads voxels.
+
+<data_dir>/index.json   {"format": 1, "cases": {case id: {
+                            "num_bytes": size of the file,
+                            "shape": [rows, columns, slices],
+                            "factors": {in-plane reduction: {
+                                "classes": values of the class map,
+                                "labelled": [first, last] slice that holds more than background, or null}}}}}
+
+Preparation writes it. Data prepared before it was invented, or a case whose file has another size, are looked at when
+they are first trained on: that reads the class maps, and the images not. It can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import write_json
+from ummkd_tf.common.progress import progress
+from ummkd_tf.data.cases import labelled_slices, opened_case
+from ummkd_tf.data.reduction import reduce_label
+
+INDEX = "index.json"
+FACTORS = (1, 2, 4)
+"""In-plane reductions that preparation notes: the presets'. Another is added when it is first asked for."""
+
+_FORMAT = 1
+_MANY = 100  # cases, from which on a progress bar shows that they are looked at
+
+
+@dataclass(frozen=True)
+class LabelContent:
+    """Of a class map, reduced in the plane.
+
+    Attributes:
+        classes: Values that it has.
+        labelled: First and last slice that holds more than background; None where there is none.
+    """
+
+    classes: tuple[int, ...]
+    labelled: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class CaseContent:
+    """Of one case file.
+
+    Attributes:
+        num_bytes: Size of the file.
+        shape: Rows, columns and slices, unreduced.
+        factors: In-plane reduction → content of the class map.
+    """
+
+    num_bytes: int
+    shape: tuple[int, int, int]
+    factors: Mapping[int, LabelContent]
+
+
+def content_of(path: Path, factors: Iterable[int]) -> CaseContent:
+    """Looks into a case file; reductions that do not divide its rows and columns are left out.
+
+    Raises:
+        InputError: As `opened_case`.
+    """
+    with opened_case(path) as file:
+        label = file.label[()]
+    rows, columns, _ = label.shape
+    contents = {}
+    for factor in factors:
+        if rows % factor == columns % factor == 0:
+            coarse = reduce_label(label, factor)
+            contents[factor] = LabelContent(tuple(np.unique(coarse).tolist()), labelled_slices(coarse))
+    return CaseContent(path.stat().st_size, label.shape, contents)
+
+
+def read_index(directory: Path) -> dict[str, CaseContent]:
+    """What is known of the cases of a data set; entries that make no sense are left out, as if there were none."""
+    try:
+        content = read_json(directory / INDEX)
+        cases = dict(content["cases"]) if content["format"] == _FORMAT else {}
+    except MALFORMED:
+        return {}
+    index = {}
+    for case_id, entry in cases.items():
+        with contextlib.suppress(*MALFORMED):
+            index[case_id] = _parsed(entry)
+    return index
+
+
+def _parsed(entry: Mapping[str, Any]) -> CaseContent:
+    rows, columns, depth = map(_count, entry["shape"])
+    factors = {}
+    for factor, content in entry["factors"].items():
+        labelled = None if content["labelled"] is None else tuple(map(_count, content["labelled"]))
+        if labelled is not None and not (len(labelled) == 2 and labelled[0] <= labelled[1] < depth):
+            raise ValueError(f"labelled {labelled} of {depth}")
+        factors[int(factor)] = LabelContent(tuple(map(_count, content["classes"])), labelled)
+    return CaseContent(_count(entry["num_bytes"]), (rows, columns, depth), factors)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r}: expected a number from 0")
+    return value
+
+
+def write_index(directory: Path, index: Mapping[str, CaseContent]) -> None:
+    """Writes `index.json`.
+
+    Raises:
+        InputError: As `replacing`.
+    """
+    write_json(
+        directory / INDEX, {"format": _FORMAT, "cases": {case_id: asdict(index[case_id]) for case_id in sorted(index)}}
+    )
+
+
+Each = Callable[[Callable[[Path], CaseContent], Sequence[Path]], Iterable[CaseContent]]
+
+
+def _each(look: Callable[[Path], CaseContent], paths: Sequence[Path]) -> Iterable[CaseContent]:
+    return progress(map(look, paths), total=len(paths), desc="index", unit="case", disable=len(paths) < _MANY)
+
+
+def contents(
+    directory: Path,
+    paths: Mapping[str, Path],
+    factors: Collection[int],
+    *,
+    each: Each | None = None,
+) -> dict[str, CaseContent]:
+    """What is in these cases; what the index does not know of them is looked at and noted there.
+
+    Args:
+        directory: Folder of the data set. Where it cannot be written to, the index stays as it is.
+        paths: File by case id.
+        factors: In-plane reductions that are needed.
+        each: Goes through the files that must be looked at, e.g. in several processes.
+
+    Raises:
+        InputError: As `opened_case`; or rows and columns of a file that do not reduce by a factor.
+    """
+    index = read_index(directory)
+    unknown = {}
+    for case_id, path in paths.items():
+        entry = index.get(case_id)
+        if entry is None or not path.is_file() or path.stat().st_size != entry.num_bytes:
+            unknown[case_id] = path
+            index.pop(case_id, None)
+        elif not set(factors) <= set(entry.factors):
+            unknown[case_id] = path
+    if unknown:
+        look = partial(content_of, factors=tuple(factors))
+        found = (each or _each)(look, list(unknown.values()))
+        for case_id, content in zip(unknown, found, strict=True):
+            before = index[case_id].factors if case_id in index else {}
+            index[case_id] = replace(content, factors={**before, **content.factors})
+        with contextlib.suppress(InputError):
+            write_index(directory, index)
+    return {case_id: index[case_id] for case_id in paths}
