@@ -24,6 +24,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "reproduce": ("experiments.reproduce", "run what a table or figure of the paper needs, and print it"),
         "export": ("experiments.export", "a trained model as one folder that needs no run, data or flags"),
         "import-tf1": ("experiments.import_tf1", "the authors' TensorFlow 1 checkpoints as such a folder"),
+        "growing": ("experiments.growing", "what helps a trained model to learn a further modality, on phantoms"),
         "report": ("experiments.report", "one HTML page with every table, figure, curve, case and run"),
     }
 )

@@ -207,7 +207,7 @@ def _evaluate(
                 task=dataset.task,
                 spacing_mm=case.grid.spacing_mm,
                 reference=case.label,
-                title=f"{case.case_id}: {title}",
+                title=f"{case.case_id} · {case.modality}: {title}",
             )
             save_figure(figure, pictures / f"{case.case_id}.png")
         if viewer:

@@ -2,13 +2,15 @@
 
     python -m experiments.figures --runs_dir=runs/paper --figure=fig8 --out_dir=results/paper
 
-Fig. 6 to 8 read recorded numbers only. Fig. 4, 5 and 9 show segmentations, so they load the runs' checkpoints and
-predict the cases shown: of each modality the test case whose Dice by Ours is the median, at the slice with the most
-foreground. What was not run is an empty panel that says so.
+Rows and panels are the runs' modalities: CT and MRI in the paper. Fig. 6 to 8 read recorded numbers only. Fig. 4, 5 and
+9 show segmentations, so they load the runs' checkpoints and predict the cases shown: of each modality the test case
+whose Dice by Ours is the median, at the slice with the most foreground. What was not run is an empty panel
+that says so.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +29,15 @@ from numpy.typing import NDArray
 
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.captions import counts, provenance
-from experiments.results.records import Record, load_records, of_spec
-from experiments.results.table import MODALITIES, class_title
+from experiments.results.records import Record, load_records, modalities_of, of_spec
+from experiments.results.table import class_title, modality_title
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output import pictures
 from ummkd_tf.runs.loading import load_model
 from ummkd_tf.settings import SETTINGS
-from ummkd_tf.tasks import TASKS, Task
+from ummkd_tf.tasks import Task
 
 if TYPE_CHECKING:
     from ummkd_tf.data.cases import Case
@@ -140,7 +142,7 @@ class Slice:
     ) -> None:
         """Draws the slice with the contours of a class map, and on request the class numbers, as the legend does."""
         image = self.plane.cut(self.case.image, self.index)[self.window]
-        low, high = np.percentile(self.case.image, (1, 99))
+        low, high = pictures.gray_range(self.case.image, self.case.label)
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=self.aspect)
         for volume, style in ((classes, False), (dashed, True)):
             if volume is None:
@@ -154,16 +156,16 @@ class Slice:
 
 
 def _segmentations(specs: Sequence[RunSpec], records: Sequence[Record], predict: Predict | None = None) -> Figure:
-    """Fig. 4 and 5: the reference and the seven settings, CT above and MRI below."""
+    """Fig. 4 and 5: the reference and the seven settings; a row for each modality, in the paper CT above and MRI."""
     predict = predict or Predictions()
-    task = TASKS[specs[0].task]
     reference = _reference_run(records)
-    case_ids = [median_cases(reference, modality, 1)[0] for modality in MODALITIES]
+    task, modalities = reference.task, reference.modalities
+    case_ids = [median_cases(reference, modality, 1)[0] for modality in modalities]
     slices = [Slice.of(read_case(reference, case_id), task) for case_id in case_ids]
     figure, panels = _pictures([shown.height for shown in slices], 1 + len(specs))
-    for row, title, case_id, shown in zip(panels, MODALITIES.values(), case_ids, slices, strict=True):
+    for row, modality, case_id, shown in zip(panels, modalities, case_ids, slices, strict=True):
         shown.show(row[0], task, shown.case.label, numbered=True)
-        row[0].set_ylabel(f"{title}, {case_id}")
+        row[0].set_ylabel(f"{modality_title(modality)}, {case_id}")
         for axes, spec in zip(row[1:], specs, strict=True):
             found = of_spec(records, spec)
             if found:
@@ -178,13 +180,13 @@ def _segmentations(specs: Sequence[RunSpec], records: Sequence[Record], predict:
 
 
 def _outlier_slices(specs: Sequence[RunSpec], records: Sequence[Record], predict: Predict | None = None) -> Figure:
-    """Fig. 9: CT slices of general cases and of the outlier, by Ours and (dashed) the reference."""
+    """Fig. 9: slices of general cases and of the outlier, a CT in the paper, by Ours and (dashed) the reference."""
     predict = predict or Predictions()
-    task = TASKS[specs[0].task]
     record = records[0]
-    general = median_cases(record, "ct", NORMAL_CASES)
-    outliers = list((record.outlier or {"cases": {}})["cases"])
-    slices = {case_id: Slice.of(read_case(record, case_id), task) for case_id in general + outliers}
+    task, outliers = record.task, (record.outlier or {"cases": {}})["cases"]
+    modality = next((case["modality"] for case in outliers.values()), record.modalities[0])
+    general = median_cases(record, modality, NORMAL_CASES)
+    slices = {case_id: Slice.of(read_case(record, case_id), task) for case_id in (*general, *outliers)}
     height = max(shown.height for shown in slices.values())
     figure, (panels,) = _pictures([height], len(general) + max(1, len(outliers)))
     for axes, (case_id, shown) in zip(panels, slices.items(), strict=False):
@@ -257,11 +259,12 @@ class Predictions:
 
 
 def _dice_over_alpha(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
-    """Fig. 6: for each alpha a box of the test cases' Dice, averaged over structures; CT above, MRI below."""
-    figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
+    """Fig. 6: for each alpha a box of the test cases' Dice, averaged over structures; a panel for each modality."""
+    modalities = modalities_of(records)
+    figure = Figure(figsize=(COLUMN, 1.6 * len(modalities)), layout="constrained")
+    panels = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]
     places = range(len(specs))
-    for axes, (modality, title), color in zip(panels, MODALITIES.items(), COLORS[1:], strict=False):
+    for number, (axes, modality) in enumerate(zip(panels, modalities, strict=True), start=1):
         dice = [_case_dice(of_spec(records, spec), modality) for spec in specs]
         boxes = axes.boxplot(
             dice,
@@ -274,11 +277,11 @@ def _dice_over_alpha(specs: Sequence[RunSpec], records: Sequence[Record]) -> Fig
             flierprops={"marker": ".", "markersize": 3},
         )
         for box in boxes["boxes"]:
-            box.set(facecolor=color, alpha=0.5)
+            box.set(facecolor=COLORS[number % len(COLORS)], alpha=0.5)
         for place, values in zip(places, dice, strict=True):
             if not values:
                 axes.text(place, 0.5, "not run", transform=axes.get_xaxis_transform(), ha="center", rotation=90)
-        axes.set_ylabel(f"{title} Dice (%)")
+        axes.set_ylabel(f"{modality_title(modality)} Dice (%)")
         axes.grid(axis="y", linewidth=0.3)
     panels[-1].set_xticks(places, [f"{spec.alpha:g}" for spec in specs])
     panels[-1].set_xlabel("α")
@@ -311,14 +314,21 @@ def _kd_loss(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
 
 
 def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
-    """Fig. 8: q of CT, of MRI, and 5 × their absolute difference, from the start of training to its end."""
-    task = TASKS[specs[0].task]
-    names = ["bg", *(class_title(name) for name in task.class_names[1:])]
-    figure = Figure(figsize=(PAGE, 3.6 * len(specs)), layout="compressed")
-    panels = figure.subplots(3 * len(specs), Q_STEPS)
+    """Fig. 8: q of each modality, and 5 × the absolute difference of each two, from first to last step."""
+    modalities = modalities_of(records)
+    pairs = list(itertools.combinations(modalities, 2))
+    titles = [modality_title(m) for m in modalities]
+    # The paper's has two modalities, and needs not say of which two it is the difference.
+    titles += [
+        f"{AMPLIFIED} × |{'difference' if len(pairs) == 1 else ' − '.join(map(modality_title, pair))}|"
+        for pair in pairs
+    ]
+    names = ["bg", *(class_title(name) for name in records[0].task.class_names[1:])]
+    figure = Figure(figsize=(PAGE, 1.2 * len(titles) * len(specs)), layout="compressed")
+    panels = figure.subplots(len(titles) * len(specs), Q_STEPS, squeeze=False)
     shown = None
     for number, spec in enumerate(specs):
-        rows = panels[3 * number : 3 * number + 3]
+        rows = panels[len(titles) * number : len(titles) * (number + 1)]
         record = next((r for r in of_spec(records, spec) if r.knowledge), None)
         if record is None:
             for axes in rows.flat:
@@ -326,12 +336,12 @@ def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
             lines = []
         else:
             lines = spread(record.knowledge, Q_STEPS)
-        titles = [*MODALITIES.values(), f"{AMPLIFIED} × |difference|"]
         for row, title in zip(rows, titles, strict=True):
             row[0].set_ylabel(title)
         for column, line in zip(rows.T, lines, strict=False):
-            q = [np.array(line["q"][m]) for m in MODALITIES]
-            for axes, matrix in zip(column, (*q, AMPLIFIED * abs(q[0] - q[1])), strict=True):
+            q = {m: np.array(line["q"][m]) for m in modalities}
+            differences = [AMPLIFIED * abs(q[a] - q[b]) for a, b in pairs]
+            for axes, matrix in zip(column, (*q.values(), *differences), strict=True):
                 shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
             column[0].set_title(f"α = {spec.alpha:g}, step {line['step']}")
         for axes in rows[:, len(lines) :].flat:

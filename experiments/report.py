@@ -89,7 +89,7 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
     sound = [entry for entry in entries if not entry.flaw]
     sections = [
         ("overview", "Overview", _overview(entries)),
-        *((name, _short(name), _table_section(name, sound)) for name in TABLES if _of(name, sound)),
+        *((name, _short(name), _table_section(name, sound)) for name in TABLES if _is_run(name, sound)),
         *((table.name, table.title, _shown(table, sound)) for table in builders.own_tables(e.record for e in sound)),
         ("figures", "Figures", _figures(sound, figures_dir)),
         ("curves", "Curves", _curves(sound)),
@@ -123,6 +123,15 @@ def _of(target: str, entries: Sequence[Entry]) -> list[Entry]:
     """The finished runs that a target is made of, whatever their seeds and folds."""
     stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
     return [e for e in entries if e.record.finished and e.record.name.rpartition("-seed")[0] in stems]
+
+
+def _is_run(target: str, entries: Sequence[Entry]) -> bool:
+    """Whether a target has a run on each of its data sets; the outlier is one more."""
+    asked = TARGETS[target]
+    found = {entry.record.name.partition("-")[0] for entry in _of(target, entries)}
+    return found == {spec.data for spec in asked.specs} and (
+        not asked.outlier or any(entry.record.outlier for entry in _of(target, entries))
+    )
 
 
 def _scroll(table: str, label: str, more: str = "") -> str:
@@ -167,7 +176,7 @@ def _not_run(entries: Sequence[Entry]) -> str:
     parts = [
         f'<details id="{name}">\n<summary>{_short(name)}</summary>\n{_table_section(name, entries)}\n</details>'
         for name in TABLES
-        if not _of(name, entries)
+        if not _is_run(name, entries)
     ]
     return "\n".join([_heading("Tables that have not been run", ()), *(parts or ["<p>None.</p>"])])
 

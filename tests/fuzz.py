@@ -225,6 +225,19 @@ def _read_case(path: Path) -> Any:
     )
 
 
+def _index(folder: Path) -> Path:
+    from ummkd_tf.data.index import INDEX, content_of, write_index
+
+    write_index(folder, {"a": content_of(_case(folder), (1, 2))})
+    return folder / INDEX
+
+
+def _read_index(path: Path) -> Any:
+    from ummkd_tf.data.index import read_index
+
+    return sorted((c, *vars(content).values()) for c, content in read_index(path.parent).items())
+
+
 def _dataset(folder: Path) -> Path:
     split = {p: [f"{m}_{n}" for m in ("ct", "mr")] for n, p in enumerate(("train", "validation", "test"))}
     ids = [c for part in split.values() for c in part]
@@ -348,6 +361,7 @@ FORMATS = {
     "npz volume": Format(_volume, _read_volume, sealed=True, reseal=in_zip),
     "npz checkpoint": Format(_checkpoint, _read_checkpoint, sealed=True, reseal=in_zip),
     "dataset.json": Format(_dataset, _read_dataset, text=True),
+    "index.json": Format(_index, _read_index, text=True),
     "split file": Format(_split, _read_split, text=True),
     "run.json": Format(_run, _read_run, text=True),
     "own.csv": Format(_csv, _read_csv, text=True),

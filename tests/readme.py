@@ -41,7 +41,14 @@ def main() -> None:
         words += SHORTER.get(words[1], [])
         print("$", shlex.join(words), flush=True)
         subprocess.run(words, cwd=folder, check=True)
-    for written in ("demo/labels.nii.gz", "demo/labels.png", "data/qc/index.html", "labels.nii.gz"):
+    # Somebody else has the exported folder alone.
+    shutil.move(folder / "model", folder / "elsewhere")
+    for gone in ("runs", "data", "organs.json"):
+        shutil.move(folder / gone, folder / f"{gone}.gone")
+    other = "--model=elsewhere --modality=ct --input=scan.nii.gz --output=again.nii.gz"
+    subprocess.run(["ummkd", "predict", *other.split()], cwd=folder, check=True)
+    assert (folder / "again.nii.gz").read_bytes() == (folder / "labels.nii.gz").read_bytes()
+    for written in ("demo/labels.nii.gz", "demo/labels.png", "data.gone/qc/index.html", "labels.nii.gz"):
         assert (folder / written).stat().st_size, written
 
 

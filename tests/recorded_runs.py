@@ -88,6 +88,7 @@ def write_run(
     data_dir: str = "data",
     steps: int = 300,
     parameters: int = 1_918_741,
+    modalities: tuple[str, ...] = ("ct", "mr"),
 ) -> Path:
     """Writes a run's folder; no evaluation where `cases` is None."""
     run_dir = runs_dir / spec.name
@@ -95,7 +96,7 @@ def write_run(
     config = run_config(task=spec.task, setting=spec.setting, steps=steps, alpha=spec.alpha, seed=spec.seed)
     run = {
         "flags": config.to_dict(),
-        "model": {"setting": spec.setting, "normalization": spec.normalization, "modalities": ["ct", "mr"]},
+        "model": {"setting": spec.setting, "normalization": spec.normalization, "modalities": modalities},
         "setting": asdict(SETTINGS[spec.setting]),
         "task": spec.task,
         "data_dir": data_dir,

@@ -17,8 +17,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Imports run downwards: a wing may use those of the rows below it, and none of its own row or above.
 WINGS = (
-    ("output",),
     ("runs",),
+    ("output",),
     ("evaluation",),
     ("data",),
     ("released",),

@@ -100,6 +100,34 @@ def test_matrices_and_five_times_their_difference(tmp_path):
     assert not panels[0, 3].images and texts(panels[3, 0]) == ["not run"]
 
 
+def test_rows_are_the_runs_own_modalities(tmp_path, shown_cases):
+    """CT, T1 and T2: three rows, three panels, and the differences of each two."""
+    names, rng = ("ct", "t1", "t2"), np.random.default_rng(0)
+    of_two = evaluation_cases("abdomen", rng, range(2))
+    cases = {f"{m}_{n}": of_two[f"ct_{n}"] | {"modality": m} for m in names for n in range(2)}
+    lines = [{"step": 0, "kd_loss": 0.1, "q": {m: np.full((5, 5), n / 10).tolist() for n, m in enumerate(names)}}]
+    ours = specs("fig8")[0]
+    write_run(tmp_path, ours, cases, knowledge=lines, modalities=names, outlier={"t1_9": cases["t1_0"]})
+    records = load_records(tmp_path)
+    figure = figures._segmentations((ours,), records, lambda record, case_id: case(case_id).label)
+    labels = [axes.get_ylabel() for axes in np.array(figure.axes).reshape(3, 2)[:, 0]]
+    assert labels == ["CT, ct_0", "t1, t1_0", "t2, t2_0"]
+    assert [axes.get_ylabel() for axes in figures._dice_over_alpha((ours,), records).axes] == [
+        "CT Dice (%)",
+        "t1 Dice (%)",
+        "t2 Dice (%)",
+    ]
+    panels = np.array(figures._matrices((ours,), records).axes[: 6 * figures.Q_STEPS]).reshape(6, figures.Q_STEPS)
+    assert [axes.get_ylabel() for axes in panels[3:, 0]] == ["5 × |CT − t1|", "5 × |CT − t2|", "5 × |t1 − t2|"]
+    np.testing.assert_allclose(panels[4, 0].images[0].get_array(), 5 * 0.2)
+    figure = figures._outlier_slices((ours,), records, lambda record, case_id: case(case_id).label)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "general case t1_0",
+        "general case t1_1",
+        "outlier t1_9",
+    ]
+
+
 def test_chosen_steps_hold_the_first_and_the_last():
     lines = [{"step": s} for s in range(0, 110, 10)]
     assert [line["step"] for line in figures.spread(lines, 5)] == [0, 20, 50, 80, 100]

@@ -21,8 +21,10 @@ from experiments.recipes import PRESETS
 from experiments.results import builders
 from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data import intensities
 from ummkd_tf.data.cases import write_case
 from ummkd_tf.data.dataset import Dataset, write_dataset
+from ummkd_tf.runs.exported import load_model
 from ummkd_tf.runs.folder import read_run, task_of
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
@@ -220,8 +222,12 @@ def test_label_values_with_gaps_get_a_label_map(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_way(own, tmp_path, eager):
-    """new_task → verify → prepare → train → evaluate → predict; later changes of the task file change nothing."""
+def test_the_whole_way(own, tmp_path, eager, monkeypatch):
+    """new_task → verify → prepare → qc → train → evaluate → predict → export → predict with the exported folder alone.
+
+    Later changes of the task file change nothing.
+    """
+    monkeypatch.setattr(intensities, "MIN_CASES", 2)
     csv_file, task_file = own[0], tmp_path / "pelvis.json"
     task_file.write_bytes(own[1].read_bytes())
     task = get_task(str(task_file))
@@ -241,6 +247,8 @@ def test_the_whole_way(own, tmp_path, eager):
     case = Dataset.load(data).case("t1_3")
     right, left = (case.grid.world(np.argwhere(case.label == c).mean(axis=0))[0] for c in (1, 2))
     np.testing.assert_allclose([right, left], [40, -35], atol=2)  # the scans' own place, in mm
+    done("data_prep.qc", f"--data_dir={data}")
+    assert "prostate" in (data / "qc" / "index.html").read_text(encoding="utf-8")
     assert "2 ct, 2 t1, 2 t2" in done("experiments.train", *train, f"--task={task_file}")
     stored = task_of(read_run(run_dir))
     assert stored == Dataset.load(data).task == task
@@ -259,6 +267,20 @@ def test_the_whole_way(own, tmp_path, eager):
     assert said.splitlines()[1] == again.splitlines()[1]  # the volumes in ml
     before, after = (nib.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("before", "after"))
     assert np.array_equal(before, after) and before.any()
+
+    done("experiments.export", *flags(run_dir=run_dir, out=tmp_path / "model"))
+    there = tmp_path / "somebody" / "else"
+    there.parent.mkdir()
+    (tmp_path / "model").rename(there)
+    exported = load_model(there)
+    result = exported.predict_scan(raw / "t1_3_image.nii.gz", modality="t1")
+    assert np.array_equal(result.labels, before) and exported.task == task
+    known = exported.scan_predictor().intensities  # what prediction warns by, from the run
+    assert known == read_run(run_dir)["intensities"] and {m: k["cases"] for m, k in known.items()} == {
+        "ct": 2,
+        "t1": 2,
+        "t2": 2,
+    }
 
     other = tmp_path / "other.json"  # the data prepared again for another task: the run is not evaluated on it
     other.write_text(json.dumps(content | {"region": "image_center"}), encoding="utf-8")

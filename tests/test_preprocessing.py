@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.reduction import enlarge_in_plane, reduce_image, reduce_label
@@ -120,6 +122,26 @@ def test_dark_liver_stays_in_the_picture(noise, labelled, caplog):
     if not noise:
         assert (prepared.image[fat] > prepared.image.min()).mean() > 0.97
     assert "labelled voxels" not in caplog.text
+
+
+def test_image_and_label_that_rounding_puts_on_two_sides_of_a_diagonal_stay_together():
+    """At 45° the noise of a header decides which of the patient's axes an index is named after."""
+    turn = Rotation.from_euler("z", 45, degrees=True).as_matrix() * (2, 2, 8)
+    image = np.full((60, 50, 6), -1000, np.float32)
+    image[5:-5, 5:-5] = np.random.default_rng(0).normal(40, 5, (50, 40, 6))
+    label = np.zeros(image.shape, np.uint8)
+    label[8:20, 9:15, 1:5] = 1
+    image[label == 1] = 150
+    affines = []
+    for sign in (-1, 1):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("z", sign * 1e-6).as_matrix() @ turn
+        affines.append(affine)
+    assert Grid(affines[0], image.shape).axes != Grid(affines[1], image.shape).axes
+    for first, second in (affines, affines[::-1]):
+        prepared = prepare(Volume(image, first), Volume(label, second), ABDOMEN, "ct")
+        organ = ndimage.binary_erosion(prepared.label == 1)
+        assert organ.any() and prepared.image[organ].mean() > 0.9 * prepared.image.max()
 
 
 def test_body_box_is_enlarged_for_labels_outside_and_says_so(caplog):

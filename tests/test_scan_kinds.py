@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_files import CR, CT, ENHANCED_CT, NM, SECONDARY_CAPTURE, Dataset, decimals
+from dicom_files import CR, CT, ENHANCED_CT, ENHANCED_MR, NM, SECONDARY_CAPTURE, Dataset, decimals
 from pydicom import uid
 from scipy.spatial.transform import Rotation
 from test_dicom_series import assert_same
@@ -146,6 +146,39 @@ def frames_of(sop_class: uid.UID, groups: bool) -> Callable[[Path], None]:
     return after
 
 
+def two_time_points(folder: Path) -> None:
+    frames_of(ENHANCED_MR, groups=True)(folder)
+    ds = dicom_files.pydicom.dcmread(folder / "frames.dcm")
+    for n, group in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        content = Dataset()
+        content.TemporalPositionIndex = 1 + n // 3
+        group.FrameContentSequence = [content]
+    dicom_files.write(folder / "frames.dcm", ds)
+
+
+def in_a_folder(*names: str) -> Callable[[Path], None]:
+    """Moves files (all, where none is named) to a folder beside them."""
+
+    def after(folder: Path) -> None:
+        files = [folder / name for name in names] or list(folder.iterdir())
+        (folder / "more").mkdir()
+        for file in files:
+            file.rename(folder / "more" / file.name)
+
+    return after
+
+
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    """A file that is not there whole, under the name that browsers give it."""
+
+    def after(folder: Path) -> None:
+        file = folder / name
+        (folder / f"{name}.part").write_bytes(file.read_bytes()[:length])
+        file.unlink()
+
+    return after
+
+
 def broken_link(folder: Path) -> None:
     (folder / "IM0003.dcm").rename(folder.parent / "moved.dcm")
     (folder / "IM0003.dcm").symlink_to("nowhere.dcm")
@@ -198,12 +231,39 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "decimal commas": (Series(raw("PixelSpacing", "7,5\\6,5")),
         r"PixelSpacing is '7,5\\\\6,5': expected 2 finite numbers"),
     "PixelSpacing of words": (Series(raw("PixelSpacing", "nan\\6")), r"PixelSpacing is 'nan\\\\6': expected 2 finite"),
+    "three PixelSpacing": (Series(put(PixelSpacing=["7", "6", "8"])), "expected 2 finite numbers"),
+    "PixelSpacing with units": (Series(raw("PixelSpacing", "7mm\\6mm")), "expected 2 finite numbers"),
+    "PixelSpacing with exponents": (Series(raw("PixelSpacing", "7.0E+00\\0.6e1"), told=put(PixelSpacing=[7, 6])), None),
+    "PixelSpacing in one slice": (
+        Series(lambda ds, k: without("PixelSpacing")(ds, k) if k else None),
+        "IM0001.dcm: no PixelSpacing",
+    ),
+    "only NominalScannedPixelSpacing": (
+        Series(lambda ds, k: (without("PixelSpacing")(ds, k), put(NominalScannedPixelSpacing=["7", "6"])(ds, k))),
+        "no PixelSpacing: the size of a pixel is unknown",
+    ),
     "class CR": (Series(sop_class=CR), None),
+    "class XA": (Series(sop_class=uid.XRayAngiographicImageStorage), None),
+    "a class of its own": (Series(sop_class=uid.UID("1.2.3.4.5")), None),
     "class NM, one frame a file": (Series(sop_class=NM), None),
     "class Secondary Capture": (Series(sop_class=SECONDARY_CAPTURE), None),
     "Enhanced CT": (Series(after=frames_of(ENHANCED_CT, groups=True)), None),
-    "multi-frame NM": (Series(after=frames_of(NM, groups=False)),
-        "frames.dcm: 6 frames in a file of class Nuclear Medicine Image Storage, which tells no place for each"),
+    "Enhanced CT, frames 30 mm aside": (
+        Series(lambda ds, k: moved(ds, (30 * (k > 2), 0, 0)), after=frames_of(ENHANCED_CT, groups=True)),
+        "frames.dcm, frame 4 lies 30.00 mm beside the line",
+    ),
+    "Enhanced MR, two time points": (
+        Series(lambda ds, k: moved(ds, (0, 0, -STEP_MM * (k > 2) * 3)), after=two_time_points),
+        r"alternate between 2 values of TemporalPositionIndex \(1, 2\): two scans in one series",
+    ),
+    "multi-frame RT Dose": (
+        Series(after=frames_of(uid.RTDoseStorage, groups=False)),
+        "6 frames in a file of class RT Dose Storage, which tells no place for each",
+    ),
+    "multi-frame NM": (
+        Series(after=frames_of(NM, groups=False)),
+        "frames.dcm: 6 frames in a file of class Nuclear Medicine Image Storage, which tells no place for each",
+    ),
     "multi-frame Secondary Capture": (
         Series(after=frames_of(uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage, groups=False)),
         "6 frames in a file of class Multi-frame Grayscale Word Secondary Capture Image Storage"),
@@ -228,13 +288,29 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
         "lie side by side in one plane: their positions and their orientation contradict each other"),
     "shifted further than any gantry": (Series(step=(0, 40, STEP_MM)), "shifted by 40.8 mm for 8.0 mm of distance"),
     "a missing slice": (Series(name=lambda k: "" if k == 3 else f"IM{k}.dcm"), "16.000 mm between IM2.dcm and IM4.dcm"),
-    "the same position twice": (Series(lambda ds, k: moved(ds, (0, 0, -STEP_MM * (k == 3)))),
-        "have the same position"),
+    "the same position twice": (
+        Series(lambda ds, k: moved(ds, (0, 0, -STEP_MM * (k == 3)))),
+        "have the same position",
+    ),
+    "slices on a curve": (Series(lambda ds, k: moved(ds, (0.3 * k * k, 0, 0))), "beside the line of the slices before"),
     # 3. files by their content
     "the last without .dcm": (Series(name=lambda k: f"IM{k}" + ".dcm" * (k < 5)), None),
     "every kind of name": (Series(name=["a.dcm", "b", "c.dicom", "d.dcm.1", "e.IMA", "1.2.840.5"].__getitem__), None),
     "a name of another kind": (Series(name=lambda k: f"IM{k}" + (".bak" if k == 5 else ".dcm")), None),
     "a broken link": (Series(after=broken_link), "IM0003.dcm: a link to a file that is not there"),
+    "a hidden slice": (Series(name=lambda k: "." * (k == 5) + f"IM{k}.dcm"), ".IM5.dcm: a hidden DICOM file"),
+    "a Mac's file beside each": (Series(after=add("._IM0001.dcm", b"\0\5\26\7" + bytes(200))), None),
+    "a slice in a folder": (
+        Series(after=in_a_folder("IM0005.dcm")),
+        "more: a folder with files of the same series as those beside it",
+    ),
+    "all in a folder": (Series(after=in_a_folder()), "no DICOM files, but folders: more; give the one that holds"),
+    "a slice half downloaded": (Series(after=cut("IM0005.dcm", -50)), "IM0005.dcm.part: damaged or truncated: 110 byt"),
+    "a header half downloaded": (Series(after=cut("IM0005.dcm", 200)), "IM0005.dcm.part: not a readable DICOM image"),
+    "a copy of a slice": (
+        Series(after=lambda folder: shutil.copy(folder / "IM0003.dcm", folder / "copy of IM0003.dcm.bak")),
+        "IM0003.dcm and copy of IM0003.dcm.bak have the same position",
+    ),
     "a packed slice": (Series(after=compressed), "IM0003.dcm.gz: not a readable DICOM image"),
     "a text beside it": (Series(after=add("notes.txt", b"hello")), None),
     "a report beside it": (Series(after=structures), None),
@@ -245,6 +321,15 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "two time points in turns": (Series(half_a_slice("TemporalPositionIdentifier")), "TemporalPositionIdentifier"),
     "two echoes in turns": (Series(half_a_slice("EchoNumbers")), "alternate between 2 values of EchoNumbers"),
     "two echo times in turns": (Series(half_a_slice("EchoTime")), "alternate between 2 values of EchoTime"),
+    "two kernels in turns": (Series(each(lambda k: ("B30f", "B60f")[k % 2], "ConvolutionKernel")), "ConvolutionKernel"),
+    "two voltages in turns": (Series(each(lambda k: ("80", "140")[k % 2], "KVP")), "2 values of KVP"),
+    "two phases of the heart in turns": (
+        Series(each(lambda k: (30.0, 70.0)[k % 2], "NominalPercentageOfCardiacPhase")),
+        "alternate between 2 values of NominalPercentageOfCardiacPhase",
+    ),
+    "numbers in turns": (Series(each(lambda k: str(1 + k // 2 + 3 * (k % 2)), "InstanceNumber")), None),
+    "numbers from head to feet": (Series(each(lambda k: str(9 - k), "InstanceNumber")), None),
+    "echo times that differ by rounding": (Series(each(lambda k: ("2.3", "2.304")[k % 2], "EchoTime")), None),
     "two acquisitions, one above the other": (Series(each(lambda k: str(1 + k // 3), "AcquisitionNumber")), None),
     "an acquisition for each slice": (Series(each(lambda k: str(k + 1), "AcquisitionNumber")), None),
     # 10. values
@@ -262,6 +347,17 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
         Series(
             lambda ds, k: put(ImagePositionPatient=[f"{float(v):.1f}" for v in ds.ImagePositionPatient])(ds, k),
             step=(0, 0, 2.46),
+            tolerance_mm=0.11,
+        ),
+        None,
+    ),
+    "oblique positions of one decimal": (  # the header's own rounding; to the positions meant see below
+        Series(
+            lambda ds, k: (
+                exact_orientation(ds, k),
+                put(ImagePositionPatient=[f"{float(v):.1f}" for v in ds.ImagePositionPatient])(ds, k),
+            ),
+            step=tuple(OBLIQUE[:, 2] * 2.46),
             tolerance_mm=0.11,
         ),
         None,
@@ -297,6 +393,8 @@ NOTES = {
     "a report beside it": "left out, no image: RS.dcm (RT Structure Set Storage)",
     "two acquisitions, one above the other": "AcquisitionNumber is not the same in all slices (1, 2)",
     "orientation of two decimals": "ImageOrientationPatient is rounded; its directions were made orthonormal",
+    "numbers in turns": "the slices' numbers run 1, 4, 2, 5, 3, 6 … along their positions: are two scans in turns in "
+    "this series?",
 }
 
 
@@ -306,6 +404,38 @@ def test_what_is_handled_is_told(kind, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert DicomSeries.open(tmp_path / "scan").notes == (NOTES[kind],)
     assert caplog.messages == [f"{tmp_path / 'scan'}: {NOTES[kind]}"]
+
+
+def test_rounded_positions_are_read_as_a_line_near_those_meant(tmp_path):
+    """Given to a tenth of a millimetre, a position can be 0.087 mm off; the header holds no more. All have one line."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        turn = Rotation.random(random_state=seed).as_matrix()
+        meant = rng.uniform(-200, 200, 3) + np.arange(20)[:, np.newaxis] * turn[:, 2] * rng.uniform(1, 8)
+        for k, position in enumerate(meant):
+            ds = dicom_files.dataset(STORED[:, :, 0], position, turn[:, :2].T.ravel())
+            ds.ImagePositionPatient = [f"{v:.1f}" for v in position]
+            dicom_files.write(tmp_path / f"{seed}/{k}.dcm", ds)
+        found = DicomSeries.open(tmp_path / str(seed)).grid.world([(0, 0, k) for k in range(20)])
+        assert np.linalg.norm(found - meant * (-1, -1, 1), axis=1).max() < 0.06
+
+
+@pytest.mark.parametrize(("size", "rounded", "off_mm"), [(512, "0.7812", 0.05), (1024, "0.7812", 0.06)])
+def test_a_spacing_rounded_in_some_slices_of_a_large_scan(size, rounded, off_mm, tmp_path):
+    """A corner moves by the rounding times the size: 0.036 mm of 400 mm, 0.072 mm of 800 mm."""
+    slices = []
+    for k in range(3):
+        slices.append(dicom_files.dataset(np.zeros((size, size), np.int8), (0, 0, k), bits=8))
+        slices[-1].PixelSpacing = ["0.78125", rounded if k == 1 else "0.78125"]
+        dicom_files.write(tmp_path / f"{k}.dcm", slices[-1])
+    grid = DicomSeries.open(tmp_path).grid
+    for k, ds in enumerate(slices):
+        corner = np.array([float(ds.PixelSpacing[1]), float(ds.PixelSpacing[0])]) * (size - 1)
+        assert np.linalg.norm(grid.world([size - 1, size - 1, k]) - (*-corner, k)) < off_mm
+    with pytest.raises(InputError, match="2 pixel spacings in one folder"):
+        slices[1].PixelSpacing = ["0.78", "0.78"]
+        dicom_files.write(tmp_path / "1.dcm", slices[1])
+        DicomSeries.open(tmp_path)
 
 
 def test_one_multi_frame_file_is_a_volume(tmp_path):
@@ -368,6 +498,20 @@ def as_file(text: bytes, name: str = "a.nii.gz") -> Callable[[Path], Path]:
     return lambda folder: content(folder / name, text)
 
 
+def changed(path: Path, old: bytes, new: bytes) -> Path:
+    text = path.read_bytes()
+    assert old in text
+    return content(path, text.replace(old, new, 1))
+
+
+def ras_nrrd(path: Path) -> Path:
+    """The same place in the other of NRRD's usual axes."""
+    for old, new in ((SPACE, b"RAS"), (b"(6,0,0) (0,7,0)", b"(-6,0,0) (0,-7,0)"), (b"(-27,-24,", b"(27,24,")):
+        changed(path if path.exists() else itk(path), old, new)
+    return path
+
+
+SPACE, UNITS = b"left-posterior-superior", b'space units: "millimeter" "millimeter" "millimeter"\n'
 WEB_PAGE = b"\n<!DOCTYPE html><html><body>Please sign in</body></html>" * 20
 NO_PLACE = "the header does not say how large its voxels are and where they lie"
 # Kind: (how to write it, the array it stands for or words of the refusal)
@@ -379,7 +523,15 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "NRRD without directions": (lambda f: itk(f / "a.nrrd", b"space directions"), NO_PLACE),
     "NRRD without space": (lambda f: itk(f / "a.nrrd", b"space:", b"space directions", b"space origin"), NO_PLACE),
     "NRRD without origin": (lambda f: itk(f / "a.nrrd", b"space origin"), NO_PLACE),
+    "NRRD in RAS": (lambda f: ras_nrrd(f / "a.nrrd"), STORED),
+    "NRRD of the scanner's axes": (lambda f: changed(itk(f / "a.nrrd"), SPACE, b"scanner-xyz"), NO_PLACE),
+    "NRRD in millimeters": (lambda f: changed(itk(f / "a.nrrd"), b"kinds", UNITS + b"kinds"), STORED),
+    "NRRD in cm": (
+        lambda f: changed(itk(f / "a.nrrd"), b"kinds", UNITS.replace(b"millimeter", b"cm") + b"kinds"),
+        "the header gives distances in cm: expected mm",
+    ),
     "MetaImage": (lambda f: itk(f / "a.mha"), STORED),
+    "MetaImage with a negative spacing": (lambda f: changed(itk(f / "a.mha"), b"ing = 6", b"ing = -6"), NO_PLACE),
     "MetaImage without spacing": (lambda f: itk(f / "a.mha", b"ElementSpacing"), NO_PLACE),
     "MetaImage without orientation": (lambda f: itk(f / "a.mha", b"TransformMatrix"), NO_PLACE),
     "MetaImage without origin": (lambda f: itk(f / "a.mha", b"Offset"), NO_PLACE),
@@ -388,12 +540,25 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     # 17. what it is
     "gzip named .nii": (lambda f: renamed(nifti(f / "a.nii.gz"), "b.nii"), STORED),
     "plain file named .nii.gz": (lambda f: renamed(nifti(f / "a.nii"), "b.nii.gz"), STORED),
+    "names in capitals": (lambda f: renamed(itk(f / "a.nrrd"), "A.NRRD"), STORED),
+    "MetaImage in capitals": (lambda f: renamed(itk(f / "a.mha"), "A.MHA"), STORED),
+    "NRRD named .nii.gz": (
+        lambda f: renamed(itk(f / "a.nrrd"), "b.nii.gz"),
+        r"begins as a \.nrrd file: rename it, as \*\.nrrd",
+    ),
+    "NIfTI named .nrrd": (lambda f: renamed(nifti(f / "a.nii"), "b.nrrd"), r"begins as a \.nii file"),
+    "NIfTI named .mha": (lambda f: renamed(nifti(f / "a.nii.gz"), "b.mha"), r"begins as a \.nii\.gz file"),
+    "NIfTI of two files": (lambda f: renamed(nifti(f / "a.nii"), "a.hdr"), "unknown image format"),
     "4D NIfTI with one volume": (lambda f: nifti(f / "a.nii.gz", STORED[..., np.newaxis]), STORED),
     "4D NIfTI with two": (lambda f: nifti(f / "a.nii.gz", np.stack([STORED] * 2, -1)), "4D image of shape"),
     "4D MetaImage with one volume": (lambda f: one_volume(f / "a.mha"), STORED),
     "a Git-LFS pointer": (as_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
         "a.nii.gz: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
     "a web page as NIfTI": (as_file(WEB_PAGE), "a web page, expected a scan: download it again, signed in"),
+    "a server's error": (as_file(b'<?xml version="1.0"?><Error>AccessDenied</Error>'), "a text of XML or JSON"),
+    "an interface's error": (as_file(b'{"message": "Not Found"}'), "a text of XML or JSON, perhaps a server's error"),
+    "a git-annex pointer": (as_file(b"/annex/objects/MD5E-s1--a.nii.gz"), "a git-annex pointer, .* 'git annex get'"),
+    "packed by another program": (as_file(b"BZh91AY&SY" + bytes(99)), "a packed file, expected the file inside"),
     "a web page as NRRD": (as_file(WEB_PAGE, "a.nrrd"), "a web page, expected a scan"),
     "a zip archive": (as_file(b"PK\3\4" + bytes(400)), "a zip archive, expected the file inside: unpack it"),
     "DICOM named as NIfTI": (as_file(bytes(128) + b"DICM" + bytes(400), "a.nii"),
@@ -445,6 +610,13 @@ def test_two_forms_that_differ_are_told(tmp_path, caplog):
         np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, AFFINE)
     assert caplog.messages[0].endswith(
         "its qform has position or direction off by 5.00 mm, the sform; the sform is used"
+    )
+    image.header["pixdim"][1:4], image.header["qform_code"] = 1, 0
+    content(tmp_path / "b.nii", image.header.binaryblock + bytes(4) + STORED.tobytes(order="F"))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(read_volume(tmp_path / "b.nii").affine, AFFINE)
+    assert caplog.messages[1].endswith(
+        "its pixdim has voxels of 1 × 1 × 1 mm, its sform of 6 × 7 × 8 mm; the sform is used"
     )
 
 

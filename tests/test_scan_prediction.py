@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import dicom_files
@@ -15,6 +16,7 @@ import pytest
 from programs import program
 from recorded_runs import write_run
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from experiments.plans import DATA, RunSpec
 from experiments.results.captions import provenance
@@ -134,6 +136,18 @@ def test_values_that_speak_against_the_modality_are_warned_of(tmp_path, caplog):
     assert "values down to -1000, which looks like a CT" in caplog.text
     predictor().predict_scan(tmp_path / "b.nii", "ct")
     assert "no value below 24: a CT in Hounsfield units has air at -1000" in caplog.text
+
+
+def test_units_that_no_patient_has(tmp_path, caplog):
+    scan = patient()
+    for factor, words in (
+        (0.001, "voxels of 0.006 × 0.006 × 0.008 mm: expected at least"),
+        (50, "large: expected at m"),
+    ):
+        with pytest.raises(InputError, match=words):
+            predictor().predict_scan(Volume(scan.array, scan.affine @ np.diag([factor] * 3 + [1])), "ct")
+    predictor().predict_scan(Volume(scan.array, scan.affine @ np.diag([0.1] * 3 + [1])), "ct")
+    assert "24 × 18 × 8 mm large: are distances in cm written as mm?" in caplog.text
 
 
 def test_machines_by_names_of_modalities():
@@ -313,11 +327,42 @@ def test_folder_of_scans_with_tables_and_label_files(run_dir, tmp_path):
 
 def test_csv_of_scans(run_dir, tmp_path):
     write_scans(tmp_path / "scans")
-    rows = "case,modality,image,remark\nfirst,ct,scans/a.nii.gz,x\nsecond,mr,scans/b.nii,\n"
+    rows = "case,modality,image,remark\n,,,\nfirst,ct,scans/a.nii.gz,x\nsecond,mr,scans/b.nii,\n\n,,,\n"
     (tmp_path / "list.csv").write_text(rows, encoding="utf-8")
     done = predict(run_dir, f"--input={tmp_path / 'list.csv'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"first.nii.gz", "second.nii.gz"}
+
+
+def test_an_oblique_scan_in_a_folder_whose_name_is_no_text(run_dir, tmp_path):
+    """Directions to single precision, a note once, and every file that can be written."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    scan, turn = reorient(patient(), "LPS"), Rotation.from_euler("xyz", (10, 5, 20), degrees=True).as_matrix()
+    for k in range(scan.array.shape[2]):
+        place = turn @ (scan.grid.world([0, 0, k]) * (-1, -1, 1))
+        orientation = turn[:, :2].T.ravel().round(5)
+        ds = dicom_files.dataset(scan.array[:, :, k].astype(np.int16), place, orientation, scan.grid.spacing_mm[1::-1])
+        dicom_files.write(folder / f"scan/{k}.dcm", ds)
+    (folder / "scan/notes.txt").write_text("not a slice", encoding="utf-8")
+    out = folder / "out"
+    done = predict(
+        run_dir, "--modality=ct", f"--input={folder / 'scan'}", f"--output={out}", f"--overlay={out}", "--probabilities"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out, not DICOM: notes.txt") == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == []
+    labels, probabilities = (nib.load(out / f"scan{more}.nii.gz") for more in ("", "_probabilities"))
+    assert np.asarray(labels.dataobj).any() and (out / "scan.png").stat().st_size
+    np.testing.assert_allclose(probabilities.affine, labels.affine)
+    content = json.loads((out / "volumes.json").read_text(encoding="utf-8"))
+    assert content["scans"]["scan"]["image"] == str(folder / "scan")
+
+
+def test_a_broken_link_among_the_scans_is_named(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    (tmp_path / "scans/patient_9").symlink_to("nowhere")
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1 and "patient_9: a link to a file that is not there" in done.stderr
 
 
 def test_one_bad_scan_of_many_is_named_and_the_others_are_done(run_dir, tmp_path):

@@ -11,7 +11,7 @@ from browser import BROWSER, in_browser
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.output import viewer
-from ummkd_tf.output.pictures import planes
+from ummkd_tf.output.pictures import gray_range, planes
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.tasks import TASKS
 
@@ -49,7 +49,7 @@ def test_the_picture_holds_image_and_maps_slice_by_slice(tmp_path):
     fourth = pixels[6:12, 0:8]
     np.testing.assert_array_equal(fourth[..., 1], label[:, :, 3])
     np.testing.assert_array_equal(fourth[..., 2], np.roll(label, 1, 0)[:, :, 3])
-    low, high = np.percentile(image, (0.5, 99.5))
+    low, high = gray_range(image, label, np.roll(label, 1, 0))
     np.testing.assert_allclose(fourth[..., 0], 255 * np.clip((image[:, :, 3] - low) / (high - low), 0, 1), atol=1)
 
 

@@ -61,8 +61,8 @@ class Amounts:
     cases: Sequence[int] = (16, 2000)
     depth: int = 16
     cache_gb: float = 1.0
-    sizes: Sequence[Size] = (Size("dilated2d", 1, 256, 16), Size("unet3d", 1, 256, 16), Size("unet3d", 2, 128, 8))
-    warm_up: int = 1500
+    sizes: Sequence[Size] = (Size("dilated2d", 1, 256, 16), Size("unet3d", 2, 128, 8))
+    warm_up: int = 600  # more than 1 GB of both
     steps: int = 3
 
 

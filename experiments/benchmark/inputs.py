@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from experiments.benchmark.results import OURS, Aim, Measurement, Part
 from experiments.benchmark.timing import Timing, interleaved, timed
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import write_case
 from ummkd_tf.data.dataset import Dataset, write_dataset
 from ummkd_tf.data.sampling import UnpairedSampler, adjacent_slices, chunk, chunk_starts
@@ -22,7 +23,7 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Task
 
 BATCHES = {"dilated2d": 8, "unet3d": 2}  # examples per modality, of the paper
-PLAIN = "slices read from HDF5 at each step"
+PLAIN, COLD = "slices read from HDF5 at each step", f"{OURS}, cold"
 
 
 def write(directory: Path, task: Task, depth: int, cases: int) -> Dataset:
@@ -71,16 +72,20 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
     return Part("input", "Input pipeline", rows, _targets(rows, steps), notes)
 
 
-def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Measurement]:
-    def sampler() -> UnpairedSampler:
-        return UnpairedSampler({m: dataset.examples(m, rank) for m in dataset.modalities}, batch_size, seed=0)
+def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Row]:
+    def sampler(cache: Cache | None = None) -> UnpairedSampler:
+        examples = {m: dataset.examples(m, rank, cache=cache) for m in dataset.modalities}
+        return UnpairedSampler(examples, batch_size, seed=0)
 
     def cold() -> float:
         for path in dataset.directory.rglob("*.h5"):
             _evict(path)
         return timed(lambda: sampler().batch(0))()
 
-    warm, numbers = sampler(), itertools.count()
+    cache = Cache()
+    for stored in dataset.stored_cases("train", cache=cache):
+        stored.load()
+    warm, numbers = sampler(cache), itertools.count()
 
     def drawn(num_threads: int) -> Callable[[], float]:
         def draw() -> None:
@@ -94,12 +99,11 @@ def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int,
         for step in range(max(1, batches // 10)):
             _read_batch(dataset, rank, batch_size, step)
 
-    warm.batch(0)
     runs = {
         OURS: (drawn(1), batches),
         f"{OURS}, 2 threads": (drawn(2), batches),
         PLAIN: (timed(plain), max(1, batches // 10)),
-        f"{OURS}, cold": (cold, 1),
+        COLD: (cold, 1),
     }
     timings = interleaved({name: run for name, (run, _) in runs.items()}, rounds)
     rows = []
@@ -145,18 +149,22 @@ def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
     assert warm.timing
     supply = warm.values["batches/s"]
     text = "2D slices 8+8 warm: at least 50 batches/s"
-    targets = [Aim(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
-    text = "input at least 20× what the 2D training step takes"
+    targets = [Target(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
+    texts = [f"input at least {n}× what the 2D training step takes{how}" for n, how in ((20, ""), (3, ", cold"))]
     step = (
         next((r for r in steps.rows if r.contender == OURS and r.case.startswith("dilated2d 4+4")), None)
         if steps
         else None
     )
     if step is None or step.timing is None:
-        return [*targets, Aim(text, "needs part `step` in the same run", None)]
+        return [*targets, *(Target(text, "needs part `step` in the same run", None) for text in texts)]
     demand = _examples_per_second(4, step.timing)
-    ratio = 16 * supply / demand
-    return [*targets, Aim(text, f"{16 * supply:.0f} against {demand:.1f} examples/s: {ratio:.0f}×", ratio >= 20)]
+    cold = next(row for row in rows if row.case == warm.case and row.contender == COLD)
+    for text, least, row in zip(texts, (20, 3), (warm, cold), strict=True):
+        found = 16 * row.values["batches/s"]
+        measured = f"{found:.0f} against {demand:.1f} examples/s: {found / demand:.0f}×"
+        targets.append(Target(text, measured, found >= least * demand))
+    return targets
 
 
 def _examples_per_second(batch_size: int, timing: Timing) -> float:

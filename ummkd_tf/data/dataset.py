@@ -22,6 +22,7 @@ from ummkd_tf.data.cases import (
     check_identity,
     check_values,
     read_case,
+    read_image_checksum,
     recipe_checksum,
 )
 from ummkd_tf.data.index import contents
@@ -124,6 +125,23 @@ class Dataset:
                 f"slices of {tuple(shape[:2])}",
                 where=self.path(case_id),
                 fix=f"expected {self.task.size} in task {self.task.name}; prepare the data again",
+            )
+
+    def check_copies(self) -> None:
+        """Refuses a scan that lies in the data set twice, by its voxels: it could be trained and tested on.
+
+        Raises:
+            InputError: Names the cases.
+        """
+        by_content: dict[str, list[str]] = {}
+        for case_id in (case_id for part in PARTS for case_id in self.split[part]):
+            by_content.setdefault(read_image_checksum(self.path(case_id)) or case_id, []).append(case_id)
+        twice = next((ids for ids in by_content.values() if len(ids) > 1), None)
+        if twice:
+            raise InputError(
+                f"{' and '.join(twice)} are the same scan, voxel for voxel",
+                where=self.directory,
+                fix="expected every scan once, or it could be in training and in test; prepare again without one",
             )
 
     def ids(self, part: str, modality: str | None = None) -> list[str]:

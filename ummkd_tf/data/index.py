@@ -28,6 +28,7 @@ from ummkd_tf.common.files import write_json
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import labelled_slices, opened_case
 from ummkd_tf.data.reduction import reduce_label
+from ummkd_tf.scans.checks import MAX_VOXELS
 
 INDEX = "index.json"
 FACTORS = (1, 2, 4)
@@ -98,6 +99,8 @@ def read_index(directory: Path) -> dict[str, CaseContent]:
 
 def _parsed(entry: Mapping[str, Any]) -> CaseContent:
     rows, columns, depth = map(_count, entry["shape"])
+    if not 0 < rows * columns * depth <= MAX_VOXELS:
+        raise ValueError(f"{entry['shape']} voxels")
     factors = {}
     for factor, content in entry["factors"].items():
         labelled = None if content["labelled"] is None else tuple(map(_count, content["labelled"]))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ummkd_tf.data.dataset import Dataset
 
 PERCENTILES = tuple(range(5, 100, 5))
-MAX_CASES = 50  # of each modality: more would change little, and each has to be read
+MIN_CASES = 3  # of each modality: fewer do not tell how much they differ
+MAX_CASES = 50  # of each modality: more tell nothing new, and each has to be read
 # Our choices, measured on BTCV and CHAOS (docs/reproduction.md#intensities).
 _MARGIN = 1.5  # times the distance of the training case that is furthest from the others
 _LEAST = 0.05  # of the intensity range; a smaller distance can be noise, or come from too few training cases
@@ -43,7 +44,7 @@ def training_intensities(dataset: Dataset) -> dict[str, dict[str, Any]]:
         ids = dataset.ids("train", m)
         if len(ids) > MAX_CASES:
             ids = [ids[n * len(ids) // MAX_CASES] for n in range(MAX_CASES)]
-        if len(ids) >= 3:
+        if len(ids) >= MIN_CASES:
             profiles = np.array([profile(dataset.case(case_id).image) for case_id in ids])
             others = (np.median(np.delete(profiles, n, axis=0), axis=0) for n in range(len(profiles)))
             spread = max(_distance(one, median) for one, median in zip(profiles, others, strict=True))

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, one_line
 from ummkd_tf.common.files import replacing
 from ummkd_tf.tasks import Task
 
@@ -130,7 +130,7 @@ def overlay_figure(
     widths = [width for _, width in extents]
     height = _WIDTH_INCHES * max(height for height, _ in extents) / sum(widths)
     figure = Figure(figsize=(_WIDTH_INCHES, height + 0.9), layout="constrained")
-    low, high = np.percentile(image, (1, 99))
+    low, high = gray_range(image, *maps.values())
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), shown, strict=True):
         index = busiest_slice(list(maps.values()), plane.through, task.num_classes)
         aspect = spacing_mm[plane.down] / spacing_mm[plane.right]
@@ -138,7 +138,7 @@ def overlay_figure(
         axes.set_title(f"{plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
     _legend(figure, task, compared=reference is not None)
     if title is not None:
-        figure.suptitle(title, parse_math=False, fontsize=12)
+        figure.suptitle(one_line(title), parse_math=False, fontsize=12)
     return figure
 
 
@@ -162,6 +162,17 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
             axes.set_title(modality, fontsize=10)
     _legend(figure, task, compared=False)
     return figure
+
+
+def gray_range(image: NDArray[np.float32], *maps: NDArray) -> tuple[float, float]:
+    """Intensities to show as black and white: the 1st to the 99th percentile, and no organ's beyond them.
+
+    Args:
+        image: Any intensities.
+        maps: Class maps of the same shape; small organs may be brighter than 99 % of a scan.
+    """
+    parts = [image, *(image[classes > 0] for classes in maps if classes.any())]
+    return min(float(np.percentile(p, 1)) for p in parts), max(float(np.percentile(p, 99)) for p in parts)
 
 
 def validation_figure(cases: Mapping[str, tuple[NDArray[np.float32], NDArray, NDArray]], task: Task) -> Figure:

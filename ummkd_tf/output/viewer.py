@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.output.pages import asset, document, escaped
-from ummkd_tf.output.pictures import busiest_slice, check_classes, planes
+from ummkd_tf.output.pictures import busiest_slice, check_classes, gray_range, planes
 from ummkd_tf.tasks import Task
 
 # A voxel takes half a character of the page (phantoms) to two characters (pure noise). Browsers on phones draw pictures
@@ -56,8 +56,8 @@ class SliceViewer:
 
         Args:
             case_id: `page#<case_id>` opens the page at this scan.
-            image: Any intensities [rows, columns, slices] on axes as `task.axes`; shown in 8 bits, from the 0.5th to
-                the 99.5th percentile.
+            image: Any intensities [rows, columns, slices] on axes as `task.axes`; shown in 8 bits, see
+                `gray_range`.
             maps: Class maps 0..C-1 of the same shape, in the order of their names.
             spacing_mm: Of rows, columns and slices.
             words: What the list of scans says beside the id.
@@ -70,7 +70,7 @@ class SliceViewer:
         factor = self._factor(image.shape)
         image = reduce_image(image, factor)
         maps = [reduce_label(m.astype(np.uint8), factor) for m in maps]
-        low, high = np.percentile(image, (0.5, 99.5))
+        low, high = gray_range(image, *maps)
         gray = np.clip((image - low) * (255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
         across = math.ceil(math.sqrt(image.shape[2]))
         self._cases.append(

@@ -74,6 +74,7 @@ def run_training(
         Stopped: As `training.train`.
     """
     _check(dataset, config)
+    dataset.check_copies()
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:

@@ -12,8 +12,8 @@ from ummkd_tf.tasks import Task
 
 SMALLEST_VOXEL_MM = 0.05  # half of what clinical CT of the ear has
 LONGEST_MM, SHORTEST_MM = 2200.0, 20.0  # of a scan, along any axis: a tall adult, and less than a kidney
-_LARGEST_MM = 10_000.0  # a room, and no patient
-_NARROWEST_MM = 55.0  # of a scan's picture; a body of 300 to 500 mm has 30 to 50 where cm were written
+_LARGEST_MM = 3000.0  # no scanner has such a table
+_NARROWEST_MM = 55.0  # of a scan's picture; a body 300 to 500 mm wide in cm is 30 to 50
 _CUT_SHARE = 0.5  # of the voxels brighter than the darkest
 _DARK_SHARE = 0.01  # of all voxels
 _AIR_HU, _BONE_HU = -200.0, 600.0  # air is at -1000, and no MR has values far below 0

@@ -84,7 +84,7 @@ def _read(path: Path, labels: bool = False) -> Volume:
         raise InputError(
             "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
         )
-    if path.is_file():
+    if named.endswith(VOLUME_SUFFIXES):
         _check_name(path)
     if named.endswith(_NIFTI_SUFFIXES):
         return read_nifti(path, labels)
