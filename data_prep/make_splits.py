@@ -72,7 +72,7 @@ def _sifa(modality: str) -> dict[str, Sequence[str]]:
 
 
 def main(argv: list[str]) -> None:
-    """Program."""
+    """Writes every split file into --dir."""
     for name, content in contents().items():
         path = Path(flags.FLAGS.dir) / f"{name}.json"
         with replacing(path) as temporary:

@@ -61,11 +61,11 @@ _BODY = {True: Clip(-1000, 400), False: DEFAULT_CLIP}  # what the body is found 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one scan says about its task.
+    """What is measured of one scan, to choose its task.
 
     Attributes:
         case: The scan.
-        problems: Why it says nothing.
+        problems: Why it cannot be used.
         spacing_mm: Along R, A and S.
         extent_mm: Of the body along R, A and S.
         label_values: Values of the label map, without 0.
@@ -307,7 +307,7 @@ def _define_flags() -> None:
 
 
 def main(_: list[str]) -> int:
-    """Program."""
+    """Writes a task file for the scans of --csv."""
     values = flags.FLAGS
     csv_file, out = Path(values.csv), Path(values.out)
     label_map = Path(values.label_map) if values.label_map else None

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
-from data_prep.sources.table import Options, Source
+from data_prep.sources.table import RawOptions, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
@@ -103,7 +103,7 @@ class _Findings:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, read: Callable[[], Result]) -> Result | None:
-        """The result, or None and a problem more."""
+        """Calls a function; where it raises InputError, adds the problem and returns None."""
         try:
             return read()
         except InputError as error:
@@ -166,7 +166,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
     put_aside = False
     if scan is not None and label is not None and not found.problems:
         try:
-            prepared = preprocessing.prepare(scan.volume, label, task, case.modality)
+            prepared = preprocessing.prepare_scan(scan.volume, label, task, case.modality)
         except InputError as error:
             found.problems.append(Problem(str(case.image), error.problem, error.fix))
         else:
@@ -208,7 +208,7 @@ def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> l
 
 def prepare_source(
     source: Source,
-    options: Options,
+    options: RawOptions,
     out: Path,
     *,
     choice: Choice,
@@ -224,7 +224,7 @@ def prepare_source(
         Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
 
     Raises:
-        InputError: As `Choice.split` and `prepare`.
+        InputError: As `Choice.split` and `prepare_cases`.
     """
     task, found = source.task_for(options), source.find(options)
     for text in found.notes:
@@ -234,7 +234,7 @@ def prepare_source(
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     ids = {m: [case.case_id for case in found.cases if case.modality == m] for m in modalities}
     split_name, split = choice.split(ids, found.split)
-    return prepare(
+    return prepare_cases(
         found.cases,
         task,
         out,
@@ -250,7 +250,7 @@ def prepare_source(
     )
 
 
-def prepare(
+def prepare_cases(
     cases: Sequence[RawCase],
     task: Task,
     out: Path,
@@ -311,7 +311,7 @@ def prepare(
     existed = out.exists()
     try:
         visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
-    except InputError:  # what is done waits for the next run
+    except InputError:  # what is prepared is kept for the next run
         with contextlib.suppress(OSError):
             (out / STAGING).rmdir()  # only where it is empty
         raise
@@ -356,10 +356,10 @@ def prepare(
 def prepare_unsplit(
     cases: Sequence[RawCase], task: Task, out: Path, *, source: str, pool: Workers, note: Note
 ) -> tuple[Dataset, list[Problem]]:
-    """Prepares cases that a model is evaluated on, all of them test cases; nothing of it is a data set to train with.
+    """Prepares cases that a model is evaluated on, all of them as test cases; the result is no data set to train with.
 
     Returns:
-        The data set, of which `out` holds the case files; and problems, with which it is of no use.
+        The data set, of which `out` holds the case files; and problems; with any of them it is not to be used.
     """
     visits = list(pool.each(partial(visit, task=task, out=out), cases, "prepare"))
     problems = _report(visits, note)
@@ -427,7 +427,7 @@ def _copies(visits: Iterable[Visit]) -> list[Problem]:
 
 
 def _discard(out: Path, existed: bool) -> None:
-    """Removes what was put aside; and the folder where it was made for that."""
+    """Removes prepared files that were put aside, and the folder if it was made for them."""
     shutil.rmtree(out / STAGING, ignore_errors=True)
     if not existed:
         shutil.rmtree(out, ignore_errors=True)
@@ -449,7 +449,7 @@ def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def check_space(out: Path, size_bytes: int) -> None:
-    """Refuses to begin what cannot be finished.
+    """Refuses to start where the disk has too little room.
 
     Raises:
         InputError: Less than `size_bytes` free where `out` is or would be.

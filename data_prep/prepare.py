@@ -58,7 +58,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Verify and say what would be don
 
 
 def main(argv: list[str]) -> int:
-    """Program."""
+    """Prepares the data set that the flags name; exit code 1 where there is a problem."""
     if source_flags.chosen_source().name == "released":
         return report(_prepare_released())
     with source_flags.workers() as pool:
@@ -90,7 +90,9 @@ def _prepare_released() -> list[Problem]:
         raise InputError("--split, --exclude_cases, --hold_out_cases: the lists are the split; leave these flags out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)
-    return released.prepare(raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value)
+    return released.prepare_release(
+        raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures and numbers to trust a prepared data set by: one picture per case and one page for the set.
+"""Pictures and numbers to check a prepared data set with: one picture per case and one page for the set.
 
     python -m data_prep.qc --data_dir=DATA                 writes DATA/qc/index.html and its pictures
 
@@ -59,7 +59,7 @@ DIRECTIONS = {
 
 
 @dataclass
-class Summary:
+class CaseSummary:
     """What the page says about one case. Intensities are those of the prepared voxels that the scan covers.
 
     Attributes:
@@ -92,7 +92,7 @@ class Summary:
 # --- looking at the cases --------------------------------------------------------------------------------------------
 
 
-def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Summary:
+def summarize_case(case: Case, original_label: NDArray, task: Task, part: str) -> CaseSummary:
     """Numbers and warnings of one case, as far as they need no other case.
 
     Args:
@@ -114,7 +114,7 @@ def summarize(case: Case, original_label: NDArray, task: Task, part: str) -> Sum
     millilitres = counts * case.grid.voxel_volume_mm3 / 1000
     before = np.bincount(original_label.ravel(), minlength=len(names)) * case.original.voxel_volume_mm3 / 1000
     inner = np.clip(values, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
-    summary = Summary(
+    summary = CaseSummary(
         case_id=case.case_id,
         modality=case.modality,
         part=part,
@@ -194,7 +194,7 @@ def _side_warnings(case: Case, task: Task) -> Iterable[str]:
             )
 
 
-def _image_warnings(summary: Summary) -> Iterable[str]:
+def _image_warnings(summary: CaseSummary) -> Iterable[str]:
     mean, std = summary.intensity["mean"], summary.intensity["std"]
     if abs(mean) > SCORE_TOLERANCE or abs(std - 1) > SCORE_TOLERANCE:
         yield f"intensities: mean {mean:.3f} and standard deviation {std:.3f} instead of 0 and 1"
@@ -213,7 +213,7 @@ def _cut_warnings(values: NDArray[np.float32]) -> Iterable[str]:
         )
 
 
-def warn_of_outliers(summaries: Sequence[Summary]) -> None:
+def warn_of_outliers(summaries: Sequence[CaseSummary]) -> None:
     """Adds a warning to each case whose organ volume is far from the median of its modality."""
     for modality in {s.modality for s in summaries}:
         group = [s for s in summaries if s.modality == modality]
@@ -272,7 +272,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
         save_figure(figure, out / _picture(case_id))
         words = f"{case.modality}, {part}"
         slices.add(case_id, case.image, [case.label], spacing_mm=case.grid.spacing_mm, words=words)
-        summaries.append(summarize(case, case.original_label, dataset.task, part))
+        summaries.append(summarize_case(case, case.original_label, dataset.task, part))
     warn_of_outliers(summaries)
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
     slices.write(out / SLICES, f"Slices of the prepared data: {dataset.task.name}")
@@ -286,7 +286,7 @@ def _picture(case_id: str) -> str:
     return f"case_{case_id}.png"
 
 
-def histogram_figure(summaries: Sequence[Summary], modalities: Sequence[str]) -> Figure:
+def histogram_figure(summaries: Sequence[CaseSummary], modalities: Sequence[str]) -> Figure:
     """Intensity histograms, one plot per modality: every case thin, their mean thick."""
     figure = Figure(figsize=(8, 2.8 * len(modalities)), layout="constrained")
     centers = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
@@ -326,7 +326,7 @@ _REGION = 'tabindex="0" role="region"'  # a wide table scrolls in its box, also 
 _DIRECTION_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}
 
 
-def render(dataset: Dataset, summaries: Sequence[Summary]) -> str:
+def render(dataset: Dataset, summaries: Sequence[CaseSummary]) -> str:
     """The page as HTML; whatever comes from the data is escaped."""
     title = f"Prepared data: {dataset.task.name}"
     body = (
@@ -364,7 +364,7 @@ def _facts(dataset: Dataset) -> str:
     )
 
 
-def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
+def _counts(dataset: Dataset, summaries: Sequence[CaseSummary]) -> str:
     parts = (*PARTS, UNUSED)
     rows = []
     for modality in dataset.modalities:
@@ -379,7 +379,7 @@ def _counts(dataset: Dataset, summaries: Sequence[Summary]) -> str:
     )
 
 
-def _warning_section(summaries: Sequence[Summary]) -> str:
+def _warning_section(summaries: Sequence[CaseSummary]) -> str:
     flagged = [(number, s) for number, s in enumerate(summaries) if s.warnings]
     total = sum(len(s.warnings) for _, s in flagged)
     found = f"{total} in {len(flagged)} of {len(summaries)} cases." if total else "None."
@@ -394,11 +394,11 @@ def _warning_section(summaries: Sequence[Summary]) -> str:
     )
 
 
-def _warning_list(summary: Summary) -> str:
+def _warning_list(summary: CaseSummary) -> str:
     return "<ul>" + "".join(f"<li>{escaped(w)}</li>" for w in summary.warnings) + "</ul>" if summary.warnings else ""
 
 
-def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
+def _case_table(task: Task, summaries: Sequence[CaseSummary]) -> str:
     organs = task.class_names[1:]
     heads = [
         *(f'<th class="text" scope="col"><button>{head}</button></th>' for head in ("case", "modality", "part")),
@@ -419,7 +419,7 @@ def _case_table(task: Task, summaries: Sequence[Summary]) -> str:
     )
 
 
-def _case_row(number: int, s: Summary) -> str:
+def _case_row(number: int, s: CaseSummary) -> str:
     # Triples sort by voxel count and voxel volume.
     cells = [
         (len(s.warnings), str(len(s.warnings) or "")),
@@ -439,7 +439,7 @@ def _case_row(number: int, s: Summary) -> str:
     )
 
 
-def _gallery(summaries: Sequence[Summary]) -> str:
+def _gallery(summaries: Sequence[CaseSummary]) -> str:
     cards = []
     for number, s in enumerate(summaries):
         link = escaped(quote(_picture(s.case_id)))
@@ -457,7 +457,7 @@ def _gallery(summaries: Sequence[Summary]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Program."""
+    """Writes the page of the data set in --data_dir."""
     print(write_report(flags.FLAGS.data_dir, flags.FLAGS.out_dir))
 
 

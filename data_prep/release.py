@@ -257,7 +257,7 @@ def _problems(release: Release, inspections: Mapping[Path, Inspection], note: No
     return list(dict.fromkeys(problems))
 
 
-def prepare(
+def prepare_release(
     raw: Path, out: Path, *, outside: OutsideLabel = "ignored", note: Note = no_note, dry_run: bool = False
 ) -> list[Problem]:
     """Checks a release entirely, then writes its test volumes as cases and `released.json` to `out`.

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from data_prep.sources.chaos import SEQUENCES
-from data_prep.sources.table import SOURCES, Options, Source
+from data_prep.sources.table import SOURCES, RawOptions, Source
 from data_prep.workers import Workers, default_workers
 from ummkd_tf.tasks import TASKS
 
@@ -45,9 +45,9 @@ def chosen_source() -> Source:
     return SOURCES[_SOURCE.value]
 
 
-def options() -> Options:
+def options() -> RawOptions:
     """The flags as data."""
-    return Options(
+    return RawOptions(
         raw=_path(_RAW),
         raw_ct=_path(_RAW_CT),
         raw_mr=_path(_RAW_MR),

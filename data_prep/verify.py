@@ -31,7 +31,7 @@ def report(problems: Sequence[Problem]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Program."""
+    """Checks the raw data that the flags name; exit code 1 where there is a problem."""
     source = source_flags.chosen_source()
     options = source_flags.options()
     if source.name == "released":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ummkd_tf.common.cli import quiet_pipe
+from ummkd_tf.common.cli import tolerant_output
 
 PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -49,5 +49,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with quiet_pipe():
+    with tolerant_output():
         sys.exit(main())

@@ -32,10 +32,10 @@ from ummkd_tf.common.notes import note
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.data.opening import open_dataset
-from ummkd_tf.evaluation import case_results as evaluation
+from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.evaluation.summary import summarize_cases
-from ummkd_tf.output import text_tables as reporting
 from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
@@ -86,11 +86,8 @@ def main(_: list[str]) -> None:
         raise InputError("--outlier, --selection: belong to a run; leave them out with --model")
     if FLAGS.run_dir and (FLAGS.csv or FLAGS.out):
         raise InputError("--csv, --out: scans not used before need a model that knows what it has seen; give --model")
-    start_tensorflow()
-    # Here, to start without TensorFlow.
-    from ummkd_tf.evaluation.inference import check_overlap
-
     check_overlap(FLAGS.overlap)
+    start_tensorflow()
     if FLAGS.model:
         _evaluate_model()
     else:
@@ -183,6 +180,7 @@ def _evaluate(
 ) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
     # Here, to start without TensorFlow.
+    from ummkd_tf.evaluation.case_results import evaluate
     from ummkd_tf.evaluation.inference import Predictor, largest_components
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
@@ -217,7 +215,7 @@ def _evaluate(
             viewer.add(case.case_id, case.image, maps, spacing_mm=spacing_mm, words=case.modality)
         return probabilities
 
-    cases = evaluation.evaluate(
+    cases = evaluate(
         predict,
         dataset,
         case_ids,
@@ -249,11 +247,11 @@ def _evaluate(
         f"preset {about['preset']}, step {about['step']} ({about['selection']}), seed {about['seed']}, "
         f"commit {about['trained_at_commit']}\n"
     )
-    print(reporting.evaluation_table(result, dataset.task))
+    print(evaluation_table(result, dataset.task))
     if viewer:
         viewer.write(FLAGS.viewer, f"{title}: {about['part']} part of {dataset.split_name}")
         print(f"\nslices: {FLAGS.viewer}")
-    print(f"\n{reporting.counts_line(result, dataset.task)}\nevery number: {path}")
+    print(f"\n{counts_line(result, dataset.task)}\nevery number: {path}")
 
 
 def _outlier(dataset: Dataset, case_id: str) -> list[str]:

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.5, 7.16  # inches, of IEEE's two-column page
 FIGURES = tuple(name for name, target in TARGETS.items() if target.is_figure)
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's: told apart by everyone
+# Okabe and Ito's, which colour-blind readers tell apart
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 STYLES = ("-", "--", "-.", ":", (0, (1, 1)))
 Q_STEPS = 5  # columns of Fig. 8
 AMPLIFIED = 5  # "five-times scaling" of the difference (Fig. 8)
@@ -83,7 +84,7 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
     with rc_context(_STYLE):
         figure = _DRAW[target](TARGETS[target].specs, records)
         caption = [provenance(records)]
-        if target == "fig6":  # the one that shows means
+        if target == "fig6":  # the only one of means
             caption += counts({spec: of_spec(records, spec) for spec in TARGETS[target].specs})
         lines = textwrap.wrap(" ".join(caption), int(26 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), fontsize=5, color="0.3")
@@ -126,13 +127,13 @@ class Slice:
 
     @property
     def aspect(self) -> float:
-        """Height of a voxel by its width."""
+        """Height of a voxel divided by its width."""
         spacing = self.case.grid.spacing_mm
         return spacing[self.plane.down] / spacing[self.plane.right]
 
     @property
     def height(self) -> float:
-        """Of the picture, by its width."""
+        """Height of the picture divided by its width."""
         rows, columns = self.plane.cut(self.case.label, self.index)[self.window].shape
         return self.aspect * rows / columns
 
@@ -223,7 +224,7 @@ def median_cases(record: Record, modality: str, number: int) -> list[str]:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """Of what is defined; a class absent in prediction and reference is not."""
+    """Mean of the defined values; a class absent in prediction and reference has none."""
     defined = [value for value in values if value is not None]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
@@ -359,7 +360,7 @@ def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
 
 
 def spread(lines: Sequence[Mapping], number: int) -> list[Mapping]:
-    """At most so many of the lines, evenly chosen, the first and the last among them."""
+    """At most `number` of the lines, evenly chosen, with the first and the last."""
     if len(lines) <= number:
         return list(lines)
     return [lines[round(i * (len(lines) - 1) / (number - 1))] for i in range(number)]
@@ -385,7 +386,7 @@ def _not_run(axes: Axes, text: str = "not run") -> None:
 
 
 def _pictures(heights: Sequence[float], columns: int) -> tuple[Figure, NDArray]:
-    """A figure of the page's width for pictures in rows of such heights, by their width, and its panels."""
+    """A figure of the page's width and its panels: one row for each of `heights`, relative to a picture's width."""
     figure = Figure(figsize=(PAGE, 0.8 + sum(heights) * PAGE / columns), layout="constrained")
     return figure, figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
 
@@ -414,7 +415,7 @@ def _define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
-    """Program."""
+    """Draws the figures that the flags ask for."""
     values = flags.FLAGS
     if not Path(values.runs_dir).is_dir():
         raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from data_prep.phantom.sets import write_abdomen
-from data_prep.pipeline import prepare
+from data_prep.pipeline import prepare_cases
 from data_prep.sources import btcv, chaos
 from data_prep.workers import Workers, default_workers
 from experiments.recipes import PRESETS, RECIPES
@@ -72,7 +72,7 @@ def write_phantoms(folder: Path) -> None:
                     "validation": ids[first_test - validation : first_test],
                     "test": ids[first_test:],
                 }
-            problems = prepare(
+            problems = prepare_cases(
                 cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=note
             )
             if problems:

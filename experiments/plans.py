@@ -31,8 +31,8 @@ class RunSpec:
         data: One of `DATA`.
         setting: Row of `settings.SETTINGS`.
         normalization: Kind of normalization layer.
-        alpha: Weight of the distillation loss; always 0 in the settings without it, and `ours` at 0 becomes what it
-            is, `chilopod`, as `joint_kd` becomes `joint`, so that equal runs are equal specs.
+        alpha: Weight of the distillation loss; always 0 in the settings without it. At 0, `ours` is stored as
+            `chilopod` and `joint_kd` as `joint`: these are the same training, and equal runs must be equal specs.
         seed: Seed of weights, batches and dropout.
         fold: Fold of the data's split.
         knowledge: Whether the KD loss and the matrices q are recorded on test cases along training (Fig. 7, Fig. 8).
@@ -78,8 +78,8 @@ class RunSpec:
 def _spec(data: str, setting: str, **more: object) -> RunSpec:
     task = "cardiac" if data == "cardiac" else "abdomen"
     spec = RunSpec(task, data, setting, **more)  # type: ignore[arg-type]
-    # Decided here and by nothing else, so that a run is the same whichever target asks for it: Network-2's Chilopod
-    # and Ours are Fig. 7's and Fig. 8's curves.
+    # Only the run itself decides whether knowledge is recorded, so that all targets share it: the curves of Fig. 7 and
+    # Fig. 8 are those of Network-2's Chilopod and Ours.
     return replace(spec, knowledge=data == "abdomen" and spec.setting in ("chilopod", "ours"))
 
 

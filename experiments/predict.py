@@ -35,6 +35,7 @@ from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import files_in_order, replacing, write_json
 from ummkd_tf.common.notes import note_aside
+from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
@@ -73,7 +74,7 @@ _COLUMNS = ("case", "modality", "image")
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanToSegment:
     """One scan to segment: its name, which its files take, its place and its modality."""
 
     name: str
@@ -82,9 +83,6 @@ class Scan:
 
 
 def main(_: list[str]) -> None:
-    # Here, to start without TensorFlow.
-    from ummkd_tf.evaluation.inference import check_overlap
-
     run_dirs = [name.strip() for given in FLAGS.run_dir or () for name in given.split(",") if name.strip()]
     if bool(run_dirs) == bool(FLAGS.model):
         raise InputError("--run_dir, --model: expected one of them: a trained run, or a model exported from one")
@@ -151,7 +149,7 @@ def main(_: list[str]) -> None:
         raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
 
 
-def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
+def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
     """What --input means, checked for modalities and names."""
 
     def stem(path: Path) -> str:
@@ -173,8 +171,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
         paths = several if is_list else [given]
         if is_list and loose:
             note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
-        scans = [Scan(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
-    scans = [  # modalities are named in small letters, but not by everybody
+        scans = [ScanToSegment(plain_name(stem(path.absolute())), path, FLAGS.modality) for path in paths]
+    scans = [  # "CT" is accepted for "ct"
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
     ]
     where = given if given.suffix.lower() == ".csv" else f"--modality={FLAGS.modality}"
@@ -193,8 +191,7 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[Scan]:
     return scans
 
 
-def _csv_scans(path: Path) -> list[Scan]:
-
+def _csv_scans(path: Path) -> list[ScanToSegment]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -212,10 +209,10 @@ def _csv_scans(path: Path) -> list[Scan]:
             raise InputError(f"{path} line {line}: an empty field: expected {', '.join(_COLUMNS)}; correct the line")
     if not rows:
         raise InputError("lists no scan", where=path, fix=f"expected one a line under {','.join(_COLUMNS)}")
-    return [Scan(plain_name(case), path.parent / image, modality) for _, (case, modality, image) in rows]
+    return [ScanToSegment(plain_name(case), path.parent / image, modality) for _, (case, modality, image) in rows]
 
 
-def _check_not_overwriting(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
+def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: dict[str, Path]) -> None:
     inputs = {scan.path.resolve() for scan in scans}
     for target in targets.values():
         if target.resolve() in inputs or any(target.exists() and target.samefile(path) for path in inputs):
@@ -223,16 +220,14 @@ def _check_not_overwriting(scans: Sequence[Scan], targets: dict[str, Path]) -> N
             raise InputError("is the scan itself", where=told, fix="expected another file; choose another name")
 
 
-def _segment(scan: Scan, predictor: ScanPredictor, title: str) -> Segmentation:
-
+def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segmentation:
     def progress(batches: Sequence[int]) -> Any:
         return tqdm(batches, desc=title, unit="batch", disable=None, leave=False)  # None: quiet in a file or pipe
 
     return predictor.predict_scan(scan.path, scan.modality, progress=progress)
 
 
-def _write(result: Segmentation, scan: Scan, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
-
+def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
     base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
     labels = Volume(result.labels, result.affine)
     write_nifti(target, labels)

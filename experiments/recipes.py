@@ -78,8 +78,9 @@ class Preset:
         batch_size: Examples per modality; None for the recipe's.
         initialization: How kernels start; the released way needs a long training.
         norm_batches: Training batches from which batch normalization's statistics are estimated anew before each
-            validation; 0 keeps the running ones, as released. After few steps with a large learning rate these belong
-            to weights that are gone (measured on real scans, preset tiny, 300 steps: Dice 0.64 against 0.53).
+            validation; 0 keeps the running ones, as released. After few steps with a large learning rate, the running
+            ones still describe earlier weights (measured on real scans, preset tiny, 300 steps: Dice 0.64 against
+            0.53).
         validate_every: Steps between validations (and checkpoints).
     """
 

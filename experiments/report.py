@@ -53,7 +53,7 @@ def load(runs_dir: str | Path) -> list[Entry]:
 
 
 def _entry(record: Record) -> Entry:
-    """Tries everything the page wants of a run on that run alone."""
+    """Reads a run, and tries everything that the page shows of it, so that a damaged run is found by itself."""
     try:
         entry = Entry(record, read_curves(record.run_dir / HISTORY))
         for target in TABLES:
@@ -397,7 +397,7 @@ def _runs(entries: Sequence[Entry]) -> str:
 
 
 def _run(entry: Entry) -> str:
-    """Nothing is taken for granted here: damaged runs are shown too."""
+    """The section of a run. Damaged runs are shown too, so any value may be missing."""
     run = entry.record.run
     environment = run["environment"] if isinstance(run["environment"], Mapping) else {}
     told = {
@@ -462,7 +462,7 @@ def write_report(runs_dir: str | Path, out: str | Path, benchmark_dir: str | Pat
 
 
 def main(_: list[str]) -> None:
-    """Program."""
+    """Writes the page that the flags ask for."""
     print(write_report(flags.FLAGS.runs_dir, flags.FLAGS.out, flags.FLAGS.benchmark_dir))
 
 

@@ -50,7 +50,7 @@ Runner = Callable[[Sequence[str], Path], int]
 
 
 @dataclass(frozen=True)
-class Options:
+class ReproduceOptions:
     """What the flags say about all runs.
 
     Attributes:
@@ -87,10 +87,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Work:
-    """One run and what has to be there in the end."""
+    """One run, and the files that it must have in the end."""
 
     spec: RunSpec
-    options: Options
+    options: ReproduceOptions
     with_outlier: bool = False
 
     @property
@@ -104,7 +104,7 @@ class Work:
         return self.options.runs_dir / "logs" / f"{self.spec.name}.log"
 
     def command(self, step: str) -> list[str]:
-        """What does a step of `missing`."""
+        """The command that does one of the steps in `missing`."""
         python = [sys.executable, "-m"]
         if step == "train":
             more = {"steps": self.options.steps, "validate_every": self.options.validate_every}
@@ -124,7 +124,7 @@ class Work:
 
     @property
     def _beyond_protocol(self) -> dict[str, float | bool]:
-        """What evaluation does that the paper's does not."""
+        """Options of evaluation that go beyond the paper's protocol."""
         return {"overlap": self.options.overlap, "largest_component": self.options.largest_component}
 
     def missing(self) -> list[str]:
@@ -175,7 +175,7 @@ class Work:
             )
 
 
-def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: Options) -> list[Work]:
+def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: ReproduceOptions) -> list[Work]:
     """The runs of some targets, each once.
 
     Raises:
@@ -189,7 +189,7 @@ def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], opt
     return [Work(spec, options, options.outlier is not None and spec in tried) for spec in specs]
 
 
-def _check_data(spec: RunSpec, options: Options, folds: Sequence[int]) -> None:
+def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) -> None:
     flag = f"--{spec.data}_data"
     if spec.data not in options.data:
         raise InputError(f"not given, but {spec.name} needs it", where=flag, fix="expected a folder of prepared data")
@@ -233,7 +233,7 @@ class Stop:
             with self._lock:
                 if self.number is not None:
                     return 128 + self.number
-                # A session of its own: Ctrl-C reaches it through us, once.
+                # A process session of its own, so that Ctrl-C reaches the command once: through `Stop`.
                 process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
                 self._processes.add(process)
             if self.number is not None:
@@ -245,7 +245,7 @@ class Stop:
 
 
 class Doable(Protocol):
-    """What `execute` needs to know of a run."""
+    """A run as `execute` sees it."""
 
     @property
     def run_dir(self) -> Path: ...
@@ -272,7 +272,7 @@ def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
 
 
 def _wait_for_other(run_dir: Path, stop: Stop) -> None:
-    """Waits while another process trains this run: what a killed reproduction has started goes on without it."""
+    """Waits while another process trains this run: a training that a killed reproduction has started goes on."""
     said = False
     while stop.number is None and _is_held(run_dir / LOCK):
         if not said:
@@ -333,7 +333,7 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
 def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
     """Measured over all runs of a task and preset that are finished or were stopped; None without any.
 
-    A killed run is none of them: its last seconds are not recorded.
+    A killed run does not count: its last seconds are not recorded.
     """
     runs = [r for r in records if r.task.name == task and r.run["flags"]["preset"] == preset]
     steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
@@ -410,7 +410,7 @@ def duration(seconds: float) -> str:
 # --- rendering -------------------------------------------------------------------------------------------------------
 
 
-def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int], out_dir: Path) -> None:
+def render(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: Sequence[int], out_dir: Path) -> None:
     """Writes a target's files into `out_dir`; a table is printed too.
 
     Raises:
@@ -430,10 +430,10 @@ def render(target: str, options: Options, seeds: Sequence[int], folds: Sequence[
 
 
 def main(_: list[str]) -> int:
-    """Program."""
+    """Does and renders what the flags ask for."""
     values = flags.FLAGS
     data = {name: str(path) for name in DATA if (path := values[f"{name}_data"].value)}
-    options = Options(
+    options = ReproduceOptions(
         data=data,
         runs_dir=Path(values.runs_dir),
         preset=values.preset,
@@ -482,7 +482,7 @@ def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
     print(f"submit them, with what your cluster asks for: {script} --gres=gpu:1 --time=24:00:00")
 
 
-def _rendered(target: str, options: Options, seeds: Sequence[int], folds: Sequence[int]) -> bool:
+def _rendered(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: Sequence[int]) -> bool:
     try:
         render(target, options, seeds, folds, Path(flags.FLAGS.out_dir))
     except InputError as error:

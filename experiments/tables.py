@@ -46,7 +46,7 @@ def whole_numbers(flag: str, texts: Sequence[str] | None) -> list[int] | None:
     """Numbers of a list flag.
 
     Raises:
-        InputError: One is none.
+        InputError: An item is not a whole number.
     """
     if texts is None:
         return None
@@ -56,7 +56,7 @@ def whole_numbers(flag: str, texts: Sequence[str] | None) -> list[int] | None:
 
 
 def main(_: list[str]) -> None:
-    """Program."""
+    """Prints or writes the tables that the flags ask for."""
     values = flags.FLAGS
     name = f"table{values.table}" if values.table.isdecimal() else values.table
     if not Path(values.runs_dir).is_dir():

@@ -212,7 +212,7 @@ def _check_keras_network() -> None:
 def resolve(network: Network, task: Task) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
-    # A network of one's own is trained as the paper's of the same rank.
+    # A network from a file is trained like the paper's network of the same rank.
     recipe = RECIPES[FLAGS.recipe]["dilated2d" if network.rank == 2 else "unet3d"]
 
     def chosen(name: str) -> Any:

@@ -36,11 +36,26 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import odd_headers
+import raw_data
+import SimpleITK as sitk
 from recorded_runs import run_config
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-import odd_headers
+from data_prep import splits
+from data_prep.sources import csv_list as own
+from ummkd_tf.common.cli import start_tensorflow
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import read_case, read_source_checksum, write_case
+from ummkd_tf.data.dataset import write_dataset
+from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.released.records import read_record
+from ummkd_tf.released.test_volumes import read_test_volume
+from ummkd_tf.runs.folder import read_run
+from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.itk import read_png
+from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.scans.reading import read_volume
+from ummkd_tf.tasks import TASKS
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
 CLEAR, SAME, OTHER = "clear line", "same content", "other content, no checksum"
@@ -177,8 +192,6 @@ def _nifti(suffix: str) -> Callable[[Path], Path]:
 
 def _itk(suffix: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        import SimpleITK as sitk
-
         sitk.WriteImage(sitk.GetImageFromArray(_scan()), str(folder / f"a{suffix}"), useCompression=False)
         return folder / f"a{suffix}"
 
@@ -186,26 +199,17 @@ def _itk(suffix: str) -> Callable[[Path], Path]:
 
 
 def _dicom(folder: Path) -> Path:
-    import raw_data
-
     for k in range(3):
         raw_data.write_slice(folder / f"{k}.dcm", _scan()[:, :, k], (0, 0, 10.0 * k))
     return folder / "1.dcm"
 
 
 def _png(folder: Path) -> Path:
-    import raw_data
-
     raw_data.write_png(folder / "a.png", _scan()[:, :, 0].astype(np.uint8))
     return folder / "a.png"
 
 
 def _case(folder: Path) -> Path:
-    from ummkd_tf.data.cases import write_case
-    from ummkd_tf.scans.geometry import Grid
-    from ummkd_tf.scans.preprocessing import Prepared
-    from ummkd_tf.tasks import TASKS
-
     image = _scan().astype(np.float32)
     grid, label = Grid(np.diag([1.5, 1.5, 8.0, 1.0]), image.shape), (image > 99).astype(np.uint8)
     prepared = Prepared(image, label, grid, grid, label)
@@ -214,12 +218,10 @@ def _case(folder: Path) -> Path:
 
 
 def _read_case(path: Path) -> Any:
-    from ummkd_tf.data.cases import read_case, read_original_label, read_source_checksum
-
-    case = read_case(path)
+    case = read_case(path, original_label=True)
     return (
         *(case.case_id, case.modality, case.image, case.label, case.grid.affine, case.original.affine),
-        *(case.original.shape, read_original_label(path), read_source_checksum(path)),
+        *(case.original.shape, case.original_label, read_source_checksum(path)),
     )
 
 
@@ -237,9 +239,6 @@ def _read_index(path: Path) -> Any:
 
 
 def _dataset(folder: Path) -> Path:
-    from ummkd_tf.data.dataset import write_dataset
-    from ummkd_tf.tasks import TASKS
-
     split = {p: [f"{m}_{n}" for m in ("ct", "mr")] for n, p in enumerate(("train", "validation", "test"))}
     ids = [c for part in split.values() for c in part]
     (folder / "cases").mkdir()
@@ -251,8 +250,6 @@ def _dataset(folder: Path) -> Path:
 
 
 def _read_dataset(path: Path) -> Any:
-    from ummkd_tf.data.opening import open_dataset
-
     dataset = open_dataset(path.parent)
     return dataset.modalities, dataset.split, dict(dataset.case_modality), dataset.split_checksum
 
@@ -265,8 +262,6 @@ def _split(folder: Path) -> Path:
 
 
 def _read_split(path: Path) -> Any:
-    from data_prep import splits
-
     return splits.read(str(path))
 
 
@@ -284,8 +279,6 @@ def _run(folder: Path) -> Path:
 
 
 def _read_run(path: Path) -> Any:
-    from ummkd_tf.runs.folder import read_run
-
     return read_run(path.parent)
 
 
@@ -297,10 +290,6 @@ def _csv(folder: Path) -> Path:
 
 
 def _read_csv(path: Path) -> Any:
-    from data_prep.sources import csv_list as own
-    from ummkd_tf.common.errors import InputError
-    from ummkd_tf.tasks import TASKS
-
     found = own.find(path, TASKS["abdomen"])
     if found.problems:
         raise InputError(str(found.problems[0]))
@@ -320,8 +309,6 @@ def _record(folder: Path) -> Path:
 
 
 def _read_record(path: Path) -> Any:
-    from ummkd_tf.released.records import read_record
-
     return read_record(path)
 
 
@@ -332,8 +319,6 @@ def _volume(folder: Path) -> Path:
 
 
 def _read_volume(path: Path) -> Any:
-    from ummkd_tf.released.test_volumes import read_test_volume
-
     return read_test_volume(path)
 
 
@@ -352,8 +337,6 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _read_image(path: Path) -> Any:
-    from ummkd_tf.scans.reading import read_volume
-
     volume = read_volume(path)
     return volume.array, volume.affine
 
@@ -363,8 +346,6 @@ def _read_series(path: Path) -> Any:
 
 
 def _read_png(path: Path) -> Any:
-    from ummkd_tf.scans.itk import read_png
-
     return read_png(path)
 
 
@@ -409,8 +390,6 @@ def fingerprint(value: Any) -> str:
 
 def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
     """(outcome, message or fingerprint) of reading one file; `OTHER` stands for any content."""
-    from ummkd_tf.common.errors import InputError
-
     try:
         return OTHER, fingerprint(read(path))
     except InputError as error:
@@ -425,8 +404,6 @@ def attempt(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
 def _serve(pipe: Any, formats: dict[str, Format]) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    from ummkd_tf.common.cli import start_tensorflow
-
     if formats is FORMATS:
         start_tensorflow()
     size = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()

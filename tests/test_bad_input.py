@@ -187,20 +187,15 @@ def not_finite(path: Path) -> None:
         file["image"][0, 0, 0] = np.nan
 
 
-def smaller_slices(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        for name in ("image", "label"):
-            part = file[name][:128, :128]
-            del file[name]
-            file[name] = part
+def slices_of(rows: int, columns: int) -> Callable[[Path], None]:
+    def cut(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            for name in ("image", "label"):
+                part = file[name][:rows, :columns]
+                del file[name]
+                file[name] = part
 
-
-def odd_slices(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        for name in ("image", "label"):
-            part = file[name][:100, :128]
-            del file[name]
-            file[name] = part
+    return cut
 
 
 def nan_weights(at: Place) -> None:
@@ -232,415 +227,158 @@ def nothing(at: Place) -> None:
 # What is wrong: (program, how to bring it about, flags beside the usual ones, the line)
 TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "modality": (PREDICT, nothing, "--modality=pet", "--modality=pet: the run knows ct, mr; give the scan's modality"),
-    "no run": (
-        PREDICT,
-        lambda at: (at.run / "run.json").unlink(),
-        "",
-        "{run}/run.json: no run here: expected a folder that experiments.train has written; check --run_dir",
-    ),
-    "half a run.json": (
-        PREDICT,
-        lambda at: (at.run / "run.json").write_text('{"flags": ', encoding="utf-8"),
-        "",
-        "{run}/run.json: damaged (Expecting value: line 1 column 11 (char 10)): restore it from a copy or train again",
-    ),
-    "run.json of another kind": (
-        PREDICT,
-        lambda at: (at.run / "run.json").write_text("[]", encoding="utf-8"),
-        "",
-        "{run}/run.json: damaged (a JSON list, expected an object): restore it from a copy or train again",
-    ),
-    "run.json without its model": (
-        PREDICT,
-        edit_run(lambda run: run.pop("model")),
-        "",
-        "{run}/run.json: damaged (no model): restore it from a copy or train again",
-    ),
-    "run.json without a flag": (
-        PREDICT,
-        edit_run(lambda run: run["flags"].pop("selection")),
-        "",
-        "{run}/run.json: damaged (no selection): restore it from a copy or train again",
-    ),
-    "run.json with flags of another kind": (
-        PREDICT,
-        edit_run(lambda run: run.update(flags=[])),
-        "",
-        "{run}/run.json: damaged (no flags): restore it from a copy or train again",
-    ),
-    "run.json without modalities": (
-        PREDICT,
-        edit_run(lambda run: run["model"].pop("modalities")),
-        "",
-        "{run}/run.json: damaged (no model.modalities): restore it from a copy or train again",
-    ),
-    "run.json of no size": (
-        PREDICT,
-        edit_run(lambda run: run["flags"].update(size=0)),
-        "",
-        "{run}/run.json: damaged (size 0 of 256 rows): restore it from a copy or train again",
-    ),
-    "run.json of a size that does not fit": (
-        PREDICT,
-        edit_run(lambda run: run["flags"].update(size=100)),
-        "",
-        "{run}/run.json: damaged (size 100 of 256 rows): restore it from a copy or train again",
-    ),
-    "run.json of an unknown task": (
-        PREDICT,
-        edit_run(lambda run: run.update(task="brain")),
-        "",
+    "no run": (PREDICT, lambda at: (at.run / "run.json").unlink(), "",
+        "{run}/run.json: no run here: expected a folder that experiments.train has written; check --run_dir"),
+    "half a run.json": (PREDICT, lambda at: (at.run / "run.json").write_text('{"flags": ', encoding="utf-8"), "",
+        "{run}/run.json: damaged (Expecting value: line 1 column 11 (char 10)): restore it from a copy or train again"),
+    "run.json of another kind": (PREDICT, lambda at: (at.run / "run.json").write_text("[]", encoding="utf-8"), "",
+        "{run}/run.json: damaged (a JSON list, expected an object): restore it from a copy or train again"),
+    "run.json without its model": (PREDICT, edit_run(lambda run: run.pop("model")), "",
+        "{run}/run.json: damaged (no model): restore it from a copy or train again"),
+    "run.json without a flag": (PREDICT, edit_run(lambda run: run["flags"].pop("selection")), "",
+        "{run}/run.json: damaged (no selection): restore it from a copy or train again"),
+    "run.json with flags of another kind": (PREDICT, edit_run(lambda run: run.update(flags=[])), "",
+        "{run}/run.json: damaged (no flags): restore it from a copy or train again"),
+    "run.json without modalities": (PREDICT, edit_run(lambda run: run["model"].pop("modalities")), "",
+        "{run}/run.json: damaged (no model.modalities): restore it from a copy or train again"),
+    "run.json of no size": (PREDICT, edit_run(lambda run: run["flags"].update(size=0)), "",
+        "{run}/run.json: damaged (size 0 of 256 rows): restore it from a copy or train again"),
+    "run.json of a size that does not fit": (PREDICT, edit_run(lambda run: run["flags"].update(size=100)), "",
+        "{run}/run.json: damaged (size 100 of 256 rows): restore it from a copy or train again"),
+    "run.json of an unknown task": (PREDICT, edit_run(lambda run: run.update(task="brain")), "",
         "{run}/run.json: damaged (run.json: unknown task 'brain': expected abdomen or cardiac, or a whole task): "
-        "restore it from a copy or train again",
-    ),
-    "run.json of a giant": (
-        PREDICT,
-        edit_run(lambda run: run["model"].update(width=10**6)),
-        "",
-        "out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image",
-    ),
-    "no checkpoints": (
-        PREDICT,
-        lambda at: shutil.rmtree(at.run / "checkpoints"),
-        "",
-        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
-    ),
-    "no last checkpoint": (
-        PREDICT,
-        nothing,
-        "--selection=last",
-        "{run}/checkpoints: no last checkpoint: train the run first, or choose --selection=best",
-    ),
-    "half a checkpoint": (
-        PREDICT,
-        lambda at: halve(at.run / "checkpoints/best.npz"),
-        "",
-        "{run}/checkpoints/best.npz: damaged checkpoint: restore it from a copy, or use the other --selection",
-    ),
-    "unknown setting": (
-        PREDICT,
-        edit_run(lambda run: run["model"].update(setting="z_shaped")),
-        "",
+        "restore it from a copy or train again"),
+    "run.json of a giant": (PREDICT, edit_run(lambda run: run["model"].update(width=10**6)), "",
+        "out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image"),
+    "no checkpoints": (PREDICT, lambda at: shutil.rmtree(at.run / "checkpoints"), "",
+        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last"),
+    "no last checkpoint": (PREDICT, nothing, "--selection=last",
+        "{run}/checkpoints: no last checkpoint: train the run first, or choose --selection=best"),
+    "half a checkpoint": (PREDICT, lambda at: halve(at.run / "checkpoints/best.npz"), "",
+        "{run}/checkpoints/best.npz: damaged checkpoint: restore it from a copy, or use the other --selection"),
+    "unknown setting": (PREDICT, edit_run(lambda run: run["model"].update(setting="z_shaped")), "",
         "{run}/run.json: describes no model (unknown setting 'z_shaped': expected one of individual, joint, "
-        "joint_kd, y_shaped, x_shaped, chilopod, ours): restore it from a copy",
-    ),
-    "another architecture": (
-        PREDICT,
-        edit_run(lambda run: run["model"].update(width=4)),
-        "",
+        "joint_kd, y_shaped, x_shaped, chilopod, ours): restore it from a copy"),
+    "another architecture": (PREDICT, edit_run(lambda run: run["model"].update(width=4)), "",
         "{run}/checkpoints/best.npz: checkpoint of another architecture (154 variables differ, e.g. "
-        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel'): use the flags it was trained with",
-    ),
+        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel'): use the flags it was trained with"),
     "no scan": (PREDICT, lambda at: at.scan.unlink(), "", "{scan}: no such file or folder: check the path"),
-    "half a scan": (
-        PREDICT,
-        lambda at: halve(at.scan),
-        "",
+    "half a scan": (PREDICT, lambda at: halve(at.scan), "",
         "{scan}: damaged or truncated NIfTI file (Compressed file ended before the end-of-stream marker was "
-        "reached): copy it again",
-    ),
-    "4D scan": (
-        PREDICT,
-        scan_of(lambda a: np.stack([a, a], -1)),
-        "",
-        "{scan}: 4D image of shape (30, 28, 9, 2): expected 3D; give one volume (a 4D file must be split)",
-    ),
-    "NaN": (
-        PREDICT,
-        scan_of(put(np.nan)),
-        "",
-        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image",
-    ),
-    "infinity": (
-        PREDICT,
-        scan_of(put(np.inf)),
-        "",
-        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image",
-    ),
-    "one voxel": (
-        PREDICT,
-        scan_of(lambda a: a[:1, :1, :1]),
-        "",
-        "{scan}: every voxel has the value 155 after clipping: expected an image with contrast",
-    ),
-    "constant scan": (
-        PREDICT,
-        scan_of(lambda a: 0 * a + 5),
-        "",
-        "{scan}: every voxel has the value 5 after clipping: expected an image with contrast",
-    ),
-    "zero affine": (
-        PREDICT,
-        zero_affine,
-        "",
-        "{scan}: the affine is singular or not finite: repair the header's geometry",
-    ),
-    "slices 100 m apart": (
-        PREDICT,
-        scan_of(lambda a: a, np.diag([6.0, 6.0, 1e5, 1.0])),
-        "",
-        "{scan}: the scan is 900000 mm long: expected at most 3000; check its header's spacing",
-    ),
-    "no voxel": (
-        PREDICT,
-        header_only((0, 30, 30)),
-        "",
-        "{scan}: an image of shape (0, 30, 30): expected at least one voxel; copy it again",
-    ),
-    "header of 54 TB": (
-        PREDICT,
-        header_only((30000, 30000, 30000)),
-        "",
-        "{scan}: an image of shape (30000, 30000, 30000), 2.7e+13 voxels: expected at most 5.4e+08, as 512 × "
-        "512 × 2048; crop or reduce it",
-    ),
-    "header of 1 GB and nothing behind it": (
-        PREDICT,
-        header_only((800, 800, 800)),
-        "",
-        "{scan}: damaged or truncated: the header tells of shape (800, 800, 800), and the file is too short "
-        "for it: copy it again",
-    ),
-    "bomb behind a small header": (
-        PREDICT,
-        header_only((10, 10, 10), 10**8),
-        "",
-        "{scan}: damaged or truncated NIfTI file (more data than the header tells of): copy it again",
-    ),
-    "output of another format": (
-        PREDICT,
-        nothing,
-        "--output={folder}/label.png",
-        "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz, or a folder",
-    ),
-    "picture of another format": (
-        PREDICT,
-        nothing,
-        "--overlay={folder}/label.bmp",
-        "--overlay={folder}/label.bmp: expected a name that ends in .png or .pdf",
-    ),
-    "metres": (
-        PREDICT,
-        in_metres,
-        "",
-        "{scan}: the header gives distances in meter: expected mm; write the file again in mm",
-    ),
-    "output below a file": (
-        PREDICT,
-        nothing,
-        "--output={scan}/label.nii.gz",
-        "{scan}/label.nii.gz: could not be written (File exists): make room or check permissions",
-    ),
-    "output is the scan": (
-        PREDICT,
-        nothing,
-        "--output={scan}",
-        "--output={scan}: is the scan itself: expected another file; choose another name",
-    ),
-    "evaluate: no data": (
-        EVALUATE,
-        nothing,
-        "--data_dir={folder}",
-        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
-    ),
-    "evaluate: another split": (
-        EVALUATE,
-        data_file("dataset.json", fewer_cases),
-        "",
-        "{data}: another split (blocks) than the run was trained with (blocks): test cases may have been "
-        "trained on; evaluate on the run's own data",
-    ),
-    "evaluate: half a case": (
-        EVALUATE,
-        data_file("cases/ct_3.h5", halve),
-        "",
-        "{data}/cases/ct_3.h5: not a readable HDF5 file: delete it and prepare the case again",
-    ),
-    "evaluate: another case's file": (
-        EVALUATE,
-        data_file("cases/ct_3.h5", other_case),
-        "",
-        "{data}/cases/ct_3.h5: holds case 'mr_3' of modality 'mr': expected 'ct_3' of 'ct'; prepare the case again",
-    ),
-    "evaluate: no checkpoint": (
-        EVALUATE,
-        lambda at: (at.run / "checkpoints/best.npz").unlink(),
-        "",
-        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last",
-    ),
-    "evaluate: slices of an odd size": (
-        EVALUATE,
-        data_file("cases/ct_3.h5", odd_slices),
-        "",
-        "{data}/cases/ct_3.h5: slices of (100, 128), reduced by 1: expected (256, 256) in task abdomen; prepare "
-        "the data again",
-    ),
-    "weights that are no numbers": (
-        PREDICT,
-        nan_weights,
-        "",
+        "reached): copy it again"),
+    "4D scan": (PREDICT, scan_of(lambda a: np.stack([a, a], -1)), "",
+        "{scan}: 4D image of shape (30, 28, 9, 2): expected 3D; give one volume (a 4D file must be split)"),
+    "NaN": (PREDICT, scan_of(put(np.nan)), "",
+        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image"),
+    "infinity": (PREDICT, scan_of(put(np.inf)), "",
+        "{scan}: 1 NaN or infinite voxels: expected finite values; repair the image"),
+    "one voxel": (PREDICT, scan_of(lambda a: a[:1, :1, :1]), "",
+        "{scan}: every voxel has the value 155 after clipping: expected an image with contrast"),
+    "constant scan": (PREDICT, scan_of(lambda a: 0 * a + 5), "",
+        "{scan}: every voxel has the value 5 after clipping: expected an image with contrast"),
+    "zero affine": (PREDICT, zero_affine, "",
+        "{scan}: the affine is singular or not finite: repair the header's geometry"),
+    "slices 100 m apart": (PREDICT, scan_of(lambda a: a, np.diag([6.0, 6.0, 1e5, 1.0])), "",
+        "{scan}: the scan is 900000 mm long: expected at most 3000; check its header's spacing"),
+    "no voxel": (PREDICT, header_only((0, 30, 30)), "",
+        "{scan}: an image of shape (0, 30, 30): expected at least one voxel; copy it again"),
+    "header of 54 TB": (PREDICT, header_only((30000, 30000, 30000)), "",
+        "{scan}: an image of shape (30000, 30000, 30000), 2.7e+13 voxels: expected at most 5.4e+08, as 512 × 512 × "
+        "2048; crop or reduce it"),
+    "header of 1 GB and nothing behind it": (PREDICT, header_only((800, 800, 800)), "",
+        "{scan}: damaged or truncated: the header tells of shape (800, 800, 800), and the file is too short for it: "
+        "copy it again"),
+    "bomb behind a small header": (PREDICT, header_only((10, 10, 10), 10**8), "",
+        "{scan}: damaged or truncated NIfTI file (more data than the header tells of): copy it again"),
+    "output of another format": (PREDICT, nothing, "--output={folder}/label.png",
+        "--output={folder}/label.png: expected a name that ends in .nii or .nii.gz, or a folder"),
+    "picture of another format": (PREDICT, nothing, "--overlay={folder}/label.bmp",
+        "--overlay={folder}/label.bmp: expected a name that ends in .png or .pdf"),
+    "metres": (PREDICT, in_metres, "",
+        "{scan}: the header gives distances in meter: expected mm; write the file again in mm"),
+    "output below a file": (PREDICT, nothing, "--output={scan}/label.nii.gz",
+        "{scan}/label.nii.gz: could not be written (File exists): make room or check permissions"),
+    "output is the scan": (PREDICT, nothing, "--output={scan}",
+        "--output={scan}: is the scan itself: expected another file; choose another name"),
+    "evaluate: no data": (EVALUATE, nothing, "--data_dir={folder}",
+        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+    "evaluate: another split": (EVALUATE, data_file("dataset.json", fewer_cases), "",
+        "{data}: another split (blocks) than the run was trained with (blocks): test cases may have been trained on; "
+        "evaluate on the run's own data"),
+    "evaluate: half a case": (EVALUATE, data_file("cases/ct_3.h5", halve), "",
+        "{data}/cases/ct_3.h5: not a readable HDF5 file: delete it and prepare the case again"),
+    "evaluate: another case's file": (EVALUATE, data_file("cases/ct_3.h5", other_case), "",
+        "{data}/cases/ct_3.h5: holds case 'mr_3' of modality 'mr': expected 'ct_3' of 'ct'; prepare the case again"),
+    "evaluate: no checkpoint": (EVALUATE, lambda at: (at.run / "checkpoints/best.npz").unlink(), "",
+        "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last"),
+    "evaluate: slices of an odd size": (EVALUATE, data_file("cases/ct_3.h5", slices_of(100, 128)), "",
+        "{data}/cases/ct_3.h5: slices of (100, 128), reduced by 1: expected (256, 256) in task abdomen; prepare the "
+        "data again"),
+    "weights that are no numbers": (PREDICT, nan_weights, "",
         "{run}/checkpoints/best.npz: 1 variables with NaN or infinite values, e.g. "
-        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel': the run diverged; use the other "
-        "--selection, or train again with a lower --learning_rate",
-    ),
-    "evaluate: more classes than the model": (
-        EVALUATE,
-        data_file("cases/ct_3.h5", label_seven),
-        "",
-        "{data}/cases/ct_3.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again",
-    ),
-    "qc: no data": (
-        QC,
-        nothing,
-        "--data_dir={folder}",
-        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
-    ),
-    "qc: half a case": (
-        QC,
-        data_file("cases/ct_0.h5", halve),
-        "",
-        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again",
-    ),
-    "qc: output below a file": (
-        QC,
-        nothing,
-        "--out_dir={scan}",
-        "{scan}/case_ct_0.png: could not be written (File exists): make room or check permissions",
-    ),
-    "splits: output below a file": (
-        "data_prep.make_splits",
-        nothing,
-        "--dir={scan}",
-        "{scan}/mmwhs_sifa.json: could not be written (File exists): make room or check permissions",
-    ),
-    "splits: not a split file": (
-        "data_prep.prepare",
-        nothing,
+        "'model/segmenter/encoder_1/unit_1/conv/shared/kernel': the run diverged; use the other --selection, or "
+        "train again with a lower --learning_rate"),
+    "evaluate: more classes than the model": (EVALUATE, data_file("cases/ct_3.h5", label_seven), "",
+        "{data}/cases/ct_3.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again"),
+    "qc: no data": (QC, nothing, "--data_dir={folder}",
+        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+    "qc: half a case": (QC, data_file("cases/ct_0.h5", halve), "",
+        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again"),
+    "qc: output below a file": (QC, nothing, "--out_dir={scan}",
+        "{scan}/case_ct_0.png: could not be written (File exists): make room or check permissions"),
+    "splits: output below a file": ("data_prep.make_splits", nothing, "--dir={scan}",
+        "{scan}/mmwhs_sifa.json: could not be written (File exists): make room or check permissions"),
+    "splits: not a split file": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split={run}/run.json",
-        "{run}/run.json: not a split file (KeyError('name')): expected the form in docs/data.md",
-    ),
-    "splits: no such split": (
-        "data_prep.prepare",
-        nothing,
+        "{run}/run.json: not a split file (KeyError('name')): expected the form in docs/data.md"),
+    "splits: no such split": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split=nothing",
         "nothing: no such split: expected seeded, k_fold, abdomen_5fold, abdomen_paper_size, abdomen_seeded, "
-        "mmwhs_5fold, mmwhs_seeded, mmwhs_sifa or the path of a split file",
-    ),
-    "describe: decoder of the other network": (
-        TRAIN,
-        nothing,
-        "--task=cardiac --decoder=released --describe",
-        "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out",
-    ),
-    "float16 without a GPU": (
-        TRAIN,
-        nothing,
-        "--precision=mixed_float16",
+        "mmwhs_5fold, mmwhs_seeded, mmwhs_sifa or the path of a split file"),
+    "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",
+        "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out"),
+    "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",
         "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
-        "mixed_bfloat16 or float32",
-    ),
-    "train: no run named": (
-        TRAIN,
-        nothing,
-        "--run_dir=",
-        "--data_dir and --run_dir are needed to train: give both, or use --describe",
-    ),
-    "train: no data": (
-        TRAIN,
-        data_file("dataset.json", Path.unlink),
-        "",
-        "{data}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir",
-    ),
-    "train: JSON of another kind": (
-        TRAIN,
-        data_file("dataset.json", lambda path: path.write_text("[]", encoding="utf-8")),
-        "",
-        "{data}/dataset.json: not a data set description (ValueError('a JSON list, expected an object')): "
-        "prepare the data again",
-    ),
-    "train: empty part": (
-        TRAIN,
-        data_file("dataset.json", without_test_part),
-        "",
-        "{data}/dataset.json: the test part has no ct case: expected at least one; add cases or choose another split",
-    ),
-    "train: leaking split": (
-        TRAIN,
-        data_file("dataset.json", case_in_two_parts),
-        "",
-        "{data}/dataset.json: case 'ct_0' is in train and in test: keep it in one part",
-    ),
-    "train: missing case": (
-        TRAIN,
-        data_file("cases/ct_0.h5", Path.unlink),
-        "",
-        "{data}/cases/ct_0.h5: missing case file: prepare the data again",
-    ),
-    "train: half a case": (
-        TRAIN,
-        data_file("cases/ct_0.h5", halve),
-        "",
-        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again",
-    ),
-    "train: more classes than the model": (
-        TRAIN,
-        data_file("cases/ct_2.h5", label_seven),
-        "",
-        "{data}/cases/ct_2.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again",
-    ),
-    "train: NaN in a case": (
-        TRAIN,
-        data_file("cases/ct_2.h5", not_finite),
-        "",
-        "{data}/cases/ct_2.h5: the image has NaN or infinite voxels: expected finite ones; prepare the case again",
-    ),
-    "train: smaller slices": (
-        TRAIN,
-        data_file("cases/ct_0.h5", smaller_slices),
-        "",
+        "mixed_bfloat16 or float32"),
+    "train: no run named": (TRAIN, nothing, "--run_dir=",
+        "--data_dir and --run_dir are needed to train: give both, or use --describe"),
+    "train: no data": (TRAIN, data_file("dataset.json", Path.unlink), "",
+        "{data}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+    "train: JSON of another kind": (TRAIN,
+        data_file("dataset.json", lambda path: path.write_text("[]", encoding="utf-8")), "",
+        "{data}/dataset.json: not a data set description (ValueError('a JSON list, expected an object')): prepare "
+        "the data again"),
+    "train: empty part": (TRAIN, data_file("dataset.json", without_test_part), "",
+        "{data}/dataset.json: the test part has no ct case: expected at least one; add cases or choose another split"),
+    "train: leaking split": (TRAIN, data_file("dataset.json", case_in_two_parts), "",
+        "{data}/dataset.json: case 'ct_0' is in train and in test: keep it in one part"),
+    "train: missing case": (TRAIN, data_file("cases/ct_0.h5", Path.unlink), "",
+        "{data}/cases/ct_0.h5: missing case file: prepare the data again"),
+    "train: half a case": (TRAIN, data_file("cases/ct_0.h5", halve), "",
+        "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again"),
+    "train: more classes than the model": (TRAIN, data_file("cases/ct_2.h5", label_seven), "",
+        "{data}/cases/ct_2.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again"),
+    "train: NaN in a case": (TRAIN, data_file("cases/ct_2.h5", not_finite), "",
+        "{data}/cases/ct_2.h5: the image has NaN or infinite voxels: expected finite ones; prepare the case again"),
+    "train: smaller slices": (TRAIN, data_file("cases/ct_0.h5", slices_of(128, 128)), "",
         "{data}/cases/ct_0.h5: slices of (32, 32), reduced by 4: expected (64, 64) in task abdomen; prepare the data "
-        "again",
-    ),
-    "train: no modality": (
-        TRAIN,
-        data_file("dataset.json", modalities([])),
-        "",
+        "again"),
+    "train: no modality": (TRAIN, data_file("dataset.json", modalities([])), "",
         "{data}/dataset.json: modalities none: expected different plain names like ct and mr, and not shared; rename "
-        "them where the data come from, and prepare again",
-    ),
-    "train: a modality that is none": (
-        TRAIN,
-        data_file("dataset.json", modalities(["ct", "mr", "shared"])),
-        "",
+        "them where the data come from, and prepare again"),
+    "train: a modality that is none": (TRAIN, data_file("dataset.json", modalities(["ct", "mr", "shared"])), "",
         "{data}/dataset.json: modalities ct, mr, shared: expected different plain names like ct and mr, and not "
-        "shared; rename them where the data come from, and prepare again",
-    ),
-    "train: case of an unknown modality": (
-        TRAIN,
-        data_file("dataset.json", modalities(["ct"])),
-        "",
-        "{data}/dataset.json: 'mr_0' in the train part is of modality 'mr': expected ct; prepare the data again",
-    ),
-    "train: a modality without a case": (
-        TRAIN,
-        data_file("dataset.json", without_mr),
-        "",
-        "{data}/dataset.json: the train part has no mr case: expected at least one; add cases or choose another split",
-    ),
-    "train: checkpoints without run.json": (
-        TRAIN,
-        runs_checkpoint_alone,
-        "",
-        "{folder}/new: has checkpoints but no run.json, so nobody knows what was run: restore run.json from a copy, or "
-        "choose another --run_dir",
-    ),
-    "train: link to another file": (
-        TRAIN,
-        data_file("cases/ct_0.h5", external_link),
-        "",
-        "{data}/cases/ct_0.h5: 'image' is a link: expected data in the file itself; prepare it again",
-    ),
-}
+        "shared; rename them where the data come from, and prepare again"),
+    "train: case of an unknown modality": (TRAIN, data_file("dataset.json", modalities(["ct"])), "",
+        "{data}/dataset.json: 'mr_0' in the train part is of modality 'mr': expected ct; prepare the data again"),
+    "train: a modality without a case": (TRAIN, data_file("dataset.json", without_mr), "",
+        "{data}/dataset.json: the train part has no mr case: expected at least one; add cases or choose another split"),
+    "train: checkpoints without run.json": (TRAIN, runs_checkpoint_alone, "",
+        "{folder}/new: has checkpoints but no run.json, so nobody knows what was run: restore run.json from a copy, "
+        "or choose another --run_dir"),
+    "train: link to another file": (TRAIN, data_file("cases/ct_0.h5", external_link), "",
+        "{data}/cases/ct_0.h5: 'image' is a link: expected data in the file itself; prepare it again"),
+}  # fmt: skip
 
 
 def run_row(name: str, at: Place) -> Done:

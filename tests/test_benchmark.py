@@ -10,7 +10,7 @@ from programs import program
 
 from experiments.benchmark import evaluation, inputs, startup
 from experiments.benchmark.flops import convolutions, forward_flops, training_flops
-from experiments.benchmark.results import OURS, Part, Row, Target, as_json, page, ratio_target, table
+from experiments.benchmark.results import OURS, Aim, Measurement, Part, as_json, page, ratio_target, table
 from experiments.benchmark.scaling import draw, slope, ticks
 from experiments.benchmark.steps import Size, _targets
 from experiments.benchmark.timing import Timing, interleaved, timed
@@ -19,7 +19,7 @@ from ummkd_tf.settings import Region
 
 
 def row(case, contender, *seconds, **values):
-    return Row(case, contender, Timing(seconds), {k.replace("_", " "): v for k, v in values.items()})
+    return Measurement(case, contender, Timing(seconds), {k.replace("_", " "): v for k, v in values.items()})
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -109,25 +109,25 @@ def test_table_from_known_numbers():
 
 
 def test_targets():
-    assert ratio_target("t", {"x": (3.0, 2.0), "y": (2.0, 2.0)}, 1.2) == Target("t", "x: 1.50; y: 1.00", False)
+    assert ratio_target("t", {"x": (3.0, 2.0), "y": (2.0, 2.0)}, 1.2) == Aim("t", "x: 1.50; y: 1.00", False)
     assert ratio_target("t", {"x": (3.0, 2.0)}, 1.2).met is True
-    assert ratio_target("t", {}, 1.2) == Target("t", "not measured", None)
+    assert ratio_target("t", {}, 1.2) == Aim("t", "not measured", None)
 
 
 def test_targets_of_the_step():
     two, three = Size("dilated2d", 1, 64, 4).title, Size("unet3d", 1, 64, 4).title
     share, memory = "% of peak", "peak GiB"
     rows = [
-        Row(two, OURS, Timing((1.0,)), {share: 80.0, memory: 2.0}),
-        Row(two, "pytorch", Timing((1.3,)), {share: 60.0, memory: 1.5}),
-        Row(three, OURS, Timing((1.0,)), {share: 76.0, memory: 1.0}),
-        Row(three, "plain", Timing((1.1,)), {share: 70.0, memory: 2.0}),
+        Measurement(two, OURS, Timing((1.0,)), {share: 80.0, memory: 2.0}),
+        Measurement(two, "pytorch", Timing((1.3,)), {share: 60.0, memory: 1.5}),
+        Measurement(three, OURS, Timing((1.0,)), {share: 76.0, memory: 1.0}),
+        Measurement(three, "plain", Timing((1.1,)), {share: 70.0, memory: 2.0}),
     ]
     assert [target.met for target in _targets(rows, {row.case for row in rows})] == [True, True, False, False, True]
 
 
 def test_page_says_at_once_what_is_met_and_json_holds_the_medians():
-    part = Part("p", "A part", [row("x", OURS, 1.0, 2.0)], [Target("fast", "1 s", True), Target("x", "–", None)], ["n"])
+    part = Part("p", "A part", [row("x", OURS, 1.0, 2.0)], [Aim("fast", "1 s", True), Aim("x", "–", None)], ["n"])
     text = page([part], {"commit": "abc", "machine": {"cores": 2}})
     assert text.index("✔ met") < text.index("## A part") and "– not measured" in text
     assert "- commit: abc" in text and "- machine: cores 2" in text and "\n- n\n" in text

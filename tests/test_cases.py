@@ -12,7 +12,6 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import (
     file_checksum,
     read_case,
-    read_original_label,
     read_source_checksum,
     recipe_checksum,
     source_checksum,
@@ -69,7 +68,7 @@ def test_case_comes_back_as_it_was(tmp_path):
     for name in ("grid", "original"):
         assert np.array_equal(getattr(case, name).affine, getattr(expected, name).affine)
         assert getattr(case, name).shape == getattr(expected, name).shape
-    assert np.array_equal(read_original_label(path), expected.original_label)
+    assert np.array_equal(read_case(path, original_label=True).original_label, expected.original_label)
     assert read_source_checksum(path) == (source_checksum(SOURCE), recipe_checksum(TASK))
 
 

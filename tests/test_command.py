@@ -63,6 +63,13 @@ def test_help_marks_required_flags():
     assert "three planes. Required" not in help_text
 
 
+def test_help_in_a_terminal_that_shows_ascii_alone(tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments.train", "--help"]
+    done = subprocess.run(command, env={**os.environ, **ascii_only}, cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"") and b"--alpha: ? of Eq. 5" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [(), ("predict", "--help")])
 def test_nobody_reads_the_output(arguments, tmp_path):
     read, write = os.pipe()

@@ -129,7 +129,7 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
 
 
-def test_class_knowledge_of_whole_cases_is_that_of_their_logits():
+def test_knowledge_of_whole_cases_is_that_of_their_logits():
     """Eq. 2–4 from probabilities of cases of different sizes agree with the losses on all their logits at once."""
     rng = np.random.default_rng(0)
     cases, logits, labels = [], {"ct": [], "mr": []}, {"ct": [], "mr": []}
@@ -142,7 +142,7 @@ def test_class_knowledge_of_whole_cases_is_that_of_their_logits():
     predictor = SimpleNamespace(
         model=SimpleNamespace(num_classes=3), probabilities=lambda image, modality: waiting.pop(0)
     )
-    result = evaluation.class_knowledge(predictor, cases, temperature=2.0)
+    result = evaluation.knowledge_of_cases(predictor, cases, temperature=2.0)
     together = [{m: np.concatenate(parts) for m, parts in x.items()} for x in (logits, labels)]
     assert result["kd_loss"] == pytest.approx(float(losses.knowledge_distillation_loss(*together)), rel=1e-4)
     for m in ("ct", "mr"):

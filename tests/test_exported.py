@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -183,8 +184,6 @@ def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_pat
 
 def third_modality(data: Path, directory: Path) -> Path:
     """The MR cases as modality `mr2`, alone, with images of opposite contrast."""
-    import h5py
-
     shutil.copytree(data, directory)
     content = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     cases = [c for c in content["cases"] if c.startswith("mr")]

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import chunk_starts
-from ummkd_tf.evaluation.inference import Predictor, gaussian_weights, largest_components
+from ummkd_tf.evaluation.inference import Predictor, largest_components
+from ummkd_tf.evaluation.overlap import gaussian_weights
 
 
 class Stub:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ummkd_tf import UnpairedSegmenter
 from ummkd_tf.model import losses
 from ummkd_tf.model.absent_classes import count_alone, updated_memory
 
@@ -153,8 +154,6 @@ def test_gradients_flow_into_both_modalities():
 
 def test_loss_terms_and_their_sum():
     """Eq. 5, from its reported parts; only settings that distill add the distillation loss."""
-    from ummkd_tf import UnpairedSegmenter
-
     rng = np.random.default_rng(3)
     images = {m: tf.constant(rng.normal(size=(1, 8, 8, 8, 1)), tf.float32) for m in ("ct", "mr")}
     labels = {m: rng.integers(0, 5, (1, 8, 8, 8)) for m in images}

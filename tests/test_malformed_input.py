@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from raw_data import CT_AFFINE, NUM_SLICES, ct, mr, snapshot, write_nifti, write_png, write_slice, z_mm
 
 from data_prep import pipeline
-from data_prep.sources.table import SOURCES, Options
+from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
@@ -42,7 +42,7 @@ def healthy(tmp_path_factory):
 def prepare(raw, out, source="abdomen", **options):
     with Workers(1) as pool:
         problems = pipeline.prepare_source(
-            SOURCES[source], Options(raw=raw, **options), out, choice=Choice(), pool=pool, note=lambda text: None
+            SOURCES[source], RawOptions(raw=raw, **options), out, choice=Choice(), pool=pool, note=lambda text: None
         )
     return [str(problem) for problem in problems]
 
@@ -128,129 +128,63 @@ DAMAGES = {
     "zero-byte slice": (lambda raw: empty(slice_path(raw, 3)), "IMG-0004-00003.dcm", "empty file (0 bytes)"),
     "zero-byte PNG": (lambda raw: empty(png_path(raw, 3)), "IMG-0004-00003.png", "empty file (0 bytes)"),
     "2D NIfTI": (lambda raw: change_image(raw, lambda a: a[:, :, 0]), "img0001.nii.gz", "2D image of shape (14, 12)"),
-    "4D NIfTI": (
-        lambda raw: change_image(raw, lambda a: np.stack([a, a], -1)),
-        "img0001.nii.gz",
-        "4D image of shape (14, 12, 6, 2): expected 3D",
-    ),
+    "4D NIfTI": (lambda raw: change_image(raw, lambda a: np.stack([a, a], -1)), "img0001.nii.gz",
+        "4D image of shape (14, 12, 6, 2): expected 3D"),
     "NaN": (lambda raw: change_image(raw, put(np.nan)), "img0001.nii.gz", "3 NaN or infinite voxels"),
     "Inf": (lambda raw: change_image(raw, put(np.inf)), "img0001.nii.gz", "3 NaN or infinite voxels"),
     "constant image": (lambda raw: change_image(raw, lambda a: a * 0 + 7), "img0001.nii.gz", "has the value 7 after"),
-    "constant after clipping": (
-        lambda raw: change_image(raw, lambda a: a - 1000),
-        "img0001.nii.gz",
-        "every voxel has the value -125 after clipping",
-    ),
+    "constant after clipping": (lambda raw: change_image(raw, lambda a: a - 1000), "img0001.nii.gz",
+        "every voxel has the value -125 after clipping"),
     "no orientation": (no_orientation, "img0001.nii.gz", "no orientation (sform_code and qform_code are 0)"),
-    "label fraction": (
-        lambda raw: change_label(raw, put(2.5)),
-        "label0001.nii.gz",
-        "3 label voxels are not whole numbers (first: 2.5)",
-    ),
-    "unknown label value": (
-        lambda raw: change_label(raw, cast(np.int16, put(14))),
-        "label0001.nii.gz",
-        "unknown label value 14 (3 voxels): expected only 0–13",
-    ),
-    "negative label value": (
-        lambda raw: change_label(raw, cast(np.int16, put(-1))),
-        "label0001.nii.gz",
-        "unknown label value -1 (3 voxels)",
-    ),
+    "label fraction": (lambda raw: change_label(raw, put(2.5)), "label0001.nii.gz",
+        "3 label voxels are not whole numbers (first: 2.5)"),
+    "unknown label value": (lambda raw: change_label(raw, cast(np.int16, put(14))), "label0001.nii.gz",
+        "unknown label value 14 (3 voxels): expected only 0–13"),
+    "negative label value": (lambda raw: change_label(raw, cast(np.int16, put(-1))), "label0001.nii.gz",
+        "unknown label value -1 (3 voxels)"),
     "empty label map": (lambda raw: change_label(raw, lambda a: a * 0), "label0001.nii.gz", "no voxel of any class"),
-    "label of other shape": (
-        lambda raw: change_label(raw, lambda a: a[:, :, :-1]),
-        "label0001.nii.gz",
-        "the label has shape (14, 12, 5), expected (14, 12, 6)",
-    ),
-    "label of other spacing": (
-        lambda raw: change_label(raw, lambda a: a, shift_affine(scale=(1, 1, 1.1))),
-        "label0001.nii.gz",
-        "the label has spacing 20.000 × 25.000 × 11.000 mm, expected 20.000 × 25.000 × 10.000 mm",
-    ),
-    "label of other direction": (
-        lambda raw: change_label(raw, lambda a: a, shift_affine(scale=(-1, 1, 1))),
-        "label0001.nii.gz",
-        "the label has orientation RAS, expected LAS",
-    ),
-    "label in another place": (
-        lambda raw: change_label(raw, lambda a: a, shift_affine(move=(0, 3, 4))),
-        "label0001.nii.gz",
-        "the label has position or direction off by 5.00 mm",
-    ),
+    "label of other shape": (lambda raw: change_label(raw, lambda a: a[:, :, :-1]), "label0001.nii.gz",
+        "the label has shape (14, 12, 5), expected (14, 12, 6)"),
+    "label of other spacing": (lambda raw: change_label(raw, lambda a: a, shift_affine(scale=(1, 1, 1.1))),
+        "label0001.nii.gz", "the label has spacing 20.000 × 25.000 × 11.000 mm, expected 20.000 × 25.000 × 10.000 mm"),
+    "label of other direction": (lambda raw: change_label(raw, lambda a: a, shift_affine(scale=(-1, 1, 1))),
+        "label0001.nii.gz", "the label has orientation RAS, expected LAS"),
+    "label in another place": (lambda raw: change_label(raw, lambda a: a, shift_affine(move=(0, 3, 4))),
+        "label0001.nii.gz", "the label has position or direction off by 5.00 mm"),
     "missing label": (lambda raw: ct(raw, "label").unlink(), "img0001.nii.gz", "no label for this image"),
     "missing image": (lambda raw: ct(raw, "img").unlink(), "label0001.nii.gz", "no image for this label"),
     "the same case twice": (two_names, "btcv/img", "the same case twice (img0001.nii and img0001.nii.gz)"),
-    "two series": (
-        lambda raw: rewrite_slice(raw, 3, series="1.2.9"),
-        "1/T2SPIR/DICOM_anon",
-        "2 series in one folder (1.2.3, 1.2.9): expected one",
-    ),
-    "missing slice": (
-        lambda raw: (slice_path(raw, 3).unlink(), png_path(raw, 3).unlink()),
-        "1/T2SPIR/DICOM_anon",
-        "20.000 mm between IMG-0004-00002.dcm and IMG-0004-00004.dcm, 10.000 mm elsewhere",
-    ),
-    "duplicate position": (
-        lambda raw: rewrite_slice(raw, 3, z=z_mm(1)),
-        "1/T2SPIR/DICOM_anon",
-        "IMG-0004-00002.dcm and IMG-0004-00003.dcm have the same position",
-    ),
-    "mixed orientations": (
-        lambda raw: rewrite_slice(raw, 3, column=(0, 0, -1)),
-        "1/T2SPIR/DICOM_anon",
-        "2 orientations in one folder",
-    ),
-    "mixed sizes": (
-        lambda raw: rewrite_slice(raw, 3, shape=(14, 13)),
-        "1/T2SPIR/DICOM_anon",
-        "2 image sizes in one folder ((14, 12), (14, 13)): expected one",
-    ),
-    "mixed pixel spacings": (
-        lambda raw: rewrite_slice(raw, 3, spacing=(20.0, 26.0)),
-        "1/T2SPIR/DICOM_anon",
-        "2 pixel spacings in one folder",
-    ),
-    "not DICOM": (
-        lambda raw: slice_path(raw, 3).write_bytes(b"hello" * 99),
-        "IMG-0004-00003.dcm",
-        "not a readable DICOM image",
-    ),
+    "two series": (lambda raw: rewrite_slice(raw, 3, series="1.2.9"), "1/T2SPIR/DICOM_anon",
+        "2 series in one folder (1.2.3, 1.2.9): expected one"),
+    "missing slice": (lambda raw: (slice_path(raw, 3).unlink(), png_path(raw, 3).unlink()), "1/T2SPIR/DICOM_anon",
+        "20.000 mm between IMG-0004-00002.dcm and IMG-0004-00004.dcm, 10.000 mm elsewhere"),
+    "duplicate position": (lambda raw: rewrite_slice(raw, 3, z=z_mm(1)), "1/T2SPIR/DICOM_anon",
+        "IMG-0004-00002.dcm and IMG-0004-00003.dcm have the same position"),
+    "mixed orientations": (lambda raw: rewrite_slice(raw, 3, column=(0, 0, -1)), "1/T2SPIR/DICOM_anon",
+        "2 orientations in one folder"),
+    "mixed sizes": (lambda raw: rewrite_slice(raw, 3, shape=(14, 13)), "1/T2SPIR/DICOM_anon",
+        "2 image sizes in one folder ((14, 12), (14, 13)): expected one"),
+    "mixed pixel spacings": (lambda raw: rewrite_slice(raw, 3, spacing=(20.0, 26.0)), "1/T2SPIR/DICOM_anon",
+        "2 pixel spacings in one folder"),
+    "not DICOM": (lambda raw: slice_path(raw, 3).write_bytes(b"hello" * 99), "IMG-0004-00003.dcm",
+        "not a readable DICOM image"),
     "a PNG too few": (lambda raw: png_path(raw, 3).unlink(), "1/T2SPIR/Ground", "5 PNG files for 6 DICOM files"),
-    "a PNG too many": (
-        lambda raw: shutil.copy(png_path(raw, 3), png_path(raw, 99)),
-        "1/T2SPIR/Ground",
-        "7 PNG files for 6 DICOM files",
-    ),
+    "a PNG too many": (lambda raw: shutil.copy(png_path(raw, 3), png_path(raw, 99)), "1/T2SPIR/Ground",
+        "7 PNG files for 6 DICOM files"),
     "colour PNG": (colour_png, "IMG-0004-00002.png", "a colour PNG: expected one 8-bit grey value"),
-    "16-bit PNG": (
-        lambda raw: write_png(png_path(raw, 2), np.zeros((14, 12), np.uint16)),
-        "IMG-0004-00002.png",
-        "a PNG of 16-bit unsigned integer",
-    ),
-    "PNG of other size": (
-        lambda raw: write_png(png_path(raw, 2), np.zeros((12, 12), np.uint8)),
-        "IMG-0004-00002.png",
-        "(12, 12) pixels, the scan's slices have (14, 12)",
-    ),
-    "unknown grey value": (
-        lambda raw: write_png(png_path(raw, 2), np.full((14, 12), 100, np.uint8)),
-        "1/T2SPIR/Ground",
-        "unknown label value 100 (168 voxels): expected only 0, 56–70, 111–135, 176–200, 241–255",
-    ),
+    "16-bit PNG": (lambda raw: write_png(png_path(raw, 2), np.zeros((14, 12), np.uint16)), "IMG-0004-00002.png",
+        "a PNG of 16-bit unsigned integer"),
+    "PNG of other size": (lambda raw: write_png(png_path(raw, 2), np.zeros((12, 12), np.uint8)), "IMG-0004-00002.png",
+        "(12, 12) pixels, the scan's slices have (14, 12)"),
+    "unknown grey value": (lambda raw: write_png(png_path(raw, 2), np.full((14, 12), 100, np.uint8)),
+        "1/T2SPIR/Ground", "unknown label value 100 (168 voxels): expected only 0, 56–70, 111–135, 176–200, 241–255"),
     "missing Ground folder": (lambda raw: shutil.rmtree(mr(raw) / "Ground"), "1/T2SPIR/Ground", "missing folder"),
-    "missing DICOM folder": (
-        lambda raw: shutil.rmtree(mr(raw) / "DICOM_anon"),
-        "1/T2SPIR/DICOM_anon",
-        "missing folder",
-    ),
-    "DICOM folder without DICOM": (
-        lambda raw: [slice_path(raw, n).unlink() for n in range(1, NUM_SLICES + 1)],
-        "1/T2SPIR/DICOM_anon",
-        "no DICOM files",
-    ),
+    "missing DICOM folder": (lambda raw: shutil.rmtree(mr(raw) / "DICOM_anon"), "1/T2SPIR/DICOM_anon",
+        "missing folder"),
+    "DICOM folder without DICOM": (lambda raw: [slice_path(raw, n).unlink() for n in range(1, NUM_SLICES + 1)],
+        "1/T2SPIR/DICOM_anon", "no DICOM files"),
     "no data set at all": (lambda raw: shutil.rmtree(raw / "btcv"), "raw", "no BTCV cases found: expected img/img0001"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -379,7 +313,7 @@ def test_really_full_disk(healthy, tmp_path, monkeypatch):
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a file system here")
     try:
-        case = SOURCES["btcv"].find(Options(raw=healthy[0])).cases[0]
+        case = SOURCES["btcv"].find(RawOptions(raw=healthy[0])).cases[0]
         with pytest.raises(InputError, match="disk full, 0 MiB free"):
             prepare(healthy[0], disk / "out")
         assert list(disk.iterdir()) == []
@@ -402,53 +336,29 @@ ROWS = [
 LABEL_MAP = {"6": "liver", "2": 2, "3": "left_kidney", "1": "spleen"}
 # What is wrong: (lines of the CSV, label map, start of the line, words of the line)
 CSV_DAMAGES = {
-    "no such image": (
-        [HEADER, *ROWS[1:], ROWS[0].replace("img0001", "img0099")],
-        LABEL_MAP,
-        "own.csv line 7",
-        "btcv/img/img0099.nii.gz does not exist: correct the path",
-    ),
-    "no label named": (
-        [HEADER, *ROWS[1:], "ct_0001,ct,btcv/img/img0001.nii.gz,,"],
-        LABEL_MAP,
-        "own.csv line 7",
-        "does not exist",
-    ),
+    "no such image": ([HEADER, *ROWS[1:], ROWS[0].replace("img0001", "img0099")], LABEL_MAP, "own.csv line 7",
+        "btcv/img/img0099.nii.gz does not exist: correct the path"),
+    "no label named": ([HEADER, *ROWS[1:], "ct_0001,ct,btcv/img/img0001.nii.gz,,"], LABEL_MAP, "own.csv line 7",
+        "does not exist"),
     "the same case twice": ([HEADER, *ROWS, ROWS[0]], LABEL_MAP, "own.csv line 8", "the same case twice (ct_0001)"),
-    "columns": (
-        [HEADER.replace("split", "part"), *ROWS],
-        LABEL_MAP,
-        "own.csv",
-        "columns case,modality,image,label,part",
-    ),
+    "columns": ([HEADER.replace("split", "part"), *ROWS], LABEL_MAP, "own.csv",
+        "columns case,modality,image,label,part"),
     "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label,split"),
     "empty CSV": ([], LABEL_MAP, "own.csv", "columns missing"),
     "too few fields": ([HEADER, *ROWS, "a,b"], LABEL_MAP, "own.csv line 8", "not 5 fields"),
-    "unknown part": (
-        [HEADER, *(row + "test" for row in ROWS[1:]), ROWS[0] + "testing"],
-        LABEL_MAP,
-        "own.csv line 7",
-        "split 'testing'",
-    ),
-    "split half filled": (
-        [HEADER, *ROWS[1:], ROWS[0] + "test"],
-        LABEL_MAP,
-        "own.csv",
-        "no split for ct_0002, ct_0003,",
-    ),
+    "unknown part": ([HEADER, *(row + "test" for row in ROWS[1:]), ROWS[0] + "testing"], LABEL_MAP, "own.csv line 7",
+        "split 'testing'"),
+    "split half filled": ([HEADER, *ROWS[1:], ROWS[0] + "test"], LABEL_MAP, "own.csv",
+        "no split for ct_0002, ct_0003,"),
     "path as a name": ([HEADER, *ROWS, "../x" + ROWS[0][7:]], LABEL_MAP, "own.csv line 8", "case name '../x'"),
-    "odd modality": (
-        [HEADER, *ROWS, ROWS[0].replace("ct_0001,ct", "x,c/t")],
-        LABEL_MAP,
-        "own.csv line 8",
-        "modality 'c/t'",
-    ),
+    "odd modality": ([HEADER, *ROWS, ROWS[0].replace("ct_0001,ct", "x,c/t")], LABEL_MAP, "own.csv line 8",
+        "modality 'c/t'"),
     "unknown class": ([HEADER, *ROWS], LABEL_MAP | {"6": "lever"}, "map.json", "6 → 'lever': expected a label value"),
     "class out of range": ([HEADER, *ROWS], LABEL_MAP | {"6": 5}, "map.json", "6 → 5: expected a label value"),
     "map of other kind": ([HEADER, *ROWS], [6, 2, 3, 1], "map.json", "not a label map"),
     "no number": ([HEADER, *ROWS], {"six": "liver"}, "map.json", "not a label map"),
     "no label map": ([HEADER, *ROWS], None, "label0001.nii.gz", "unknown label value 6"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CSV_DAMAGES)

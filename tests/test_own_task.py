@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tensorflow as tf
 from own_scans import write_own_data
 from programs import program
 from recorded_runs import class_metrics, write_run
@@ -297,8 +298,6 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
 @pytest.fixture
 def eager():
     """For one or two steps, tracing takes longer than the steps."""
-    import tensorflow as tf
-
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)

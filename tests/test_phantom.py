@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from data_prep.phantom import __main__ as phantom
 from data_prep.phantom import layouts, sets, templates
-from data_prep.phantom.patient import Anatomy, Case, Solid, Waves, draw_anatomy
+from data_prep.phantom.patient import Anatomy, PhantomCase, Solid, Waves, draw_anatomy
 from data_prep.phantom.templates import ABDOMEN, CARDIAC
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import Grid
@@ -250,7 +250,7 @@ def test_a_ball_is_where_its_coordinates_say():
 
 
 def test_anatomy_does_not_depend_on_the_grid():
-    anatomy = draw_anatomy(CARDIAC, Case(SEED, "cardiac", "ct", "1001"))
+    anatomy = draw_anatomy(CARDIAC, PhantomCase(SEED, "cardiac", "ct", "1001"))
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = anatomy.world_from_patient[:3, 3] - 90
     plain = anatomy.tissue_map(Grid(affine, (45, 46, 47)))
@@ -307,7 +307,7 @@ def test_heart_is_the_right_way_round(cardiac, modality, case_id):
 @pytest.mark.parametrize("case_id", ["1", "2"])
 @pytest.mark.parametrize(("scan", "subfolder"), [("T2SPIR", ""), ("T1DUAL", "OutPhase")])
 def test_series_reader_finds_the_geometry_asked_for(abdomen, case_id, scan, subfolder):
-    case = Case(SEED, "abdomen", "mr", case_id)
+    case = PhantomCase(SEED, "abdomen", "mr", case_id)
     grid = layouts.chaos_grid(draw_anatomy(ABDOMEN, case), case, SIZE, scan)
     folder = str(patient(abdomen, case_id, scan) / "DICOM_anon" / subfolder)
     (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder)
@@ -323,7 +323,7 @@ def test_series_reader_finds_the_geometry_asked_for(abdomen, case_id, scan, subf
 
 @pytest.mark.parametrize("case_id", ["1", "2"])
 def test_each_png_shows_the_anatomy_at_its_slice(abdomen, case_id):
-    anatomy = draw_anatomy(ABDOMEN, Case(SEED, "abdomen", "mr", case_id))
+    anatomy = draw_anatomy(ABDOMEN, PhantomCase(SEED, "abdomen", "mr", case_id))
     grey = np.array([layouts.CHAOS_GREYS.get(tissue, 0) for tissue in ABDOMEN.signals])
     home = patient(abdomen, case_id)
     for dicom, png in zip(sorted((home / "DICOM_anon").iterdir()), sorted((home / "Ground").iterdir()), strict=True):

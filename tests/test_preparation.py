@@ -1,6 +1,7 @@
 """From raw folders to a prepared data set: every source, resuming, and the programs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,11 @@ from data_prep.phantom import sets
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
-from data_prep.sources.table import SOURCES, Options
+from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data.cases import read_case, read_original_label
+from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
@@ -39,7 +40,7 @@ def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, o
     with Workers(workers) as pool:
         problems = pipeline.prepare_source(
             SOURCES[source],
-            Options(raw=raw, **options),
+            RawOptions(raw=raw, **options),
             out,
             choice=choice or Choice(),
             pool=pool,
@@ -176,7 +177,9 @@ def test_original_label_is_the_file_in_task_classes(prepared, raw):
     expected = np.zeros(14, np.uint8)
     expected[[6, 2, 3, 1]] = 1, 2, 3, 4
     stored = nib.load(ct(raw, "label")).get_fdata().astype(int)
-    assert np.array_equal(read_original_label(prepared[0] / "cases/ct_0001.h5"), expected[stored])
+    assert np.array_equal(
+        read_case(prepared[0] / "cases/ct_0001.h5", original_label=True).original_label, expected[stored]
+    )
 
 
 def test_slice_order_does_not_matter(tmp_path):
@@ -230,7 +233,7 @@ def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
 def test_cardiac_phantom(modality, cardiac_raw):
     notes = []
     image, label = mmwhs.find(cardiac_raw, modality).cases[0].read(notes.append)
-    prepared = preprocessing.prepare(image, label, get_task("cardiac"), modality)
+    prepared = preprocessing.prepare_scan(image, label, get_task("cardiac"), modality)
     assert prepared.grid.axes == "ILP"
     assert prepared.grid.spacing_mm == pytest.approx((1, 1, 1))
     assert prepared.image.shape[:2] == (256, 256)
@@ -331,7 +334,7 @@ def test_what_an_interrupted_run_made_of_other_files_is_not_taken_over(raw, prep
     """A scan is replaced, its preparation stops, the scan is put back: the data set's own case is the right one."""
     out, changed = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
     write_nifti(ct(changed, "img", "0002"), raw_data.image(99))
-    case = SOURCES["btcv"].find(Options(raw=changed)).cases[1]
+    case = SOURCES["btcv"].find(RawOptions(raw=changed)).cases[1]
     assert pipeline.visit(case, TASK, out).put_aside and (out / pipeline.STAGING / "ct_0002.h5").exists()
     assert prepare(raw, out)[-1].startswith("0 cases prepared, 6 already up to date")
     assert snapshot(out) == snapshot(prepared[0])
@@ -366,7 +369,7 @@ def test_a_shard_with_a_problem_leaves_the_others(raw, tmp_path):
     for n, problems in ((1, 0), (2, 1)):
         with Workers(1) as pool:
             found = pipeline.prepare_source(
-                SOURCES["abdomen"], Options(raw=changed), out, choice=Choice(), pool=pool, note=str,
+                SOURCES["abdomen"], RawOptions(raw=changed), out, choice=Choice(), pool=pool, note=str,
                 shard=pipeline.Shard(n, 3),
             )  # fmt: skip
         assert len(found) == problems
@@ -380,7 +383,7 @@ def test_a_shard_that_is_none(text):
 
 
 def test_lost_worker_is_told(raw):
-    case = SOURCES["btcv"].find(Options(raw=raw)).cases
+    case = SOURCES["btcv"].find(RawOptions(raw=raw)).cases
     with (
         Workers(2) as pool,
         pytest.raises(InputError, match="the worker process ended with exit code 1 during 'verify'"),
@@ -389,8 +392,6 @@ def test_lost_worker_is_told(raw):
 
 
 def _leave(case):
-    import os
-
     os._exit(1)
 
 
@@ -451,7 +452,9 @@ def test_own_data_of_three_modalities(tmp_path):
     expected = np.zeros(7, np.uint8)
     expected[[6, 2, 3, 1]] = 1, 2, 3, 4
     for case_id in dataset.case_modality:
-        assert np.array_equal(read_original_label(dataset.path(case_id)), expected[label_map(CT_LABELS)])
+        assert np.array_equal(
+            read_case(dataset.path(case_id), original_label=True).original_label, expected[label_map(CT_LABELS)]
+        )
 
 
 def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
@@ -492,7 +495,7 @@ def test_another_label_map_prepares_again(tmp_path):
         json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}), encoding="utf-8"
     )
     assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
-    assert not (read_original_label(tmp_path / "out/cases/ct_0.h5") == 2).any()
+    assert not (read_case(tmp_path / "out/cases/ct_0.h5", original_label=True).original_label == 2).any()
 
 
 def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path):
@@ -673,7 +676,7 @@ def test_what_verify_accepts_prepare_accepts(raw, tmp_path):
     for file in (path, ct(more, "label")):
         nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), affine), file)
     source = SOURCES["btcv"]
-    cases = source.find(Options(raw=more)).cases
+    cases = source.find(RawOptions(raw=more)).cases
     with Workers(1) as pool:
         found = pipeline.verify(cases, TASK, pool, lambda _: None)
     assert [str(problem) for problem in problems_of(more, tmp_path / "out")] == [str(problem) for problem in found]
@@ -682,7 +685,9 @@ def test_what_verify_accepts_prepare_accepts(raw, tmp_path):
 
 def problems_of(raw, out):
     """Problems of preparing the CT below `raw` with every case in training."""
-    cases = SOURCES["btcv"].find(Options(raw=raw)).cases
+    cases = SOURCES["btcv"].find(RawOptions(raw=raw)).cases
     split = {"ct": {"train": [c.case_id for c in cases[2:]], "validation": ["ct_0001"], "test": ["ct_0002"]}}
     with Workers(1) as pool:
-        return pipeline.prepare(cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None)
+        return pipeline.prepare_cases(
+            cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None
+        )

@@ -21,7 +21,7 @@ from ummkd_tf.scans.preprocessing import (
     find_body,
     label_centroid,
     normalize,
-    prepare,
+    prepare_scan,
     resample_label,
     restore,
     task_grid,
@@ -114,7 +114,7 @@ def mr_with_a_dark_liver(noise=0.0):
 def test_dark_liver_stays_in_the_picture(noise, labelled, caplog):
     """A tenth of the intensity range, 150, cut fat and liver off and left their labels on black."""
     image, label = mr_with_a_dark_liver(noise)
-    prepared = prepare(image, label if labelled else None, ABDOMEN, "mr")
+    prepared = prepare_scan(image, label if labelled else None, ABDOMEN, "mr")
     liver = resample_label(label, prepared.grid, 5) == 1
     assert (prepared.image[liver] > prepared.image.min()).mean() > 0.999
     assert prepared.image[liver].std() < 0.2 + noise / 60  # one organ, one brightness: nothing of it is blackened
@@ -151,7 +151,7 @@ def test_body_box_is_enlarged_for_labels_outside_and_says_so(caplog):
     label[10:25, 20:30] = 1
     array[10:20, 20:30] = 4
     affine = spaced(5, 5, 5)
-    prepared = prepare(Volume(array, affine), Volume(label, affine), ABDOMEN, "mr")
+    prepared = prepare_scan(Volume(array, affine), Volume(label, affine), ABDOMEN, "mr")
     assert "960 labelled voxels lie outside of what looks like the body" in caplog.text  # rows 10–17: 8 × 10 × 12
     assert (prepared.image[prepared.label == 1] > prepared.image.min()).mean() > 0.95
 
@@ -164,14 +164,14 @@ def test_window_around_the_image_centre():
     task = dataclasses.replace(ABDOMEN, axes="RAS", size=(64, 32), region="image_center")
     label = Volume((array > 0).astype(np.uint8), image.affine)
     for given_label in (None, label):
-        grid = prepare(image, given_label, task, "mr").grid
+        grid = prepare_scan(image, given_label, task, "mr").grid
         np.testing.assert_allclose(
             grid.world((np.array(grid.shape) - 1) / 2), image.grid.world((np.array(array.shape) - 1) / 2)
         )
         assert grid.shape[:2] == (64, 32)
     assert (
         abs(
-            prepare(image, None, dataclasses.replace(task, region="body"), "mr").grid.world([0, 0, 0])[0]
+            prepare_scan(image, None, dataclasses.replace(task, region="body"), "mr").grid.world([0, 0, 0])[0]
             - grid.world([0, 0, 0])[0]
         )
         > 20
@@ -194,8 +194,8 @@ def test_air_around_the_patient_changes_no_intensity():
     wide_label = np.pad(label.array, [(margin, margin), (margin, margin), (0, 0)])
     affine = image.affine.copy()
     affine[:3, 3] = image.grid.world([-margin, -margin, 0])
-    narrow = prepare(image, label, ABDOMEN, "ct")
-    padded = prepare(Volume(wide, affine), Volume(wide_label, affine), ABDOMEN, "ct")
+    narrow = prepare_scan(image, label, ABDOMEN, "ct")
+    padded = prepare_scan(Volume(wide, affine), Volume(wide_label, affine), ABDOMEN, "ct")
     np.testing.assert_allclose(padded.image, narrow.image, atol=1e-4)
     np.testing.assert_array_equal(padded.label, narrow.label)
 
@@ -336,8 +336,8 @@ def scan_with_label(shape=(60, 50, 24), spacing=(4.0, 4.0, 5.0), seed=0):
 @pytest.mark.parametrize("axes", ["LPS", "LAS", "PIR", "SAL"])
 def test_stored_axis_order_makes_no_difference(task, axes):
     scan, label = scan_with_label(spacing=(4.0, 1.0, 5.0))
-    expected = prepare(scan, label, task, "mr")
-    found = prepare(reorient(scan, axes), reorient(label, axes), task, "mr")
+    expected = prepare_scan(scan, label, task, "mr")
+    found = prepare_scan(reorient(scan, axes), reorient(label, axes), task, "mr")
     np.testing.assert_allclose(found.grid.affine, expected.grid.affine, atol=1e-9)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-3)
     assert (found.label != expected.label).mean() < 1e-4
@@ -355,7 +355,7 @@ def test_known_positions_survive_the_chain(task):
         array = np.zeros_like(scan.array)
         array[8:52, 6:44] = 100.0
         array[tuple(index)] = 200.0
-        prepared = prepare(Volume(array, scan.affine), label, task, "mr")
+        prepared = prepare_scan(Volume(array, scan.affine), label, task, "mr")
         bright = np.argwhere(prepared.image > prepared.image.max() - 1e-3).mean(axis=0)
         offset = prepared.grid.index(scan.grid.world(index)) - bright
         assert np.abs(offset).max() <= 0.5 + 1e-6
@@ -363,7 +363,7 @@ def test_known_positions_survive_the_chain(task):
 
 def test_prepared_scan_is_a_z_score_on_the_tasks_grid():
     scan, label = scan_with_label()
-    prepared = prepare(scan, label, ABDOMEN, "mr")
+    prepared = prepare_scan(scan, label, ABDOMEN, "mr")
     assert prepared.image.shape == prepared.label.shape == (256, 256, 15)  # 24 slices of 5 mm
     assert prepared.image.dtype == np.float32
     assert prepared.label.dtype == prepared.original_label.dtype == np.uint8
@@ -383,27 +383,27 @@ def test_prepared_scan_is_a_z_score_on_the_tasks_grid():
 
 def test_heart_window_is_centred_on_the_label():
     scan, label = scan_with_label()
-    prepared = prepare(scan, label, CARDIAC, "ct")
+    prepared = prepare_scan(scan, label, CARDIAC, "ct")
     center = prepared.grid.index(label.grid.world(np.argwhere(label.array).mean(axis=0)))
     np.testing.assert_allclose(center[:2], 127.5, atol=1e-6)
 
 
 def test_scan_without_a_label_gets_the_same_image_for_a_body_window():
     scan, label = scan_with_label()
-    alone = prepare(scan, None, ABDOMEN, "ct")
+    alone = prepare_scan(scan, None, ABDOMEN, "ct")
     assert alone.label is alone.original_label is None
-    assert np.array_equal(alone.image, prepare(scan, label, ABDOMEN, "ct").image)
+    assert np.array_equal(alone.image, prepare_scan(scan, label, ABDOMEN, "ct").image)
 
 
 def test_label_of_another_scan_is_refused():
     scan, label = scan_with_label()
     with pytest.raises(InputError, match=r"label and image do not fit: the label has shape \(60, 50, 23\)"):
-        prepare(scan, Volume(label.array[:, :, :-1], label.affine), ABDOMEN, "ct")
+        prepare_scan(scan, Volume(label.array[:, :, :-1], label.affine), ABDOMEN, "ct")
 
 
 def test_reference_label_returns_as_it_was_up_to_resampling():
     scan, label = scan_with_label()
-    prepared = prepare(scan, label, ABDOMEN, "ct")
+    prepared = prepare_scan(scan, label, ABDOMEN, "ct")
     one_hot = np.eye(5, dtype=np.float32)[prepared.label]
     restored = restore(one_hot, prepared.grid, prepared.original)
     for c in (1, 4):

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from raw_data import write_slice
 from test_sampling import case
 
-from ummkd_tf.data.cases import read_case, read_original_label, write_case
+from ummkd_tf.data.cases import read_case, write_case
 from ummkd_tf.data.sampling import PATCH_DEPTH, PatchExamples, SliceExamples, UnpairedSampler, chunk, chunk_starts
 from ummkd_tf.model import losses
 from ummkd_tf.scans.geometry import Grid, reorient
@@ -101,10 +101,10 @@ def test_a_case_comes_back_as_it_was_written(shape, spacing, origin, turn, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.h5")
         write_case(path, prepared, case_id="a", modality="mr", task=TASKS["abdomen"], source={"a.nii": "00"})
-        read, original = read_case(path), read_original_label(path)
+        read = read_case(path, original_label=True)
     np.testing.assert_array_equal(read.image, image)
     np.testing.assert_array_equal(read.label, label)
-    np.testing.assert_array_equal(original, label[::-1])
+    np.testing.assert_array_equal(read.original_label, label[::-1])
     np.testing.assert_array_equal(read.grid.affine, grid.affine)
 
 

@@ -50,7 +50,7 @@ def _case(case_id="a", modality="ct", seed=0, label=None, **changes):
 
 
 def _summary(case, original_label=None):
-    return qc.summarize(case, case.label if original_label is None else original_label, TASK, "train")
+    return qc.summarize_case(case, case.label if original_label is None else original_label, TASK, "train")
 
 
 def test_numbers_are_those_of_numpy():
@@ -166,7 +166,7 @@ def test_cardiac_anatomy():
 
     def warnings(label):
         case = _case(image=_image(0, grid.shape), label=label, grid=grid, original=grid)
-        return qc.summarize(case, label, task, "test").warnings
+        return qc.summarize_case(case, label, task, "test").warnings
 
     assert warnings(label) == []
     assert [w.split(";")[0] for w in warnings(label[::-1, :, ::-1])] == [

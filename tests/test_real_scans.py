@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from data_prep import pipeline
-from data_prep.sources.table import SOURCES, Options
+from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers, default_workers
-from ummkd_tf.data.cases import read_original_label
+from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
@@ -43,7 +43,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def raw_cases():
-    found = SOURCES["abdomen"].find(Options(raw=REAL))
+    found = SOURCES["abdomen"].find(RawOptions(raw=REAL))
     assert [str(problem) for problem in found.problems] == []
     return found.cases
 
@@ -54,7 +54,7 @@ def prepared(raw_cases, tmp_path_factory):
     out, notes = tmp_path_factory.mktemp("real") / "data", []
     with Workers(default_workers()) as pool:
         problems = pipeline.prepare_source(
-            SOURCES["abdomen"], Options(raw=REAL), out, choice=Choice(), pool=pool, note=notes.append
+            SOURCES["abdomen"], RawOptions(raw=REAL), out, choice=Choice(), pool=pool, note=notes.append
         )
     assert problems == []
     return Dataset.load(out), notes
@@ -64,7 +64,10 @@ def prepared(raw_cases, tmp_path_factory):
 def scans(prepared):
     """(case, original label) of every scan."""
     dataset = prepared[0]
-    return [(dataset.case(c), read_original_label(dataset.path(c))) for c in sorted(dataset.case_modality)]
+    return [
+        (dataset.case(c), read_case(dataset.path(c), original_label=True).original_label)
+        for c in sorted(dataset.case_modality)
+    ]
 
 
 def ml(voxels, grid):
@@ -135,7 +138,7 @@ def test_known_voxels_survive_the_chain(modality, raw_cases):
         array = np.clip(image.array, -125, 200).astype(np.float32)
         array[tuple(slice(m - r, m + r + 1) for m, r in zip(middle, reach, strict=True))] = 275
         # The CT's range keeps the block, and only that, brightest in the MR, too.
-        prepared = preprocessing.prepare(Volume(array, image.affine), label, TASK, "ct")
+        prepared = preprocessing.prepare_scan(Volume(array, image.affine), label, TASK, "ct")
         block = np.argwhere(prepared.image > prepared.image.max() - 1e-3)
         offset = block.mean(axis=0) - prepared.grid.index(image.grid.world(middle))
         assert np.abs(offset).max() <= 0.5 + 1e-6, case.case_id

@@ -16,7 +16,7 @@ from programs import Done, program
 from data_prep import release as preparation
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data import released_dataset
-from ummkd_tf.data.cases import read_original_label
+from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.released import lists, test_volumes
@@ -98,7 +98,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def described(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("described")
-    assert preparation.prepare(release, out) == []
+    assert preparation.prepare_release(release, out) == []
     return out
 
 
@@ -188,24 +188,31 @@ def _files(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
+def read_list(path: Path, folder: Path) -> list[Path]:
+    files, problems = lists.find_listed(path, lists.files_by_name(folder), folder)
+    if problems:
+        raise problems[0]
+    return files
+
+
 def test_list_keeps_the_line_after_a_blank_one(tmp_path: Path) -> None:
     _files(tmp_path, "a.tfrecords", "b.tfrecords", "c.tfrecords")
     (tmp_path / "list").write_bytes(b"\r\n/their/a.tfrecords\r\n\r\n/their/b.tfrecords\n   \nc.tfrecords")
-    assert [p.name for p in lists.read_list(tmp_path / "list", tmp_path)] == [f"{n}.tfrecords" for n in "abc"]
+    assert [p.name for p in read_list(tmp_path / "list", tmp_path)] == [f"{n}.tfrecords" for n in "abc"]
 
 
 def test_list_finds_files_by_name_and_by_the_folders_that_agree(tmp_path: Path) -> None:
     _files(tmp_path, "raw/x/ct/1.tfrecords", "raw/x/mr/1.tfrecords", "outside.tfrecords")
     raw, listed = tmp_path / "raw", tmp_path / "list"
     listed.write_text("/data/elsewhere/mr/1.tfrecords\n", encoding="utf-8")
-    assert lists.read_list(listed, raw) == [raw / "x/mr/1.tfrecords"]
+    assert read_list(listed, raw) == [raw / "x/mr/1.tfrecords"]
     listed.write_text("/data/1.tfrecords\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"list line 1: 2 files 1\.tfrecords fit /data/1\.tfrecords: expected one"):
-        lists.read_list(listed, raw)
+        read_list(listed, raw)
     for outside in ("../outside.tfrecords", str(tmp_path / "outside.tfrecords")):
         listed.write_text(f"{outside}\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"no file outside\.tfrecords below"):
-            lists.read_list(listed, raw)
+            read_list(listed, raw)
 
 
 def test_list_names_every_problem(tmp_path: Path) -> None:
@@ -217,7 +224,7 @@ def test_list_names_every_problem(tmp_path: Path) -> None:
     assert "list line 3: no file b.tfrecords below" in missing
     assert "list line 4: a.tfrecords is already in line 1" in twice
     with pytest.raises(InputError, match="line 3"):
-        lists.read_list(tmp_path / "list", tmp_path)
+        read_list(tmp_path / "list", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,7 @@ def test_list_names_every_problem(tmp_path: Path) -> None:
 def test_useless_list(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "list").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        lists.read_list(tmp_path / "list", tmp_path)
+        read_list(tmp_path / "list", tmp_path)
 
 
 # --- test volumes ----------------------------------------------------------------------------------------------------
@@ -340,7 +347,7 @@ def test_description_and_cases(release: Path, described: Path) -> None:
     np.testing.assert_array_equal(case.image, image)
     np.testing.assert_array_equal(case.label, np.where(label == 5, 0, label))
     assert (label == 5).any() and case.grid.spacing_mm == (2.0, 1.5, 3.0)
-    original = read_original_label(dataset.path("ct_test_0"))
+    original = read_case(dataset.path("ct_test_0"), original_label=True).original_label
     assert original.shape == case.original.shape == (5, 256, 256)
     restored = reorient(Volume(original, case.original.affine), case.grid.axes)
     np.testing.assert_array_equal(restored.array, case.label)
@@ -360,7 +367,7 @@ def test_examples_of_every_record_with_label_5_as_chosen(release: Path, describe
     image, label = dataset.examples("ct", 2, factor=4).draw(rng)
     assert image.shape == (64, 64, 3) and label.shape == (64, 64) and label.dtype == np.uint8
 
-    assert preparation.prepare(release, tmp_path, outside="background") == []
+    assert preparation.prepare_release(release, tmp_path, outside="background") == []
     other = open_dataset(tmp_path)
     image, label = other.examples("ct", 2).draw(np.random.default_rng(0))
     np.testing.assert_array_equal(label, np.where(drawn[0][1] == 5, 0, drawn[0][1]))
@@ -398,11 +405,11 @@ def test_pooled_dice_by_hand(described: Path) -> None:
 
 def test_second_run_converts_nothing_again(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    preparation.prepare(release, out)
+    preparation.prepare_release(release, out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("cases/*.h5")}
     assert len(before) == 2
     (out / "cases" / "mr_test_0.h5").write_bytes(b"damaged")
-    assert preparation.prepare(release, out) == []
+    assert preparation.prepare_release(release, out) == []
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after[out / "cases" / "ct_test_0.h5"] == before[out / "cases" / "ct_test_0.h5"]
     assert open_dataset(out).case("mr_test_0").modality == "mr"
@@ -414,7 +421,7 @@ def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
     (tmp_path / "raw" / "expected.npz").write_bytes(b"something else")
     for path in (tmp_path / "raw").rglob("*_val_list"):
         path.unlink()
-    assert preparation.prepare(tmp_path / "raw", tmp_path / "out", note=notes.append, dry_run=True) == []
+    assert preparation.prepare_release(tmp_path / "raw", tmp_path / "out", note=notes.append, dry_run=True) == []
     assert not (tmp_path / "out").exists()
     text = "\n".join(notes)
     for line in (
@@ -426,7 +433,7 @@ def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
         "mr train: label 5 in 2 of 2 records",
     ):
         assert line in text
-    preparation.prepare(tmp_path / "raw", tmp_path / "out")
+    preparation.prepare_release(tmp_path / "raw", tmp_path / "out")
     assert validation_score(open_dataset(tmp_path / "out"), None) is None  # type: ignore[arg-type]
 
 
@@ -445,7 +452,7 @@ def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path
     (lists / "list_ct_val.txt").write_text("ct_train_slice0.tfrecords\n", encoding="utf-8")
     image, label = slices(1)
     write_record(lists / "ct_val_tfs" / "ct_val_slice0.tfrecords", image, np.zeros_like(label))
-    problems = "\n".join(map(str, preparation.prepare(raw, out)))
+    problems = "\n".join(map(str, preparation.prepare_release(raw, out)))
     for line in (
         "ct_train_slice1.tfrecords: damaged or truncated record",
         "ct_train_list line 4: no file gone.tfrecords",
@@ -478,7 +485,7 @@ def test_other_data_sets_are_not_mixed(release: Path, described: Path, tmp_path:
     (tmp_path / "both" / "dataset.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match=r"holds dataset.json and released.json: expected one"):
         open_dataset(tmp_path / "both")
-    (problem,) = preparation.prepare(release, tmp_path / "both")
+    (problem,) = preparation.prepare_release(release, tmp_path / "both")
     assert "holds another data set" in str(problem)
     with pytest.raises(InputError, match="no prepared data set"):
         open_dataset(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from recorded_runs import write_run
 
 from experiments import reproduce
 from experiments.plans import RunSpec
-from experiments.reproduce import Options, Stop, Work, describe, execute, execute_all, plan, steps_left
+from experiments.reproduce import ReproduceOptions, Stop, Work, describe, execute, execute_all, plan, steps_left
 from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
 
@@ -30,7 +31,7 @@ def options(tmp_path):
     data.mkdir()
     (data / "dataset.json").write_text("{}", encoding="utf-8")
     os.utime(data / "dataset.json", (0, 0))  # older than every run, whatever the fake runner's clock
-    return Options({"abdomen": str(data)}, tmp_path / "runs", preset="tiny", outlier="ct_0031")
+    return ReproduceOptions({"abdomen": str(data)}, tmp_path / "runs", preset="tiny", outlier="ct_0031")
 
 
 class FakeRunner:
@@ -82,7 +83,7 @@ def test_missing_runs_are_done_and_finished_ones_reused(options):
 
 def test_table_without_outlier_needs_no_outlier_evaluation(options):
     assert not any(work.with_outlier for work in plan(["table2"], [0], [0], options))
-    blank = Options(options.data, options.runs_dir, preset="tiny")
+    blank = ReproduceOptions(options.data, options.runs_dir, preset="tiny")
     assert not any(work.with_outlier for work in plan(["table6"], [0], [0], blank))
 
 
@@ -117,7 +118,7 @@ def test_evaluation_older_than_what_it_is_of_is_done_again(newer, options):
 
 def test_outlier_of_another_name_is_evaluated(options):
     assert execute(work_of(options, with_outlier=True), FakeRunner(options), Stop()) is None
-    other = Options(options.data, options.runs_dir, preset="tiny", outlier="ct_0007")
+    other = ReproduceOptions(options.data, options.runs_dir, preset="tiny", outlier="ct_0007")
     assert work_of(other, with_outlier=True).missing() == ["evaluate outlier"]
 
 
@@ -170,7 +171,7 @@ def test_run_of_other_settings_is_not_reused(change, message, options):
     assert work_of(options).missing() == []
     values = {"preset": "tiny", **change}
     with pytest.raises(InputError, match=rf"holds another run \({message}\): .* another --runs_dir"):
-        work_of(Options(options.data, options.runs_dir, **values)).missing()
+        work_of(ReproduceOptions(options.data, options.runs_dir, **values)).missing()
 
 
 def test_data_must_be_there(options, tmp_path):
@@ -180,7 +181,7 @@ def test_data_must_be_there(options, tmp_path):
         plan(["table2"], [0], [0, 1], options)
     for fold in (0, 1):
         (tmp_path / f"fold{fold}").mkdir()
-    folds = Options({"abdomen": str(tmp_path / "fold{fold}")}, tmp_path / "runs")
+    folds = ReproduceOptions({"abdomen": str(tmp_path / "fold{fold}")}, tmp_path / "runs")
     with pytest.raises(InputError, match="fold0: no prepared data set there"):
         plan(["table2"], [0], [0, 1], folds)
     for fold in (0, 1):
@@ -190,7 +191,9 @@ def test_data_must_be_there(options, tmp_path):
 
 
 def test_commands(options):
-    values = Options(options.data, options.runs_dir, "small", "released", steps=9, validate_every=3, outlier="ct_7")
+    values = ReproduceOptions(
+        options.data, options.runs_dir, "small", "released", steps=9, validate_every=3, outlier="ct_7"
+    )
     work = work_of(values)
     assert work.command("train")[1:] == [
         "-m", "experiments.train", *work.spec.flags(), f"--data_dir={options.data['abdomen']}",
@@ -241,8 +244,6 @@ def test_a_stopped_run_measures_too(options):
 
 def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
     """What a killed reproduction has started trains on; its run is not started a second time."""
-    import fcntl
-
     monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.01)
     work = work_of(options)
     work.run_dir.mkdir(parents=True)

@@ -224,15 +224,12 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "empty PixelSpacing": (Series(put(PixelSpacing=None)), "no PixelSpacing: the size of a pixel is unknown"),
     "only ImagerPixelSpacing": (
         Series(lambda ds, k: (without("PixelSpacing")(ds, k), put(ImagerPixelSpacing=["7", "6"])(ds, k))),
-        "no PixelSpacing, only ImagerPixelSpacing, which is measured at the detector",
-    ),
+        "no PixelSpacing, only ImagerPixelSpacing, which is measured at the detector"),
     "PixelSpacing of zero": (Series(put(PixelSpacing=["0", "0"])), r"PixelSpacing is 0\\0 mm: expected positive sizes"),
     "negative PixelSpacing": (Series(put(PixelSpacing=["-7", "6"])), r"PixelSpacing is -7\\6 mm: expected positive"),
     "one PixelSpacing": (Series(put(PixelSpacing="7")), "PixelSpacing is '7': expected 2 finite numbers"),
-    "decimal commas": (
-        Series(raw("PixelSpacing", "7,5\\6,5")),
-        r"PixelSpacing is '7,5\\\\6,5': expected 2 finite numbers",
-    ),
+    "decimal commas": (Series(raw("PixelSpacing", "7,5\\6,5")),
+        r"PixelSpacing is '7,5\\\\6,5': expected 2 finite numbers"),
     "PixelSpacing of words": (Series(raw("PixelSpacing", "nan\\6")), r"PixelSpacing is 'nan\\\\6': expected 2 finite"),
     "three PixelSpacing": (Series(put(PixelSpacing=["7", "6", "8"])), "expected 2 finite numbers"),
     "PixelSpacing with units": (Series(raw("PixelSpacing", "7mm\\6mm")), "expected 2 finite numbers"),
@@ -269,8 +266,7 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     ),
     "multi-frame Secondary Capture": (
         Series(after=frames_of(uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage, groups=False)),
-        "6 frames in a file of class Multi-frame Grayscale Word Secondary Capture Image Storage",
-    ),
+        "6 frames in a file of class Multi-frame Grayscale Word Secondary Capture Image Storage"),
     "orientation of two decimals": (
         # Half of the last decimal over 63 and 50 mm; the distances along the slices are exact.
         Series(two_decimals, step=tuple(OBLIQUE[:, 2] * STEP_MM), told=exact_orientation, tolerance_mm=0.6),
@@ -284,16 +280,12 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "infinite position": (Series(raw("ImagePositionPatient", "1e999\\0\\0")), "expected 3 finite numbers"),
     "oblique": (Series(exact_orientation, step=tuple(OBLIQUE[:, 2] * STEP_MM)), None),
     # 2. slices out of line
-    "from the middle on 30 mm aside": (
-        Series(lambda ds, k: moved(ds, (30 * (k > 2), 0, 0))),
-        "IM0003.dcm lies 30.00 mm beside the line of the slices before it",
-    ),
+    "from the middle on 30 mm aside": (Series(lambda ds, k: moved(ds, (30 * (k > 2), 0, 0))),
+        "IM0003.dcm lies 30.00 mm beside the line of the slices before it"),
     "one slice 25 mm aside": (Series(lambda ds, k: moved(ds, (0, 25 * (k == 2), 0))), "lies 25.00 mm beside the line"),
     "a tilted gantry": (Series(step=(0, STEP_MM * np.sin(TILT), STEP_MM * np.cos(TILT))), None),
-    "positions within the plane": (
-        Series(step=(STEP_MM, 0, 0)),
-        "lie side by side in one plane: their positions and their orientation contradict each other",
-    ),
+    "positions within the plane": (Series(step=(STEP_MM, 0, 0)),
+        "lie side by side in one plane: their positions and their orientation contradict each other"),
     "shifted further than any gantry": (Series(step=(0, 40, STEP_MM)), "shifted by 40.8 mm for 8.0 mm of distance"),
     "a missing slice": (Series(name=lambda k: "" if k == 3 else f"IM{k}.dcm"), "16.000 mm between IM2.dcm and IM4.dcm"),
     "the same position twice": (
@@ -324,10 +316,8 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "a report beside it": (Series(after=structures), None),
     "a file of nothing known": (Series(after=add("IM0007", b"hello" * 99)), "IM0007: not a readable DICOM image"),
     # 4. two scans in one series
-    "two acquisitions in turns": (
-        Series(half_a_slice("AcquisitionNumber")),
-        r"neighbouring slices alternate between 2 values of AcquisitionNumber \(1, 2\): two scans in one series",
-    ),
+    "two acquisitions in turns": (Series(half_a_slice("AcquisitionNumber")),
+        r"neighbouring slices alternate between 2 values of AcquisitionNumber \(1, 2\): two scans in one series"),
     "two time points in turns": (Series(half_a_slice("TemporalPositionIdentifier")), "TemporalPositionIdentifier"),
     "two echoes in turns": (Series(half_a_slice("EchoNumbers")), "alternate between 2 values of EchoNumbers"),
     "two echo times in turns": (Series(half_a_slice("EchoTime")), "alternate between 2 values of EchoTime"),
@@ -351,9 +341,7 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "rows that are too few": (Series(put(Rows=6)), "160 bytes of pixels, and the header tells of 120"),
     # 14. rounding is one value
     "noise of 1e-7": (
-        Series(lambda ds, k: put(ImageOrientationPatient=decimals((1, 0, k * 1e-7, 0, 1, -k * 1e-7)))(ds, k)),
-        None,
-    ),
+        Series(lambda ds, k: put(ImageOrientationPatient=decimals((1, 0, k * 1e-7, 0, 1, -k * 1e-7)))(ds, k)), None),
     "a spacing rounded": (Series(lambda ds, k: put(PixelSpacing=["0.78125", f"0.7812{5 * (k < 3)}"])(ds, k)), None),
     "positions of one decimal": (
         Series(
@@ -377,19 +365,15 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "two spacings": (Series(each(lambda k: ["7", str(6 + (k > 2))], "PixelSpacing")), "2 pixel spacings in one folder"),
     "two orientations": (
         Series(each(lambda k: decimals((1, 0, 0, 0, np.cos(k * 0.01), np.sin(k * 0.01))), "ImageOrientationPatient")),
-        "6 orientations in one folder",
-    ),
+        "6 orientations in one folder"),
     # 17. what it is
     "no preamble": (Series(preamble=False), None),
-    "a NIfTI file in the folder": (
-        Series(after=as_nifti),
-        "no DICOM files, but scan.nii.gz; give the path of that file",
-    ),
+    "a NIfTI file in the folder": (Series(after=as_nifti),
+        "no DICOM files, but scan.nii.gz; give the path of that file"),
     "a Git-LFS pointer": (
         Series(after=add("IM0003.dcm", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")),
-        "IM0003.dcm: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'",
-    ),
-}
+        "IM0003.dcm: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DICOM_KINDS)
@@ -533,10 +517,8 @@ NO_PLACE = "the header does not say how large its voxels are and where they lie"
 # Kind: (how to write it, the array it stands for or words of the refusal)
 FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     # 9. one rule for all formats
-    "NIfTI without orientation": (
-        lambda f: content(f / "a.nii", nib.Nifti1Image(STORED, None).to_bytes()),
-        "the header gives no orientation",
-    ),
+    "NIfTI without orientation": (lambda f: content(f / "a.nii", nib.Nifti1Image(STORED, None).to_bytes()),
+        "the header gives no orientation"),
     "NRRD": (lambda f: itk(f / "a.nrrd"), STORED),
     "NRRD without directions": (lambda f: itk(f / "a.nrrd", b"space directions"), NO_PLACE),
     "NRRD without space": (lambda f: itk(f / "a.nrrd", b"space:", b"space directions", b"space origin"), NO_PLACE),
@@ -553,10 +535,8 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "MetaImage without spacing": (lambda f: itk(f / "a.mha", b"ElementSpacing"), NO_PLACE),
     "MetaImage without orientation": (lambda f: itk(f / "a.mha", b"TransformMatrix"), NO_PLACE),
     "MetaImage without origin": (lambda f: itk(f / "a.mha", b"Offset"), NO_PLACE),
-    "MetaImage with neither": (
-        lambda f: itk(f / "a.mha", b"Transform", b"Offset", b"Element", b"Center"),
-        "unreadable",
-    ),
+    "MetaImage with neither": (lambda f: itk(f / "a.mha", b"Transform", b"Offset", b"Element", b"Center"),
+        "unreadable"),
     # 17. what it is
     "gzip named .nii": (lambda f: renamed(nifti(f / "a.nii.gz"), "b.nii"), STORED),
     "plain file named .nii.gz": (lambda f: renamed(nifti(f / "a.nii"), "b.nii.gz"), STORED),
@@ -572,10 +552,8 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "4D NIfTI with one volume": (lambda f: nifti(f / "a.nii.gz", STORED[..., np.newaxis]), STORED),
     "4D NIfTI with two": (lambda f: nifti(f / "a.nii.gz", np.stack([STORED] * 2, -1)), "4D image of shape"),
     "4D MetaImage with one volume": (lambda f: one_volume(f / "a.mha"), STORED),
-    "a Git-LFS pointer": (
-        as_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
-        "a.nii.gz: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'",
-    ),
+    "a Git-LFS pointer": (as_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        "a.nii.gz: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
     "a web page as NIfTI": (as_file(WEB_PAGE), "a web page, expected a scan: download it again, signed in"),
     "a server's error": (as_file(b'<?xml version="1.0"?><Error>AccessDenied</Error>'), "a text of XML or JSON"),
     "an interface's error": (as_file(b'{"message": "Not Found"}'), "a text of XML or JSON, perhaps a server's error"),
@@ -583,16 +561,13 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "packed by another program": (as_file(b"BZh91AY&SY" + bytes(99)), "a packed file, expected the file inside"),
     "a web page as NRRD": (as_file(WEB_PAGE, "a.nrrd"), "a web page, expected a scan"),
     "a zip archive": (as_file(b"PK\3\4" + bytes(400)), "a zip archive, expected the file inside: unpack it"),
-    "DICOM named as NIfTI": (
-        as_file(bytes(128) + b"DICM" + bytes(400), "a.nii"),
-        "a DICOM file with the name of another",
-    ),
+    "DICOM named as NIfTI": (as_file(bytes(128) + b"DICM" + bytes(400), "a.nii"),
+        "a DICOM file with the name of another"),
     "metres": (lambda f: nifti(f / "a.nii", xyzt_units=1), "distances in meter: expected mm"),
     "MetaImage in cm": (
         lambda f: content(f / "a.mha", itk(f / "a.mha").read_bytes().replace(b"NDims", b"DistanceUnits = cm\nNDims")),
-        "the header gives distances in cm: expected mm",
-    ),
-}
+        "the header gives distances in cm: expected mm"),
+}  # fmt: skip
 LABEL_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "stored with a slope": (lambda f: scaled_label(f / "a.nii.gz"), LABEL),
     "0.9999999": (lambda f: nifti(f / "a.nii.gz", (LABEL * (1 - 1e-7)).astype(np.float32)), LABEL),

@@ -29,7 +29,7 @@ from ummkd_tf.scans import geometry
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample
 from ummkd_tf.scans.nifti import write_nifti
-from ummkd_tf.scans.preprocessing import prepare, restore
+from ummkd_tf.scans.preprocessing import prepare_scan, restore
 from ummkd_tf.tasks import TASKS, Clip
 
 COARSE = {"size": (64, 64), "spacing_mm": (4.0, 4.0, 8.0), "clip": {"default": Clip(-1000, 1000)}}
@@ -181,7 +181,7 @@ def test_scan_that_fits_has_one_window_as_in_training():
     scan = patient((12, 11, 10), (6.0, 6.0, 8.0), [(slice(5, 8), slice(5, 8), slice(2, 6))])
     result = predictor().predict_scan(scan, "ct")
     assert result.windows == 1
-    assert np.array_equal(result.prepared_image, prepare(scan, None, ABDOMEN, "ct").image)
+    assert np.array_equal(result.prepared_image, prepare_scan(scan, None, ABDOMEN, "ct").image)
 
 
 def test_heart_at_the_top_of_a_long_scan_is_found_and_centred_as_in_evaluation():
@@ -189,7 +189,7 @@ def test_heart_at_the_top_of_a_long_scan_is_found_and_centred_as_in_evaluation()
     scan = patient((50, 40, 88), (6.0, 6.0, 8.0), [(slice(20, 30), slice(10, 22), slice(74, 84))])
     result = predictor(CARDIAC).predict_scan(scan, "mr")
     label = Volume((scan.array == 800).astype(np.uint8), scan.affine)
-    trained = prepare(scan, label, CARDIAC, "mr")
+    trained = prepare_scan(scan, label, CARDIAC, "mr")
     assert result.windows > 3
     np.testing.assert_allclose(result.prepared_grid.affine, trained.grid.affine, atol=2.0)  # mm: half a voxel
     assert (result.labels[inside(scan)] == 1).all()

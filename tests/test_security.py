@@ -27,14 +27,14 @@ from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).glob("*.py"))
+SOURCES = sorted(p for folder in ("ummkd_tf", "experiments", "data_prep") for p in (ROOT / folder).rglob("*.py"))
 # Calls that run what they are given, or unpack objects.
 FORBIDDEN = ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "pickle.load",
              "pickle.loads", "marshal.loads", "shelve.open", "joblib.load", "torch.load")  # fmt: skip
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "yaml"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_what_it_reads(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):

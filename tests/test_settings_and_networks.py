@@ -12,7 +12,7 @@ import tensorflow as tf
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.model import layers
 from ummkd_tf.model.architectures import NETWORKS
-from ummkd_tf.model.layers import BatchNorm, PerModality
+from ummkd_tf.model.layers import BatchNorm, PerModality, make_norm
 
 # docs/reproduction.md#network-2d and #network-3d; trainable, width 16, 5 classes.
 COUNTS = {
@@ -258,8 +258,6 @@ def test_wrong_inputs_are_named(network):
 
 @pytest.mark.parametrize("kind", ["batch", "instance", "layer", "group"])
 def test_normalization_kinds_normalize_what_they_say(kind):
-    from ummkd_tf.model.layers import make_norm
-
     x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
     layer = make_norm(kind, 16, "norm")
     layer.build(x.shape)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,8 +62,6 @@ def test_holm_is_between_the_p_value_and_bonferroni(p_values):
 
 
 def test_units_are_averaged_over_seeds_and_joined_over_folds(tmp_path):
-    import numpy as np
-
     dice = {}
     for seed, fold in ((0, 0), (1, 0), (0, 1), (1, 1)):
         cases = evaluation_cases("abdomen", np.random.default_rng(10 * seed + fold), range(fold, fold + 1))

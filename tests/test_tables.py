@@ -23,6 +23,7 @@ from experiments.results.paper import paper_numbers
 from experiments.results.records import load_records
 from experiments.results.table import p_text
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.model.architectures import NETWORKS
 from ummkd_tf.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -398,8 +399,6 @@ def test_paper_means_of_means():
 
 
 def test_paper_parameters_are_those_of_the_networks():
-    from ummkd_tf.model.architectures import NETWORKS
-
     for name, network in (("table1", "dilated2d"), ("table2", "unet3d")):
         for rows in paper_numbers()[name]["blocks"].values():
             assert {k: c[0] for k, c in rows.items() if k != "payer"} == dict(NETWORKS[network].paper_parameters)

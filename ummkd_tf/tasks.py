@@ -39,7 +39,8 @@ Unit = Literal["value", "percentile"]
 BACKGROUND = "background"
 
 SIZE_MULTIPLE = 32
-"""Rows and columns must be a multiple: the networks halve them three times, the smallest preset takes a quarter."""
+"""Rows and columns must be multiples of this: the networks halve them three times, the smallest preset takes a
+quarter."""
 
 LARGEST_SIZE = 1024
 _MAX_CLASSES = 254  # foreground; label maps are uint8, and 255 marks a value that belongs to no class
@@ -258,7 +259,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         if key in content:
             yield from check(content[key])
     names = content.get("class_names")
-    if names is not None and not list(_class_problems(names)):  # else nobody knows what to compare with
+    if names is not None and not list(_class_problems(names)):  # otherwise there is nothing to compare with
         yield from _order_problems(content.get("table_classes"), _foreground(names))
         yield from _color_problems(content.get("class_colors"), _foreground(names))
 
@@ -309,7 +310,7 @@ def _axes_problems(value: object) -> Iterator[str]:
 
 
 def _are_numbers(value: object) -> bool:
-    """Whether a list of numbers of a sensible size; NaN, true and false are none."""
+    """Whether a value is a list of numbers of sensible size; NaN, true and false do not count as numbers."""
     return isinstance(value, list | tuple) and all(type(v) in (int, float) and -1e9 < v < 1e9 for v in value)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from data_prep.phantom.patient import Anatomy, Case, draw_anatomy
-from data_prep.phantom.scanner import Options, ct_image, mr_image
+from data_prep.phantom.patient import Anatomy, PhantomCase, draw_anatomy
+from data_prep.phantom.scanner import PhantomOptions, ct_image, mr_image
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
 from ummkd_tf.scans.geometry import Affine, Grid, to_sitk
 
@@ -95,20 +95,20 @@ def _abdomen_grid(anatomy: Anatomy, rng: np.random.Generator, size: int, slice_m
     return _grid(anatomy, (0, 1, 2), signs, (pixel, pixel, slice_mm), (size, size, slices))
 
 
-def btcv_grid(anatomy: Anatomy, case: Case, size: int) -> Grid:
+def btcv_grid(anatomy: Anatomy, case: PhantomCase, size: int) -> Grid:
     """Axes L, A, S as BTCV's; slices 3 mm apart, 5 mm in every fourth case."""
     slice_mm = 5.0 if int(case.case_id) % 4 == 3 else 3.0
     return _abdomen_grid(anatomy, case.rng("grid"), size, slice_mm, signs=(-1, 1, 1))
 
 
-def chaos_grid(anatomy: Anatomy, case: Case, size: int, scan: str) -> Grid:
+def chaos_grid(anatomy: Anatomy, case: PhantomCase, size: int, scan: str) -> Grid:
     """Axes L, P, S (DICOM's identity orientation); each scan has its own spacing."""
     rng = case.rng(f"{scan}/grid")
     slice_mm = round(rng.uniform(*CHAOS_SCANS[scan].slice_range_mm), 1)
     return _abdomen_grid(anatomy, rng, size, slice_mm, signs=(-1, -1, 1))
 
 
-def mmwhs_grid(anatomy: Anatomy, case: Case, size: int) -> Grid:
+def mmwhs_grid(anatomy: Anatomy, case: PhantomCase, size: int) -> Grid:
     """A box around the heart (CT) or through the chest (MR); axis order, directions and spacing by case."""
     rng = case.rng("grid")
     # 7 and 48 (orders × directions) have no common divisor: the ids of a modality never share an orientation.
@@ -144,13 +144,13 @@ def _write_sitk(path: Path, image: sitk.Image) -> None:
     writer.SetFileName(str(path))
     try:
         writer.Execute(image)
-    except RuntimeError as error:  # also on a full disk, with a text that says something else
+    except RuntimeError as error:  # also on a full disk, with a misleading text
         raise OSError(f"SimpleITK could not write {path.name}; is the disk full?") from error
 
 
 @dataclass(frozen=True)
 class _DicomSeries:
-    case: Case
+    case: PhantomCase
     name: str
     files: tuple[str, ...]
     descending: bool  # file order against z order
@@ -197,14 +197,14 @@ class _DicomSeries:
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0020|0052": self.case.uid("frame"),
             "0028|0030": f"{spacing[1]:.4f}\\{spacing[0]:.4f}",
-            # Said here because GDCM adds them by itself, but only once the process has read a DICOM file.
+            # Set here because GDCM adds them by itself, but only after the process has read a DICOM file.
             "0028|1052": "0",
             "0028|1053": "1",
             "0028|1054": "US",
         }
 
 
-def write_btcv(folder: Path, case: Case, options: Options) -> None:
+def write_btcv(folder: Path, case: PhantomCase, options: PhantomOptions) -> None:
     anatomy = draw_anatomy(ABDOMEN, case)
     grid = btcv_grid(anatomy, case, options.size)
     tissues = anatomy.tissue_map(grid)
@@ -215,7 +215,7 @@ def write_btcv(folder: Path, case: Case, options: Options) -> None:
     _write_nifti(folder / f"btcv/label/label{case.case_id}.nii.gz", label, grid.affine * (1 + noise))
 
 
-def write_chaos(folder: Path, case: Case, options: Options) -> None:
+def write_chaos(folder: Path, case: PhantomCase, options: PhantomOptions) -> None:
     anatomy = draw_anatomy(ABDOMEN, case)
     for scan, layout in CHAOS_SCANS.items() if options.t1 else [("T2SPIR", CHAOS_SCANS["T2SPIR"])]:
         grid = chaos_grid(anatomy, case, options.size, scan)
@@ -232,7 +232,7 @@ def write_chaos(folder: Path, case: Case, options: Options) -> None:
                 series.write_ground(home / "Ground", _labels(ABDOMEN, CHAOS_GREYS, tissues), grid)
 
 
-def write_mmwhs(folder: Path, case: Case, options: Options) -> None:
+def write_mmwhs(folder: Path, case: PhantomCase, options: PhantomOptions) -> None:
     anatomy = draw_anatomy(CARDIAC, case)
     grid = mmwhs_grid(anatomy, case, options.size)
     tissues = anatomy.tissue_map(grid)

@@ -29,7 +29,7 @@ def _digest(*parts: object) -> int:
 
 
 @dataclass(frozen=True)
-class Case:
+class PhantomCase:
     """A case's name; every random draw and UID of it is a function of these four."""
 
     seed: int
@@ -38,7 +38,8 @@ class Case:
     case_id: str
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A stream of its own for each purpose, so that e.g. the size of the grid leaves the anatomy alone."""
+        """A random stream of its own for each purpose, so that e.g. the size of the grid does not change the
+        anatomy."""
         return np.random.default_rng(_digest(self.seed, self.task, self.modality, self.case_id, purpose))
 
     def has(self, glitch: str) -> bool:
@@ -156,7 +157,7 @@ def slabs(shape: Sequence[int], affine: Affine) -> Iterator[tuple[slice, Affine]
         yield slice(start, start + step), moved
 
 
-def draw_anatomy(template: Template, case: Case) -> Anatomy:
+def draw_anatomy(template: Template, case: PhantomCase) -> Anatomy:
     """A patient: the template with other size, pose, organ shapes and place, by the case's name alone."""
     rng = case.rng("anatomy")
     stretch = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, 3)

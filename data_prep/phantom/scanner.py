@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.phantom.patient import Anatomy, Case, Waves, ramp, slabs
+from data_prep.phantom.patient import Anatomy, PhantomCase, Waves, ramp, slabs
 from ummkd_tf.scans.geometry import Grid
 
 _PSF_SIGMA = 0.425  # sigma of a Gaussian whose full width at half maximum is 1
 
 
 @dataclass(frozen=True)
-class Options:
+class PhantomOptions:
     """How a set (or, with `streaks`, a case) departs from the usual; see `write_abdomen`."""
 
     size: int = 128
@@ -33,7 +33,7 @@ def _blurred(values: NDArray[np.float32], tissues: NDArray[np.uint8], grid: Grid
 
 
 def ct_image(
-    anatomy: Anatomy, tissues: NDArray[np.uint8], grid: Grid, case: Case, options: Options
+    anatomy: Anatomy, tissues: NDArray[np.uint8], grid: Grid, case: PhantomCase, options: PhantomOptions
 ) -> NDArray[np.int16]:
     """A CT in HU [i, j, k]: point spread, contrast phase, Gaussian noise and, on request, streaks (Table VI)."""
     rng = case.rng("image")
@@ -66,7 +66,14 @@ def _add_streaks(image: NDArray[np.float32], anatomy: Anatomy, grid: Grid, rng: 
 
 
 def mr_image(
-    anatomy: Anatomy, tissues: NDArray[np.uint8], grid: Grid, case: Case, options: Options, *, scan: str, sequence: str
+    anatomy: Anatomy,
+    tissues: NDArray[np.uint8],
+    grid: Grid,
+    case: PhantomCase,
+    options: PhantomOptions,
+    *,
+    scan: str,
+    sequence: str,
 ) -> NDArray[np.int16]:
     """A magnitude MR (12 bit) [i, j, k]: gain, contrast, smooth bias field and Rician noise.
 

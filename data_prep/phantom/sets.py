@@ -11,8 +11,8 @@ from pathlib import Path
 from absl import logging
 
 from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS, write_btcv, write_chaos, write_mmwhs
-from data_prep.phantom.patient import GLITCHES, Case
-from data_prep.phantom.scanner import Options
+from data_prep.phantom.patient import GLITCHES, PhantomCase
+from data_prep.phantom.scanner import PhantomOptions
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
 from ummkd_tf.common.errors import InputError
 
@@ -60,7 +60,7 @@ def write_abdomen(
         ABDOMEN,
         {"ct": (num_ct, BTCV_IDS, write_btcv), "mr": (num_mr, CHAOS_IDS, write_chaos)},
         seed=seed,
-        options=Options(size, t1, anticorrelated_mr, low_resolution_mr),
+        options=PhantomOptions(size, t1, anticorrelated_mr, low_resolution_mr),
         outlier_ct=outlier_ct,
         overwrite=overwrite,
     )
@@ -103,13 +103,13 @@ def write_cardiac(
         CARDIAC,
         {"ct": (num_ct, MMWHS_IDS, write_mmwhs), "mr": (num_mr, MMWHS_IDS, write_mmwhs)},
         seed=seed,
-        options=Options(size, False, anticorrelated_mr, low_resolution_mr),
+        options=PhantomOptions(size, False, anticorrelated_mr, low_resolution_mr),
         outlier_ct=outlier_ct,
         overwrite=overwrite,
     )
 
 
-_CaseWriter = Callable[[Path, Case, Options], None]
+_CaseWriter = Callable[[Path, PhantomCase, PhantomOptions], None]
 
 
 def _write_set(
@@ -118,7 +118,7 @@ def _write_set(
     plan: Mapping[str, tuple[int, Sequence[str], _CaseWriter]],
     *,
     seed: int,
-    options: Options,
+    options: PhantomOptions,
     outlier_ct: bool,
     overwrite: bool,
 ) -> None:
@@ -138,7 +138,7 @@ def _write_set(
             for modality, (_, _, write) in plan.items():
                 for case_id in cases[modality]:
                     streaks = modality == "ct" and case_id == outlier
-                    write(whole, Case(seed, template.name, modality, case_id), replace(options, streaks=streaks))
+                    write(whole, PhantomCase(seed, template.name, modality, case_id), replace(options, streaks=streaks))
                     logging.info("phantom %s %s case %s", template.name, modality, case_id)
             (whole / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if out_dir.exists():
@@ -150,7 +150,7 @@ def _write_set(
         ) from error
 
 
-def _check_numbers(seed: int, options: Options) -> None:
+def _check_numbers(seed: int, options: PhantomOptions) -> None:
     if seed < 0:
         raise InputError(f"seed {seed}: expected 0 or more")
     if not 16 <= options.size <= 512:
@@ -181,7 +181,7 @@ def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
 
 
 def _manifest(
-    template: Template, cases: Mapping[str, list[str]], outlier: str | None, seed: int, options: Options
+    template: Template, cases: Mapping[str, list[str]], outlier: str | None, seed: int, options: PhantomOptions
 ) -> dict[str, object]:
     sequences = next(iter(template.signals.values()))
     return {

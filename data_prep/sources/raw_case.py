@@ -37,7 +37,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: InputError) -> Problem:
-        """The problem that an error tells."""
+        """The problem that an `InputError` describes."""
         return cls(error.where, error.problem, error.fix)
 
 

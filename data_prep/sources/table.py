@@ -17,7 +17,7 @@ PHANTOM = "phantom.json"  # data_prep.phantom writes it beside the scans
 
 
 @dataclass(frozen=True)
-class Options:
+class RawOptions:
     """What the user said about the raw data.
 
     Attributes:
@@ -72,9 +72,9 @@ class Source:
     task: str | None
     modalities: tuple[str, ...]
     summary: str
-    parts: tuple[Callable[[Options], Found], ...]
+    parts: tuple[Callable[[RawOptions], Found], ...]
 
-    def task_for(self, options: Options) -> Task:
+    def task_for(self, options: RawOptions) -> Task:
         """The task this source is prepared for.
 
         Raises:
@@ -89,7 +89,7 @@ class Source:
             )
         return get_task(name)
 
-    def find(self, options: Options) -> Found:
+    def find(self, options: RawOptions) -> Found:
         """Looks through the raw folders; whatever is wrong with one is among the problems."""
         found = [_attempt(part, options) for part in self.parts]
         cases = [case for part in found for case in part.cases]
@@ -97,30 +97,30 @@ class Source:
         return Found(cases, problems, found[0].split, [note for part in found for note in part.notes])
 
 
-def _attempt(part: Callable[[Options], Found], options: Options) -> Found:
+def _attempt(part: Callable[[RawOptions], Found], options: RawOptions) -> Found:
     try:
         return part(options)
     except InputError as error:
         return Found((), (Problem.of(error),))
 
 
-def _btcv(options: Options) -> Found:
+def _btcv(options: RawOptions) -> Found:
     return btcv.find(options.folder("raw_ct"))
 
 
-def _chaos(options: Options) -> Found:
+def _chaos(options: RawOptions) -> Found:
     return chaos.find(options.folder("raw_mr"), options.sequence)
 
 
-def _mmwhs_ct(options: Options) -> Found:
+def _mmwhs_ct(options: RawOptions) -> Found:
     return mmwhs.find(options.folder("raw_ct"), "ct")
 
 
-def _mmwhs_mr(options: Options) -> Found:
+def _mmwhs_mr(options: RawOptions) -> Found:
     return mmwhs.find(options.folder("raw_mr"), "mr")
 
 
-def _own(options: Options) -> Found:
+def _own(options: RawOptions) -> Found:
     if options.csv is None:
         raise InputError("--csv: no file given: expected a CSV that lists your scans")
     return own.find(options.csv, get_task(options.task or ""), options.label_map)

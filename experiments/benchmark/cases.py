@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from absl import flags
 
-from experiments.benchmark.results import Part, Row, Target
+from experiments.benchmark.results import Aim, Measurement, Part
 from experiments.benchmark.steps import Program, Size
 from experiments.benchmark.timing import interleaved
 from experiments.benchmark.worker import peak_bytes
@@ -103,7 +103,7 @@ def write_many(directory: Path, count: int, depth: int) -> None:
 
 def measure(amounts: Amounts, rounds: int) -> Part:
     """Opening, first batch, batches alone, steps and memory, for each number of cases."""
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     with tempfile.TemporaryDirectory() as name:
         folders = {count: Path(name) / str(count) for count in amounts.cases}
         for count, folder in folders.items():
@@ -122,7 +122,7 @@ def measure(amounts: Amounts, rounds: int) -> Part:
     return Part("cases", "Memory and time against number of cases", rows, targets(rows, amounts), notes)
 
 
-def _rows(size: Size, folders: dict[int, Path], amounts: Amounts, rounds: int) -> list[Row]:
+def _rows(size: Size, folders: dict[int, Path], amounts: Amounts, rounds: int) -> list[Measurement]:
     programs: dict[str, Program] = {}
     try:
         for count, folder in folders.items():
@@ -149,7 +149,7 @@ def _rows(size: Size, folders: dict[int, Path], amounts: Amounts, rounds: int) -
                 "input × cold": step.median / program.started["first_batch_seconds"],
                 "peak GiB": program.last["peak_bytes"] / GIB,
             }
-            rows.append(Row(size.title, name, step, values))
+            rows.append(Measurement(size.title, name, step, values))
         return rows
     finally:
         for program in programs.values():
@@ -160,18 +160,18 @@ def _contender(count: int) -> str:
     return f"{count} cases"
 
 
-def targets(rows: Sequence[Row], amounts: Amounts) -> list[Target]:
+def targets(rows: Sequence[Measurement], amounts: Amounts) -> list[Aim]:
     """What must hold for the largest number of cases, beside the smallest."""
     small, large = (_contender(count) for count in (amounts.cases[0], amounts.cases[-1]))
     of = {(row.case, row.contender): row for row in rows}
     pairs = {row.case: (of[row.case, small], of[row.case, large]) for row in rows}
 
-    def target(text: str, measured: Callable[[Row, Row], float], holds: Callable[[float], bool]) -> Target:
+    def target(text: str, measured: Callable[[Measurement, Measurement], float], holds: Callable[[float], bool]) -> Aim:
         found = {case: measured(*pair) for case, pair in pairs.items()}
         numbers = "; ".join(f"{case}: {value:.3g}" for case, value in found.items())
-        return Target(text, numbers, all(map(holds, found.values())))
+        return Aim(text, numbers, all(map(holds, found.values())))
 
-    def slower(a: Row, b: Row) -> float:
+    def slower(a: Measurement, b: Measurement) -> float:
         assert a.timing and b.timing
         return b.timing.median / a.timing.median
 

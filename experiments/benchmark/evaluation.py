@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from experiments.benchmark.results import OURS, Part, Row, Target, ratio_target
+from experiments.benchmark.results import OURS, Aim, Measurement, Part, ratio_target
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.evaluation.metrics import ClassMetrics, case_metrics
 
@@ -64,7 +64,7 @@ def measure(shape: Sequence[int], spacing_mm: Sequence[float], rounds: int) -> P
         del runs[name]
     timings = interleaved({name: timed(run) for name, run in runs.items()}, rounds)
     case = "×".join(map(str, shape)) + f", {len(ORGANS)} organs"
-    rows = [Row(case, name, timing) for name, timing in timings.items()]
+    rows = [Measurement(case, name, timing) for name, timing in timings.items()]
     notes = [f"{name} is left out: not installed; pip install -e .[benchmark]" for name in missing]
     notes.append(
         "Ours and surface-distance give Dice, HD, HD95, ASSD and surface Dice; MedPy has no surface Dice. Surfaces of "
@@ -82,7 +82,7 @@ def measure(shape: Sequence[int], spacing_mm: Sequence[float], rounds: int) -> P
     return Part("evaluation", "Evaluation", rows, targets, notes)
 
 
-def agreement(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Target:
+def agreement(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Aim:
     """Whether HD, HD95 and ASSD equal MedPy's to `TOLERANCE_MM`, and Dice too."""
     ours = case_metrics(prediction, reference, spacing_mm, ORGANS)
     theirs = medpy_metrics(prediction, reference, spacing_mm)
@@ -97,7 +97,7 @@ def agreement(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spaci
     differences = {key: difference(key) for key in keys}
     measured = "largest difference " + ", ".join(f"{key} {value:.1g}" for key, value in differences.items())
     text = f"distances and Dice equal MedPy's to {TOLERANCE_MM:g}"
-    return Target(text, measured, max(differences.values()) <= TOLERANCE_MM)
+    return Aim(text, measured, max(differences.values()) <= TOLERANCE_MM)
 
 
 def medpy_metrics(

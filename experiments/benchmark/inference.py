@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import forward_flops
-from experiments.benchmark.results import OURS, Part, Row
+from experiments.benchmark.results import OURS, Measurement, Part
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.data.sampling import chunk_starts
 from ummkd_tf.evaluation.inference import Predictor
@@ -40,6 +40,7 @@ def measure(size: int, depth: int, width: int, rounds: int) -> Part:
             cases[case] = timed(partial(predictor.probabilities, image, "ct"))
     timings = interleaved(cases, rounds)
     rows = [
-        Row(case, OURS, t, {"GFLOP": gflop[case], "GFLOP/s": gflop[case] / t.median}) for case, t in timings.items()
+        Measurement(case, OURS, t, {"GFLOP": gflop[case], "GFLOP/s": gflop[case] / t.median})
+        for case, t in timings.items()
     ]
     return Part("inference", "Inference", rows, notes=["With `Predictor`, four slices or chunks at a time."])

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.benchmark.results import OURS, Part, Row, Target
+from experiments.benchmark.results import OURS, Aim, Measurement, Part
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import write_case
@@ -56,7 +56,7 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
         rounds: How often.
         steps: Result of part `step`, whose 2D training step is the demand.
     """
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for network, batch_size in BATCHES.items():
         task = next(t for t in TASKS.values() if t.network == network)
         slices = depth if network == "dilated2d" else max(8, depth // 8)
@@ -109,8 +109,8 @@ def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int,
     rows = []
     for name, timing in timings.items():
         each = Timing(tuple(seconds / runs[name][1] for seconds in timing.seconds))
-        rows.append(Row(case, name, each, {"batches/s": 1 / each.median}))
-    return [*rows, Row(case, f"{OURS}, with augmentation", None, note="the project has no augmentation")]
+        rows.append(Measurement(case, name, each, {"batches/s": 1 / each.median}))
+    return [*rows, Measurement(case, f"{OURS}, with augmentation", None, note="the project has no augmentation")]
 
 
 def _evict(path: Path) -> None:
@@ -144,7 +144,7 @@ def _read_batch(dataset: Dataset, rank: int, batch_size: int, step: int) -> dict
     return batch
 
 
-def _targets(rows: Sequence[Row], steps: Part | None) -> list[Target]:
+def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
     warm = next(row for row in rows if row.case.startswith("dilated2d 8+8") and row.contender == OURS)
     assert warm.timing
     supply = warm.values["batches/s"]

@@ -19,7 +19,7 @@ from data_prep import pipeline
 from data_prep.phantom.layouts import MMWHS_IDS
 from data_prep.phantom.sets import write_cardiac
 from data_prep.sources import mmwhs
-from experiments.benchmark.results import OURS, Part, Row
+from experiments.benchmark.results import OURS, Measurement, Part
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.tasks import TASKS, Task
 
@@ -92,7 +92,7 @@ def measure(size: int, rounds: int) -> Part:
         runs = {OURS: timed(ours), PLAIN: timed(lambda: plain(image, label, Path(name) / "plain.h5", task))}
         timings = interleaved(runs, rounds)
         voxels = "×".join(str(n) for n in sitk.ReadImage(str(image)).GetSize())
-    rows = [Row(f"one heart CT of {voxels}", contender, timing) for contender, timing in timings.items()]
+    rows = [Measurement(f"one heart CT of {voxels}", contender, timing) for contender, timing in timings.items()]
     notes = [
         "Ours also checks image and label against each other, hashes the sources, keeps every class's volume in the "
         "label map and stores it on the scan's own grid too; the plain script takes the nearest label."

@@ -14,7 +14,7 @@ OURS_BFLOAT16 = "ours, bfloat16"
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One contender on one case.
 
     Attributes:
@@ -33,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Target:
+class Aim:
     """What was aimed at.
 
     Attributes:
@@ -62,13 +62,13 @@ class Part:
 
     name: str
     title: str
-    rows: Sequence[Row] = ()
-    targets: Sequence[Target] = ()
+    rows: Sequence[Measurement] = ()
+    targets: Sequence[Aim] = ()
     notes: Sequence[str] = ()
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Target:
+def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Aim:
     """An aim that a quotient reaches `least` in every case.
 
     Args:
@@ -78,7 +78,7 @@ def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: flo
     """
     quotients = {case: numerator / denominator for case, (numerator, denominator) in pairs.items()}
     measured = "; ".join(f"{case}: {value:.2f}" for case, value in quotients.items())
-    return Target(text, measured or "not measured", all(v >= least for v in quotients.values()) if quotients else None)
+    return Aim(text, measured or "not measured", all(v >= least for v in quotients.values()) if quotients else None)
 
 
 def as_json(part: Part) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def page(parts: Sequence[Part], facts: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Measurement]) -> str:
     """Seconds of every row, the ratio to ours of the same case, and all further values."""
     titles = list(dict.fromkeys(title for row in rows for title in row.values))
     ours = {row.case: row.timing.median for row in rows if row.contender == OURS and row.timing}

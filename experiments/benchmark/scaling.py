@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmark.evaluation import ORGANS, phantom
 from experiments.benchmark.preparation import prepare_hearts, write_heart
-from experiments.benchmark.results import OURS, Part, Row
+from experiments.benchmark.results import OURS, Measurement, Part
 from experiments.benchmark.steps import Size, Worker
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.evaluation.metrics import case_metrics
@@ -92,7 +92,7 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
             "workers",
             {f"{max(amounts.cases)} cases": _preparation(raw, [max(amounts.cases)], range(1, cores + 1), rounds)},
         )
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     pictures = {}
     for name, (what, axis, curves) in plots.items():
         figure = draw(f"{what} against {axis}", axis, curves)
@@ -103,7 +103,9 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
         for line, curve in curves.items():
             case = f"{what} against {axis}, {line}"
             exponent = slope(curve)
-            rows += [Row(f"{case}: {work:g}", OURS, timing, {"slope": exponent}) for work, timing in curve.items()]
+            rows += [
+                Measurement(f"{case}: {work:g}", OURS, timing, {"slope": exponent}) for work, timing in curve.items()
+            ]
     base = "; ".join(size.title for size in bases)
     notes = [
         f"Slope: exponent of seconds ∝ work^slope over the whole curve. Steps vary one number of {base}.",

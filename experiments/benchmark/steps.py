@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
-from experiments.benchmark.results import OURS, OURS_BFLOAT16, Part, Row, Target, ratio_target
+from experiments.benchmark.results import OURS, OURS_BFLOAT16, Aim, Measurement, Part, ratio_target
 from experiments.benchmark.timing import interleaved, matmul_gflops
 from ummkd_tf.common.cli import start_tensorflow
 from ummkd_tf.common.errors import InputError
@@ -154,7 +154,7 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
     """Steps of all contenders in turns, with the peak of the matrix product in the same rounds."""
     start_tensorflow()
     names, notes = contenders()
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for size in sizes:
         workers: dict[str, Worker] = {}
         try:
@@ -177,7 +177,7 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
     return Part("step", "Training step", rows, _targets(rows, {s.title for s in sizes if s.size == largest}), notes)
 
 
-def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
+def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Measurement]:
     peaks: list[float] = []
 
     def matmul() -> float:
@@ -188,7 +188,7 @@ def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
     timings = interleaved({**runs, "matmul": matmul}, rounds)
     peak = max(peaks)
     return [
-        Row(
+        Measurement(
             size.title,
             name,
             timings[name],
@@ -206,24 +206,24 @@ def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Row]:
     ]
 
 
-def _targets(rows: Sequence[Row], aimed_at: Container[str]) -> list[Target]:
+def _targets(rows: Sequence[Measurement], aimed_at: Container[str]) -> list[Aim]:
     """Aims, in the cases they are set for."""
-    by_case: dict[str, dict[str, Row]] = {}
+    by_case: dict[str, dict[str, Measurement]] = {}
     for row in rows:
         if row.case not in aimed_at:
             continue
         by_case.setdefault(row.case, {})[row.contender] = row
     share = {case: (found[OURS].values["% of peak"], 100.0) for case, found in by_case.items() if OURS in found}
 
-    def against(rival: str, value: Callable[[Row], float], network: str = "") -> dict[str, tuple[float, float]]:
+    def against(rival: str, value: Callable[[Measurement], float], network: str = "") -> dict[str, tuple[float, float]]:
         both = {c: f for c, f in by_case.items() if {OURS, rival} <= set(f) and c.startswith(network)}
         return {case: (value(found[rival]), value(found[OURS])) for case, found in both.items()}
 
-    def seconds(row: Row) -> float:
+    def seconds(row: Measurement) -> float:
         assert row.timing
         return row.timing.median
 
-    def memory(row: Row) -> float:
+    def memory(row: Measurement) -> float:
         return row.values["peak GiB"]
 
     return [

@@ -30,7 +30,7 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
     """The same function, which returns how many seconds it took."""
 
     def call() -> float:
-        gc.collect()  # rubbish of the contender before is not this one's work
+        gc.collect()  # so that garbage of the previous contender is not collected in this one's time
         started = time.perf_counter()
         function()
         return time.perf_counter() - started

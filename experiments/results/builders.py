@@ -17,9 +17,9 @@ from experiments.results.significance import compare, holm, unit_values
 from experiments.results.table import (
     MEASURES,
     MODALITIES,
-    Block,
     Cell,
     Row,
+    RowGroup,
     Table,
     class_title,
     modality_title,
@@ -38,7 +38,7 @@ BLOCKS = MappingProxyType(
     {"dice": "dice", POOLED: "distance", "hausdorff_mm": None, "hausdorff95_mm": None, "average_mm": None}
 )
 # Rows of Tables III, IV and VI: title, metric, key in paper_numbers.json. The pooled surface distance of a single case
-# is its average one.
+# equals its average one (ASSD).
 CASE_ROWS = (
     ("Dice coefficient", "dice", "dice"),
     ("Surface distance (paper-comparable)", "average_mm", "distance"),
@@ -141,7 +141,7 @@ def _own_table(name: str, records: Sequence[Record]) -> Table:
     return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
 
 
-_Key = RunSpec | str  # of a planned run, or the name of another
+_Key = RunSpec | str  # a planned run, or the name of another one
 _PlannedRow = tuple[str, str, _Key | None]
 _PlannedBlock = tuple[str, str, str | None, Sequence[_PlannedRow]]  # title, metric, paper's block, rows
 
@@ -177,7 +177,7 @@ def _layout(
         return (_parameter_cell(used[key] if key else [], task), *numbers) if parameters else numbers
 
     blocks = [
-        Block(
+        RowGroup(
             text, tuple(Row(row, paper, cells(key, metric), MEASURES[metric][2]) for row, paper, key in rows), of_paper
         )
         for text, metric, of_paper, rows in plan
@@ -221,12 +221,12 @@ def _parameter_cell(records: Sequence[Record], task: Task) -> Cell:
     return Cell() if count is None else Cell(parameter_text(task.name, count), count)
 
 
-def _over_seeds(block: Block, number: int) -> Block:
+def _over_seeds(block: RowGroup, number: int) -> RowGroup:
     def cell(of: Cell, decimals: int) -> Cell:
         return Cell() if of.seed_std is None else Cell(f"{of.seed_std:.{decimals}f}", of.seed_std)
 
     rows = tuple(replace(row, cells=tuple(cell(c, row.decimals) for c in row.cells)) for row in block.rows)
-    return Block(f"{block.title}: standard deviation over {number} seeds", rows)
+    return RowGroup(f"{block.title}: standard deviation over {number} seeds", rows)
 
 
 def _tests(target: str, runs: Runs) -> Table:
@@ -242,10 +242,10 @@ def _tests(target: str, runs: Runs) -> Table:
             tests[name][metric] = [getattr(c, name) for c in comparisons]
         tests["holm"][metric] = holm(tests["t_test"][metric])
 
-    def block(title: str, name: str, paper: str | None = None) -> Block:
+    def block(title: str, name: str, paper: str | None = None) -> RowGroup:
         cell = _count_cell if name == "pairs" else _p_cell
         rows = [Row(text, key, tuple(cell(v) for v in tests[name][metric]), 3) for text, metric, key in CASE_ROWS]
-        return Block(title, tuple(rows), paper)
+        return RowGroup(title, tuple(rows), paper)
 
     return Table(
         name=target,
@@ -292,7 +292,7 @@ def _outlier(target: str, runs: Runs) -> Table:
         title=title(target),
         groups=(("", len(specs)),),
         columns=tuple(SETTINGS[spec.setting].title for spec in specs),
-        blocks=(Block(f"Outlier {', '.join(sorted(cases))}".strip(), rows, "outlier"),),
+        blocks=(RowGroup(f"Outlier {', '.join(sorted(cases))}".strip(), rows, "outlier"),),
         provenance=provenance([record for found in used.values() for record in found], "outlier"),
         notes=(
             "Mean over the four organs and over the runs; Dice in %, distances in mm.",
@@ -328,7 +328,7 @@ def _alignment(target: str, runs: Runs) -> Table:
         title=title(target),
         groups=(("KD loss (Eq. 4)", len(_MOMENTS)), ("Mean difference of q", len(_MOMENTS))),
         columns=tuple(_MOMENTS) * 2,
-        blocks=(Block("On test cases", rows),),
+        blocks=(RowGroup("On test cases", rows),),
         provenance=provenance([record for found in used.values() for record in found]),
         notes=(
             "Mean over runs; of q, the mean absolute difference of CT's and MR's entries; mean after: over all steps "

@@ -78,7 +78,7 @@ def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, An
 
 
 def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:
-    """What was missed or left out, by `RunSpec` or name of a run; never silent."""
+    """Notes on everything that was missed, invented or left out, by `RunSpec` or name of a run."""
     texts = []
     for statuses, text in (
         (("missed", "spurious"), "Missed or invented (Dice 0, distance = image diagonal)"),

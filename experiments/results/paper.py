@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.results.table import Block, Cell, Row, Table
+from experiments.results.table import Cell, Row, RowGroup, Table
 
 
 @cache
@@ -24,7 +24,7 @@ def compared(table: Table) -> Table:
     return replace(table, blocks=tuple(blocks))
 
 
-def _compared_block(block: Block, paper: Mapping[str, Sequence[str]]) -> Block:
+def _compared_block(block: RowGroup, paper: Mapping[str, Sequence[str]]) -> RowGroup:
     rows = []
     for row in block.rows:
         rows.append(row)

@@ -151,7 +151,7 @@ class Runs:
         return [replace(spec, seed=seed, fold=fold) for seed in self.seeds for fold in self.folds]
 
     def of(self, spec: RunSpec, kind: str = "evaluation") -> list[Record]:
-        """What there is of a spec with all its seeds and folds, if evaluated in that way.
+        """The records of a spec, with all its seeds and folds, that have this kind of evaluation.
 
         Raises:
             InputError: A run was trained for another task than the spec says.

@@ -21,7 +21,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """CSV: a line a row, the block first and the caption last, so that a line says on its own what it is."""
+    """CSV: one line per row, with block and caption in every line, so that a line can be understood on its own."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["block", table.stub.lower(), *table.headings, "caption"])

@@ -57,7 +57,7 @@ def compare(ours: Mapping[Unit, float], other: Mapping[Unit, float]) -> Comparis
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for testing all of them; NaN is none of the tests and stays NaN."""
+    """Holm's step-down correction for testing all of them; NaN does not count as a test and stays NaN."""
     tested = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected = [math.nan] * len(p_values)
     largest = 0.0

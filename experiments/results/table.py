@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
+class RowGroup:
     """Rows below a title of their own; `paper` is the block of paper_numbers.json they are compared with."""
 
     title: str
@@ -105,7 +105,7 @@ class Table:
     title: str
     groups: tuple[tuple[str, int], ...]
     columns: tuple[str, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[RowGroup, ...]
     provenance: str
     notes: tuple[str, ...]
     stub: str = "Methods"

@@ -56,13 +56,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path can have bytes that are no text
-    with quiet_pipe():
+    with tolerant_output():
         app.run(guarded)
 
 
 @contextlib.contextmanager
-def quiet_pipe() -> Iterator[None]:
-    """Ends the process without a word where nobody reads what it prints any more, as behind `| head -1`."""
+def tolerant_output() -> Iterator[None]:
+    """Lets a program print to any terminal, file or pipe.
+
+    A character that the encoding lacks, such as "α" in ASCII, is shown as "?". Where nobody reads the output any more,
+    as behind `| head -1`, the process ends without a message.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have replaced it
+            stream.reconfigure(errors="replace")
     try:
         try:
             yield

@@ -1,4 +1,4 @@
-"""What the library warns of, as the programs' `note:` lines."""
+"""Shows the library's warnings as the programs' `note:` lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def note(text: str) -> None:
 
 
 def note_aside(text: str) -> None:
-    """`note` on standard error, where it gets into no table that is written to a file."""
+    """`note` on standard error, so that it does not get into a table that is written to a file."""
     print(f"note: {text}", file=sys.stderr)
 
 

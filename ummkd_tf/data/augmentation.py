@@ -19,7 +19,7 @@ _ELASTIC_GRID = 5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far each change goes at most; 0 leaves it out. A change is drawn uniformly on both sides of "none".
+    """The largest size of each change; 0 turns it off. A size is drawn uniformly between minus and plus this limit.
 
     Attributes:
         rotation: Degrees in the plane.
@@ -55,7 +55,8 @@ class Augmentation:
         """
 
         def drawn(limit: float, *shape: int) -> NDArray[np.float64]:
-            # Always the same numbers of the generator, so that one change does not depend on another's limit.
+            # Every change draws its random numbers, also where it is off: so one change does not depend on another's
+            # limit.
             values = rng.uniform(-limit, limit, shape)
             return values if rng.random() < self.probability else np.zeros(shape)
 
@@ -63,8 +64,8 @@ class Augmentation:
         shift, elastic = drawn(self.shift, 2), drawn(self.elastic, 2, _ELASTIC_GRID, _ELASTIC_GRID)
         if elastic.any() or shift.any() or np.any(matrix != np.eye(2)):
             places = _places(label.shape[:2], matrix, shift, elastic)
-            # Outside is background, black as the corners of the authors' records: to repeat the edge instead would
-            # draw an organ that the picture's edge cuts into a stripe.
+            # Outside the picture is black background, as in the corners of the authors' records. Repeating the edge
+            # would stretch an organ that touches it into a stripe.
             image = _at(image, places, order=1, outside=image.min())
             label = _at(label, places, order=0, outside=0)
 
@@ -102,7 +103,7 @@ def _places(
 
 
 def _at(array: NDArray, places: NDArray[np.float64], order: int, outside: float) -> NDArray:
-    """Every slice or channel at the same places: 0 nearest, 1 linear."""
+    """Values of every slice or channel at the same places, by nearest (order 0) or linear (order 1) interpolation."""
     planes = array.reshape(*array.shape[:2], -1)
     result = np.empty_like(planes)
     for k in range(planes.shape[2]):
@@ -115,7 +116,7 @@ NONE = "none"
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
     {
         NONE: Augmentation(),
-        # Stands for the authors' augmented 2D records, whose numbers are not published: our choice.
+        # In place of the authors' augmentation of 2D records, whose numbers are not published: our choice.
         "affine": Augmentation(rotation=15, scaling=0.12, shift=0.06),
         "practice": Augmentation(rotation=15, scaling=0.12, shift=0.06, intensity_scale=0.15, intensity_shift=0.15),
         # A candidate for comparison.

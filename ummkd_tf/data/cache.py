@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Cache:
-    """Arrays by key, up to so many bytes: what was not used for longest goes first. Threads may share it.
+    """Arrays by key, up to `capacity` bytes; the least recently used go first. Threads may share it.
 
     Args:
         capacity: Bytes of the arrays together; no bound by default.
@@ -30,14 +30,14 @@ class Cache:
         return self.capacity - self.used
 
     def get(self, key: Hashable) -> NDArray | None:
-        """The array, which is now the last to go; None where it is not here."""
+        """The array, now the most recently used; None where the cache does not hold it."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
             return self._arrays.get(key)
 
     def put(self, key: Hashable, array: NDArray) -> None:
-        """Keeps an array, which nobody may change any more. One that is larger than the cache is not kept."""
+        """Keeps an array, which must not be changed afterwards. One that is larger than the cache is not kept."""
         array.flags.writeable = False
         with self._lock:
             if key in self._arrays or array.nbytes > self.capacity:  # two threads can miss the same one
@@ -52,5 +52,5 @@ class Cache:
 
 
 def owned(array: NDArray) -> NDArray:
-    """The array with memory of its own, in one piece: a view would keep more in memory than its bytes."""
+    """The array as a contiguous copy, if it is a view: a view keeps the whole array behind it in memory."""
     return array if array.base is None and array.flags.c_contiguous else np.array(array, order="C")

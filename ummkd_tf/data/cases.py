@@ -41,7 +41,7 @@ from ummkd_tf.tasks import Task
 
 FORMAT = 1
 _MOST_NOTES, _LONGEST_NOTE = 20, 400  # characters; an attribute holds 64 KiB
-_MAX_CHUNK = 2**20  # bytes; h5py chooses none larger, and nor do we
+_MAX_CHUNK = 2**20  # bytes; the largest chunk that h5py itself chooses
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
 
@@ -110,16 +110,16 @@ def write_case(
 
     Args:
         path: `<data_dir>/cases/<case_id>.h5`.
-        prepared: Result of `preprocessing.prepare` with a label.
+        prepared: Result of `preprocessing.prepare_scan` with a label.
         case_id: Unique in the data set.
         modality: The scan's modality.
         task: Row of the task table.
         source: sha256 by source file name.
-        image_sha256: Of the scan's voxels, by which a copy under another name is found.
+        image_sha256: Checksum of the scan's voxels; it finds copies under another name.
         notes: As `Case.notes`.
     """
     assert prepared.label is not None and prepared.original_label is not None
-    # In memory first, because HDF5 can bring the process down when the disk is full.
+    # In memory first, because HDF5 can crash the process when the disk is full.
     buffer = io.BytesIO()
     with _new_file(buffer) as file:
         # By slice, because batches read slices; gzip level 1 is the fastest that still halves the size.
@@ -146,13 +146,13 @@ def write_case(
             original_affine=prepared.original.affine,
         )
     buffer.seek(0)
-    # In pieces: on a full disk a view of the buffer outlives it in the traceback, and Python 3.12.1 crashes of that.
+    # In pieces: on a full disk the traceback would keep a view of the whole buffer, which makes Python 3.12.1 crash.
     with replacing(path) as temporary, open(temporary, "wb") as stream:
         shutil.copyfileobj(buffer, stream)
 
 
 def _new_file(buffer: io.BytesIO) -> h5py.File:
-    """Of the newest file format, for its checksums, and without the time of day."""
+    """Creates a file in the newest HDF5 format, which has checksums, and without time stamps."""
     creation, access = h5py.h5p.create(h5py.h5p.FILE_CREATE), h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     creation.set_obj_track_times(False)
     access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
@@ -174,7 +174,7 @@ def file_checksum(path: str | Path) -> str:
 def recipe_checksum(task: Task) -> str:
     """Checksum of everything that decides how a scan is prepared: the task and the version of the steps."""
     recipe = {k: v for k, v in task.to_dict().items() if k not in ("network", "table_classes", "class_colors")}
-    recipe["roi"] = recipe.pop("region")  # as it was called first, so that cases prepared then stay valid
+    recipe["roi"] = recipe.pop("region")  # the field's first name, so that cases prepared with it stay valid
     recipe["steps"] = preprocessing.VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
 
@@ -334,12 +334,6 @@ def reduced_grid(grid: Grid, factor: int) -> Grid:
     return Grid(grid.affine @ to_fine, (rows // factor, columns // factor, slices))
 
 
-def read_original_label(path: Path) -> NDArray[np.uint8]:
-    """Class map on the scan's own grid."""
-    with _opened(path) as file:
-        return _voxels(file, "original_label")
-
-
 def read_source_checksum(path: Path) -> tuple[str, str]:
     """(source, recipe) checksums a case was prepared with."""
     with _opened(path) as file:
@@ -347,14 +341,14 @@ def read_source_checksum(path: Path) -> tuple[str, str]:
 
 
 def read_image_checksum(path: Path) -> str:
-    """sha256 of the scan's voxels; "" where the case was prepared without."""
+    """sha256 of the scan's voxels; "" where the case file has none."""
     with _opened(path) as file:
         return _text(file.attrs.get("image_sha256", ""))
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """A checked case file for reading, whose every failure, also while reading, is one clear line."""
+    """Opens a case file and checks it; every failure, also a later one while reading, becomes one clear line."""
     if not path.is_file():
         raise InputError("missing case file", where=path, fix="prepare the data again")
     try:
@@ -388,10 +382,10 @@ def _text(value: bytes | str) -> str:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A data set that is what `write_case` writes, and no larger than the file can stand for.
+    """Checks that an HDF5 data set is what `write_case` writes, and not larger than a file of this size can hold.
 
     Raises:
-        ValueError, OSError, …: It is not; `_opened` makes one line of it.
+        ValueError, OSError, …: It is not; `_opened` turns the error into one line.
     """
     data = file[name]
     if data.external or data.is_virtual:
@@ -412,5 +406,5 @@ def _voxels(file: h5py.File, name: str) -> NDArray:
 def _affine(value: NDArray) -> NDArray[np.float64]:
     affine = np.asarray(value, np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise ValueError("an affine that is none")
+        raise ValueError("the affine is not an invertible 4×4 matrix of finite numbers")
     return affine

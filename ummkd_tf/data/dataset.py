@@ -57,7 +57,7 @@ class Dataset:
     split_name: str
     source: str
 
-    unit: ClassVar[str] = "cases"  # what the ids of the train part name
+    unit: ClassVar[str] = "cases"  # what the ids of the train part stand for
 
     @classmethod
     def load(cls, directory: str | Path) -> Dataset:
@@ -228,7 +228,7 @@ def write_dataset(
 def check_split(
     split: Mapping[str, Sequence[str]], case_modality: Mapping[str, str], modalities: Sequence[str], where: object
 ) -> None:
-    """Proper modalities, no case twice, none unknown, and every modality present in every part.
+    """Checks that modality names are valid, no case is listed twice or unknown, and every part has every modality.
 
     Raises:
         InputError: Otherwise.

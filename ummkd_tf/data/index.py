@@ -1,4 +1,4 @@
-"""`index.json` beside `dataset.json`: what a sampler must know of every case before it reads voxels.
+"""`index.json` beside `dataset.json`: what a sampler must know about each case before it reads voxels.
 
 <data_dir>/index.json   {"format": 1, "cases": {case id: {
                             "num_bytes": size of the file,
@@ -7,8 +7,8 @@
                                 "classes": values of the class map,
                                 "labelled": [first, last] slice that holds more than background, or null}}}}}
 
-Preparation writes it. Data prepared before it was invented, or a case whose file has another size, are looked at when
-they are first trained on: that reads the class maps, and the images not. It can be deleted at any time.
+Preparation writes it. Where it is missing (older data), or a case file has another size than noted, the files are
+examined at the first training; this reads the class maps, but not the images. It can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ FACTORS = (1, 2, 4)
 """In-plane reductions that preparation notes: the presets'. Another is added when it is first asked for."""
 
 _FORMAT = 1
-_MANY = 100  # cases, from which on a progress bar shows that they are looked at
+_MANY = 100  # cases; from this number on, a progress bar shows that they are examined
 
 
 @dataclass(frozen=True)
 class LabelContent:
-    """Of a class map, reduced in the plane.
+    """What a class map holds, reduced in the plane.
 
     Attributes:
         classes: Values that it has.
@@ -53,7 +53,7 @@ class LabelContent:
 
 @dataclass(frozen=True)
 class CaseContent:
-    """Of one case file.
+    """What one case file holds.
 
     Attributes:
         num_bytes: Size of the file.
@@ -84,7 +84,7 @@ def content_of(path: Path, factors: Iterable[int]) -> CaseContent:
 
 
 def read_index(directory: Path) -> dict[str, CaseContent]:
-    """What is known of the cases of a data set; entries that make no sense are left out, as if there were none."""
+    """What is known of the cases of a data set; damaged entries are left out."""
     try:
         content = read_json(directory / INDEX)
         cases = dict(content["cases"]) if content["format"] == _FORMAT else {}
@@ -141,7 +141,7 @@ def contents(
     *,
     each: Each | None = None,
 ) -> dict[str, CaseContent]:
-    """What is in these cases; what the index does not know of them is looked at and noted there.
+    """What is in these cases; cases that the index lacks are examined and added to it.
 
     Args:
         directory: Folder of the data set. Where it cannot be written to, the index stays as it is.

@@ -1,7 +1,8 @@
 """What a modality's prepared images look like, so that prediction can warn of a scan that looks otherwise.
 
-Of each training image, percentiles of its intensities, where 0 is the darkest and 1 the brightest that the task's range
-let through: for a CT these are Hounsfield units in other words, for MR they do not depend on the scanner's scale.
+Of each training image, percentiles of its intensities are kept, scaled so that 0 is the darkest and 1 the brightest
+value that the task's range keeps. For CT this is a linear scale of Hounsfield units; for MR it does not depend on the
+scanner's scale.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MIN_CASES = 3  # of each modality: fewer do not tell how much they differ
 MAX_CASES = 50  # of each modality: more tell nothing new, and each has to be read
 # Our choices, measured on BTCV and CHAOS (docs/reproduction.md#intensities).
 _MARGIN = 1.5  # times the distance of the training case that is furthest from the others
-_LEAST = 0.05  # of the intensity range; what is nearer is noise, or too few training cases
+_LEAST = 0.05  # of the intensity range; a smaller distance can be noise, or come from too few training cases
 
 
 def profile(image: NDArray[np.float32]) -> NDArray[np.floating]:
@@ -33,7 +34,7 @@ def profile(image: NDArray[np.float32]) -> NDArray[np.floating]:
 def training_intensities(dataset: Dataset) -> dict[str, dict[str, Any]]:
     """By modality: the training cases' median profile, and the largest distance of one from the median of the others.
 
-    Nothing of the authors' records, whose images are patches, and of a modality with fewer than three cases.
+    Left out are the authors' records, whose images are patches, and a modality with fewer than three cases.
 
     Raises:
         InputError: A case that cannot be read.
@@ -56,19 +57,20 @@ def check_intensities(content: Any) -> None:
     """Checks what a file holds of `training_intensities`.
 
     Raises:
-        ValueError, TypeError, …: It is none; readers of such files make one line of it.
+        ValueError, TypeError, …: Not the content of `training_intensities`; readers of such files turn the error into
+        one line.
     """
     for m, known in content.items():
         values = [*known["profile"], known["spread"]]
         if len(values) != len(PERCENTILES) + 1 or not all(map(math.isfinite, values)):
-            raise ValueError(f"intensities of {m} that are none")
+            raise ValueError(f"damaged intensities of {m}")
 
 
 def unlike(image: NDArray[np.float32], known: Mapping[str, Any] | None) -> bool:
     """Whether a prepared image's intensities are unlike those of its modality in training; False where none are known.
 
     Args:
-        image: As `Prepared.image`.
+        image: A prepared image, as `Prepared.image`.
         known: Of its modality, as `training_intensities`.
     """
     if not known:
@@ -77,5 +79,5 @@ def unlike(image: NDArray[np.float32], known: Mapping[str, Any] | None) -> bool:
 
 
 def _distance(one: Any, other: Any) -> float:
-    """Largest difference of a percentile."""
+    """Largest difference between two profiles at any percentile."""
     return float(np.abs(np.asarray(one) - np.asarray(other)).max())

@@ -26,7 +26,8 @@ Batch = tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]]]
 """(images, class maps) by modality, as `UnpairedSegmenter.fit` takes them."""
 
 _AUGMENTATION = 1
-"""Ends the seed of an example's own generator; not 0, because NumPy takes a seed and the same with 0 behind as one."""
+"""Last number in the seed of an example's own generator; not 0, because for NumPy the seeds [a, b] and [a, b, 0] are
+equal."""
 
 
 class Examples(Protocol):
@@ -188,7 +189,7 @@ class UnpairedSampler:
         return images, labels
 
     def _own_generator(self, step: int, modality: str, number: int) -> np.random.Generator:
-        """Of one example of a batch."""
+        """The random generator of one example of a batch."""
         return np.random.default_rng([self.seed, step, list(self.examples).index(modality), number, _AUGMENTATION])
 
     def origins(self, step: int) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from ummkd_tf.tasks import Task
 class StoredCase:
     """A prepared case, reduced in the plane, whose voxels are read slice by slice.
 
-    What is kept is what was reduced, so that a reduced preset needs as much less memory.
+    The cache holds reduced slices, so that a reduced preset needs less memory.
 
     Attributes:
         path: Its file.
@@ -63,12 +63,12 @@ class StoredCase:
         """These slices of the image and those of the class map, `[rows, columns, slices]`.
 
         Raises:
-            InputError: A damaged file, or another than the index tells of.
+            InputError: A damaged file, or not the file that the index describes.
         """
         return self._read(image, label, keep=True)
 
     def load(self) -> Case:
-        """The whole case. It takes only room that is free in the cache, and no slice has to go for it.
+        """The whole case. It uses only free room in the cache, so that no slice is removed for it.
 
         Raises:
             InputError: As `slices`.
@@ -93,7 +93,7 @@ class StoredCase:
                         self.cache.put((self.path, self.factor, name, k), plane)
 
         def stacked(name: str, numbers: Sequence[int]) -> NDArray:
-            # In one piece of memory per slice they are, from which copying is several times faster.
+            # In the arrays of `planes` each slice is contiguous in memory, from which copying is several times faster.
             return np.stack([planes[name, int(k)] for k in numbers], axis=2)
 
         return stacked("image", image), stacked("label", label)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ummkd_tf.data.cases import Case
+from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.evaluation.inference import Predictor, largest_components
 from ummkd_tf.evaluation.metrics import case_metrics
+from ummkd_tf.model import losses
 from ummkd_tf.scans.geometry import Volume, resample, straightened
 from ummkd_tf.scans.preprocessing import restore
-
-if TYPE_CHECKING:
-    from ummkd_tf.data.cases import Case
-    from ummkd_tf.data.dataset import Dataset
-    from ummkd_tf.evaluation.inference import Predictor
 
 _LOG = logging.getLogger(__name__)
 
 
-def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
+def knowledge_of_cases(predictor: Predictor, cases: Iterable[Case], temperature: float = 2.0) -> dict[str, Any]:
     """Eq. 2–4 over whole cases: how each modality confuses the classes (Fig. 7, Fig. 8).
 
     Log-probabilities stand for the logits: they differ by the same amount in all classes, which the softmax of Eq. 3
@@ -30,9 +29,6 @@ def class_knowledge(predictor: Predictor, cases: Iterable[Case], temperature: fl
     Returns:
         {"kd_loss": Eq. 4, "q": modality → [C, C] list, rows q_c}.
     """
-    # Here, to start without TensorFlow.
-    from ummkd_tf.model import losses
-
     sums: dict[str, NDArray] = {}
     counts: dict[str, NDArray] = {}
     num_classes = predictor.model.num_classes
@@ -74,9 +70,6 @@ def evaluate(
     Returns:
         Case id → {"modality", "spacing_mm", "classes": class name → `metrics.ClassMetrics`}.
     """
-    # Here, so that tables, which need the summary alone, start without the libraries that read scans.
-    from ummkd_tf.evaluation.inference import largest_components
-
     results = {}
     for case_id in progress(case_ids):
         case = dataset.case(case_id, original_label=original_grid)

@@ -10,18 +10,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.reduction import enlarge_in_plane
 from ummkd_tf.data.sampling import PATCH_DEPTH, adjacent_slices, chunk, chunk_starts
+from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.model.segmenter import UnpairedModel
 
 Progress = Callable[[Sequence[int]], Iterable[int]]
 """Wraps the loop over a volume's batches, e.g. with a progress bar."""
-
-MOST_OVERLAP = 0.875
-"""Of neighbouring chunks: a new one at every slice."""
-
-_SIGMA = 1 / 8  # of a window's length; the Gaussian weights of nnU-Net
 
 
 class ProbabilityModel(Protocol):
@@ -141,22 +136,6 @@ class Ensemble:
         for more in each:
             total += more
         return total / np.float32(len(self.members))
-
-
-def check_overlap(overlap: float) -> None:
-    """Refuses a share of overlap that no chunk can have.
-
-    Raises:
-        InputError: Says what is possible.
-    """
-    if not 0 <= overlap <= MOST_OVERLAP:
-        raise InputError(f"overlap {overlap:g}: expected a share from 0 to {MOST_OVERLAP}")
-
-
-def gaussian_weights(length: int) -> NDArray[np.float32]:
-    """Weights of a window's voxels along one axis, 1 in the middle, as in nnU-Net: sigma is an eighth of the window."""
-    distance = np.arange(length) - (length - 1) / 2
-    return np.exp(-0.5 * (distance / (_SIGMA * length)) ** 2).astype(np.float32)
 
 
 def largest_components(labels: NDArray[np.integer]) -> NDArray[np.integer]:

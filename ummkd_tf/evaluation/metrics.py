@@ -38,7 +38,7 @@ _STATUS: dict[tuple[bool, bool], Status] = {
     (False, False): "absent",
 }
 
-# Above this share of surface voxels in the joint bounding box a distance transform overtakes a k-d tree.
+# Above this share of surface voxels in the joint bounding box a distance transform is faster than a k-d tree.
 # Organs stay below it, where the tree is 3 to 20 times faster; a noisy prediction exceeds it, and there
 # the tree can be 10 times slower. Measured on one core; both are exact.
 _TREE_MAX_SURFACE_SHARE = 0.1

@@ -23,10 +23,9 @@ from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.evaluation.inference import (
     ProbabilityModel,
     Progress,
-    check_overlap,
-    gaussian_weights,
     largest_components,
 )
+from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
 from ummkd_tf.scans.plausibility import MACHINES, implausible, machine
@@ -69,7 +68,7 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]; as large as that sounds."""
+        """Class probabilities at the voxels of `labels`: float32 [i, j, k, classes]. Takes much memory."""
         parts = restored_probabilities(self.prepared_probabilities, self.prepared_grid, self.grid)
         result = np.empty((*self.labels.shape, self.task.num_classes), np.float32)
         for c, values in enumerate(parts):
@@ -202,7 +201,7 @@ class ScanPredictor:
     def _around_the_organs(
         self, windows: Windows, modality: str, where: str, progress: Progress
     ) -> tuple[Grid, NDArray[np.float32], NDArray[np.float32]]:
-        """Grid, image and probabilities of one window around what the covering windows show."""
+        """Grid, image and probabilities of one window around the organs that the covering windows found."""
         most, center = 0, None
         for start in windows.starts:
             part = windows.image_in(start)

@@ -86,7 +86,7 @@ def pooled_dice(
 ) -> dict[str, float]:
     """Dice of each class over all pixels of all records, mean over classes, then modalities.
 
-    Our choice, because records are loose slices: most lack most classes, so a mean of slice scores would hang on how
+    Our choice, because records are loose slices: most lack most classes, so a mean of slice scores would depend on how
     empty slices count.
 
     Args:

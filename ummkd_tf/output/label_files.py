@@ -28,8 +28,8 @@ _SNAP_HEADER = """\
 # IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
 ################################################
 """
-_OUR_CODES = "99UMMKD"  # a coding scheme of our own, as DICOM lets names begin with 99 be
-# What every DICOM file must name, if only by an empty value, and not every exported series does.
+_OUR_CODES = "99UMMKD"  # our own coding scheme: DICOM leaves names that begin with 99 to private ones
+# Tags that every DICOM file must have, if only with an empty value; some exported series lack them.
 _MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     *("AccessionNumber", "ReferringPhysicianName"),
@@ -67,7 +67,7 @@ def rgb(task: Task, name: str) -> tuple[int, int, int]:
 
 
 def check_highdicom() -> None:
-    """Refuses to begin what would fail at its end.
+    """Refuses to start without highdicom, so that a program does not fail after its work.
 
     Raises:
         InputError: highdicom is not installed.

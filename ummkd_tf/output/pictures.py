@@ -24,7 +24,7 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.tasks import Task
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
-# Directions in the order in which they claim the picture's vertical, last first, and the plane across each.
+# Pairs of directions, and the plane across each. Of a plane's two directions, the later one here is vertical.
 _PLANE_NAMES = {"RL": "sagittal", "AP": "coronal", "SI": "axial"}
 _WIDTH_INCHES = 12.0
 # No date in the file, so that the same figure gives the same bytes.

@@ -32,7 +32,7 @@ def evaluation_table(evaluation: Mapping[str, Any], task: Task) -> str:
 
 
 def counts_line(evaluation: Mapping[str, Any], task: Task) -> str:
-    """How many cases the table is over, and what was missed or left out; never silent."""
+    """The number of cases of each modality, and everything that was missed, invented or left out."""
     dice = evaluation["summary"]["dice"]
     parts = [
         f"{m}: n = {sum(r['modality'] == m for r in evaluation['cases'].values())}" for m in evaluation["modalities"]
@@ -67,7 +67,8 @@ def _cell(entry: Mapping[str, Any], factor: float, decimals: int) -> str:
     if entry["mean"] is None or entry["mean"] != entry["mean"]:
         return "–"
     mean = _number(entry["mean"], factor, decimals)
-    # One case has no spread between cases; the pooled distance has one between surface points, and no count of cases.
+    # With one case there is no spread between cases. The pooled distance has a spread between surface points, and no
+    # count of cases.
     return mean if entry.get("count") == 1 else f"{mean} ± {factor * entry['std']:.{decimals}f}"
 
 

@@ -26,8 +26,8 @@ from ummkd_tf.output.pages import asset, document, escaped
 from ummkd_tf.output.pictures import busiest_slice, check_classes, gray_range, planes
 from ummkd_tf.tasks import Task
 
-# A voxel is half a character of the page (phantoms) to two (noise alone). Browsers on phones draw pictures of up to 16
-# million pixels.
+# A voxel takes half a character of the page (phantoms) to two characters (pure noise). Browsers on phones draw pictures
+# of up to 16 million pixels.
 VOXELS_OF_A_PAGE = 20_000_000
 VOXELS_OF_A_CASE = 12_000_000
 

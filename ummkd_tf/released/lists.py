@@ -31,24 +31,21 @@ def files_by_name(folder: str | Path) -> FilesByName:
     return found
 
 
-def read_list(path: str | Path, folder: str | Path) -> list[Path]:
+def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tuple[list[Path], list[InputError]]:
     """Files that a list file names, one a line; blank lines are left out, and nothing else is.
 
     The authors' lists hold paths of their own machines, so a line means the file of that name below `folder`; of
     several, the one whose folders agree best with the line. Nothing outside `folder` is ever looked at.
 
-    Raises:
-        InputError: The first of `find_listed`'s problems.
+    Args:
+        path: The list file.
+        files: `files_by_name` of the folder.
+        folder: Where the listed files lie.
+
+    Returns:
+        The files, and every problem: a list that cannot be read or is empty, a missing or ambiguous file, and a file
+        named twice.
     """
-    files, problems = find_listed(path, files_by_name(folder), folder)
-    if problems:
-        raise problems[0]
-    return files
-
-
-def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tuple[list[Path], list[InputError]]:
-    """As `read_list`, but with every problem: a list that cannot be read or is empty, a missing or ambiguous file, and
-    a file named twice."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -79,7 +76,7 @@ def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tup
 
 
 def _best_matches(wanted: PurePosixPath, candidates: Iterable[Path]) -> list[Path]:
-    """The candidates whose last folders agree with the wanted path's longest."""
+    """The candidates that share the most last folders with the wanted path."""
 
     def agreement(candidate: Path) -> int:
         pairs = zip(reversed(candidate.parts), reversed(wanted.parts), strict=False)

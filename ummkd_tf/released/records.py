@@ -1,9 +1,9 @@
 """The authors' released data, used as it is: training records, list files and test volumes.
 
 A training record (`*.tfrecords`) holds one slice with its two neighbours and the slice's label. A list file names one
-record a line. A test volume is an `.npz` file, or the pair of NIfTI files that such a file is made from; in the plane
-it lies half a turn from the records, so reading it turns it back. Volumes cannot be rebuilt from records (the slices
-are shuffled and augmented, and name no patient): only the 2D network can be trained on them.
+record a line. A test volume is an `.npz` file, or the pair of NIfTI files that such a file is made from; its slices are
+rotated by 180° against those of the records, so reading rotates them back. Volumes cannot be rebuilt from records (the
+slices are shuffled and augmented, and name no patient): only the 2D network can be trained on them.
 
 `data_prep.release` checks a folder of such files once and describes it in `released.json`:
 
@@ -65,7 +65,7 @@ def read_record(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.uint8
 
 @functools.cache
 def _only_element() -> Callable[[str], Any]:
-    """Reads the one example of a file; as a graph, because an eager data set costs ten times as much."""
+    """Reads the one example of a file; as a graph, because an eager data set takes ten times as long."""
     # Here, to start without TensorFlow.
     import tensorflow as tf
 

@@ -187,7 +187,7 @@ class CheckpointFolder:
         """Path of the "best" or the "last" checkpoint.
 
         Raises:
-            InputError: There is none.
+            InputError: No such checkpoint.
         """
         found = [self.folder / BEST] if selection == "best" else checkpoint_files(self.run_dir)[:1]
         if not found or not found[0].is_file():

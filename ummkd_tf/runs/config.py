@@ -1,4 +1,4 @@
-"""Everything that decides what a training run results in, besides the model and the data."""
+"""The settings that decide the result of a training run, besides the model and the data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunConfig:
         augmentation: Row of `AUGMENTATIONS`.
         alpha: Weight of the distillation loss in Eq. 5, which takes α/2 of it.
         temperature: T of Eq. 3.
-        absent: What a class does that a batch lacks.
+        absent: How the distillation loss treats a class that a batch lacks.
         l2_on: Variables of the L2 term.
         l2_weight: eta of Eq. 5.
         ema: Decay of the moving average of weights, or None for none.
@@ -45,7 +45,7 @@ class RunConfig:
         validate_every: Steps between validations.
         norm_batches: Batches from which running statistics are estimated anew before a validation; 0 keeps them.
         seed: Of initial weights, batches and dropout.
-        precision: Numbers that convolutions and activations hold.
+        precision: Number format of convolutions and activations.
         deterministic: Bit-identical results on one machine.
         init_from: Folder of the exported model that the run started from, or None for new weights.
         freeze: "kernels" where normalization layers alone are trained.
@@ -112,13 +112,14 @@ class RunConfig:
         return factor
 
     def differences(self, other: RunConfig) -> list[str]:
-        """What another run has otherwise, as "alpha is 0.9, was 0.5"."""
+        """What differs in another run, e.g. "alpha is 0.9, was 0.5"."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return [f"{name} is {new!r}, was {old!r}" for name, old, new in pairs if old != new]
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of an annotated type: a plain one, a choice of texts, or one or nothing."""
+    """Whether a JSON value has an annotated type: a plain type, a choice of texts (`Literal`), or either of these or
+    None."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     allowed = get_args(hint) or (hint,)

@@ -231,8 +231,8 @@ def start_from(model: UnpairedModel, folder: str | Path, task: Task) -> None:
     """Sets a model's weights and statistics, by path, from an exported model that may lack some of its modalities.
 
     A normalization layer of a modality that the exported model lacks starts as the mean of those that it has: our
-    choice, because the shared kernels have learnt with such scales, so that a layer that starts from one and zero has
-    further to go.
+    choice, because the shared kernels have learnt with such scales, so that a layer that starts with scale 1 and shift
+    0 would have more to learn.
 
     Raises:
         InputError: As `load_model`, other classes than the task's, or a variable that the exported model has no
@@ -291,7 +291,7 @@ def check_not_seen(
     case_ids: Sequence[str],
     parts: Sequence[str] = ("train", "validation"),
 ) -> None:
-    """Refuses to evaluate on what a model, or one that it was grown from, was trained on or chosen by.
+    """Refuses to evaluate on cases that trained or selected a model, or the model that it was grown from.
 
     Args:
         training: Of an exported model.

@@ -119,7 +119,8 @@ def newest_step(run_dir: Path) -> int | None:
 
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Holds a run directory for this process; the operating system lets go of it when the process ends, however.
+    """Holds a run directory for this process; the operating system releases it when the process ends, however that
+    happens.
 
     What a killed process left half-written is removed.
 
@@ -220,7 +221,7 @@ def check_run(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The record of the run in a folder, if there is one, and which settings would change; arguments as `start_run`.
 
-    Needs no TensorFlow, so that a program can tell at once.
+    Needs no TensorFlow, so that a program can refuse at once.
 
     Raises:
         InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
@@ -246,7 +247,7 @@ def check_run(
     fixed = _differences(record["model"], _as_stored(model))
     fixed += _differences({"split": record["split_sha256"]}, {"split": dataset.split_checksum})
     if fixed or (changed and not accept_changes):
-        different = "; ".join(dict.fromkeys(fixed + changed))  # the model has some of the flags, too
+        different = "; ".join(dict.fromkeys(fixed + changed))  # some settings are arguments of the model, too
         raise InputError(
             f"{run_dir}: holds a run with other settings ({different}): use its settings to continue it, or another "
             "--run_dir" + ("" if fixed else "; --accept_changes continues all the same, and records that")
@@ -286,7 +287,7 @@ def recorded_session(run_dir: Path, record: Mapping[str, Any]) -> Iterator[dict[
         write("stopped")
         raise
     except Exception:
-        with contextlib.suppress(InputError):  # a full disk: what it made fail is told, and not this
+        with contextlib.suppress(InputError):  # on a full disk this fails too: the first error is the message
             write("failed")
         raise
     write("finished")

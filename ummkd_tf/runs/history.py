@@ -49,7 +49,7 @@ class JsonLines:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `JsonLines` file, without damaged ones; the last is no surprise, since a kill can cut it off.
+    """Lines of a `JsonLines` file without damaged ones: a killed process can leave half a line at the end.
 
     Returns:
         Objects with "step"; [] where there is no file.

@@ -16,7 +16,7 @@ from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.intensities import training_intensities
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
-from ummkd_tf.evaluation.case_results import class_knowledge
+from ummkd_tf.evaluation.case_results import knowledge_of_cases
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.model.any_network import model_of
@@ -33,7 +33,7 @@ from ummkd_tf.runs.tensorboard import ValidationPicture
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What may differ from one session of a run to the next, because its result does not depend on it.
+    """Options that may change when a run is continued, because its result does not depend on them.
 
     Attributes:
         checkpoint_every: Steps between checkpoints.
@@ -65,9 +65,9 @@ def run_training(
     Args:
         dataset: Prepared cases or released records.
         run_dir: The run's folder.
-        config: What decides the result.
+        config: Settings that decide the result.
         model_arguments: As for `model_of`, without the modalities, which are the data set's.
-        options: What does not.
+        options: Settings that do not.
 
     Raises:
         InputError: Settings, data or folder that do not fit.
@@ -105,7 +105,7 @@ def run_training(
     watched = [] if options.knowledge_on == "none" else dataset.stored_cases(options.knowledge_on, None, factor, cache)
 
     def knowledge() -> dict[str, Any]:
-        return class_knowledge(predictor, (case.load() for case in watched), config.temperature)
+        return knowledge_of_cases(predictor, (case.load() for case in watched), config.temperature)
 
     with exclusive(run_dir):
         record = start_run(

@@ -30,7 +30,7 @@ class ValidationPicture:
         self._seen.setdefault(case.modality, (case, predicted))
 
     def write(self, step: int) -> None:
-        """Writes what the last validation has shown, if anything, to the current summary writer."""
+        """Writes the pictures of the last validation, if there are any, to the current summary writer."""
         if not self._seen:
             return
         cases = {case.case_id: (case.image, predicted, case.label) for case, predicted in self._seen.values()}

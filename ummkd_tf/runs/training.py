@@ -164,7 +164,8 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
     """How long the steps that are left will take, where that is more than an hour.
 
     Args:
-        ends: Seconds at which the first steps were done; the time before the first, which traces, is not looked at.
+        ends: Seconds at which the first steps were done; the time before the first is left out, because that step
+            traces the graph.
         steps: How many are left.
     """
     pace = float(np.median(np.diff(ends)))
@@ -179,7 +180,8 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
 
 @contextlib.contextmanager
 def _averaged_weights(model: UnpairedSegmenter) -> Iterator[None]:
-    """With an optimizer that has `use_ema`: its moving averages as weights; behind it all is as before."""
+    """Inside the block, the weights are the moving averages of an optimizer that has `use_ema`; after it, they are as
+    before."""
     optimizer: Any = model.optimizer
     if not getattr(optimizer, "inner_optimizer", optimizer).use_ema:
         yield
@@ -224,18 +226,18 @@ def _events(folder: Path, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[Callable[[], tuple[str, int] | None]]:
-    """Turns SIGTERM and Ctrl-C into a question that the loop asks after each step and its validation."""
+    """Remembers SIGTERM and Ctrl-C; the loop asks after each step and its validation whether one has come."""
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # Not print: the handler may interrupt one.
+        # Not print(), because the handler may interrupt a print().
         os.write(2, f"\n{signal.Signals(number).name}: saving after this step and its validation\n".encode())
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:
         before = {number: signal.signal(number, remember) for number in numbers}
-    except ValueError:  # not the main thread: leave signals to whoever started us
+    except ValueError:  # only the main thread can handle signals; another one leaves them to its program
         before = {}
     try:
         yield lambda: (f"stopped by {signal.Signals(received[0]).name}", 128 + received[0]) if received else None

@@ -15,10 +15,11 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import Affine, Volume
 
 MAX_VOXELS = 2**29
-"""Of one image (512 × 512 × 2048), our choice: 2 GiB as float32. More is refused before memory is taken for it."""
+"""The largest image (512 × 512 × 2048), our choice: 2 GiB as float32. A larger one is refused before memory is
+allocated."""
 
 
-# What downloads and copies leave in the place of a scan: how it begins, and what to say.
+# Files that a failed download or copy leaves instead of a scan: their first bytes, and the message.
 _FOREIGN = (
     (rb"version https://git-lfs", "a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),
     (
@@ -49,7 +50,7 @@ def check_content(path: Path) -> None:
 
 
 def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
-    """Refuses what a header claims and the file cannot hold, before memory is taken for it."""
+    """Refuses an image that its header makes larger than the file can hold, before memory is allocated."""
     voxels = math.prod(shape)
     if min(shape, default=0) < 1:
         raise InputError(

@@ -1,7 +1,7 @@
 """DICOM series. The tags, as they stand in the files, decide where voxels lie and what their values mean.
 
-pydicom takes the files apart. GDCM, which SimpleITK brings, unpacks JPEG pixels and is asked for nothing else:
-its geometry follows rules of its own for some classes, and it guesses what a header lacks.
+pydicom parses the files. GDCM, a part of SimpleITK, only unpacks JPEG pixels: for some classes its geometry
+follows rules of its own, and it guesses what a header lacks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _FUNCTIONAL_GROUPS = (
     "CardiacSynchronizationSequence",
     "CTReconstructionSequence",
 )
-# Tags that tell apart the parts of a series taken more than once.
+# Tags that differ between the parts of a series that shows the same place several times.
 _PARTS = (
     "AcquisitionNumber",
     "FrameAcquisitionNumber",
@@ -82,11 +82,11 @@ _SAME_MEASURE = 0.02  # of the value; another echo is further away
 _SAME_PLACE_MM = 0.1  # headers of one series differ by rounding; what moves a slice's far corner less is one value
 _ROUNDING_MM = 0.11  # of positions given to a tenth of a millimetre: 0.087, and their line's own error
 _EXACT_MM = 1e-6
-_UNIT_ERROR = 0.02  # of a direction's length and right angle; two decimals make 0.0173 at most
-_ROUNDED = 1e-4  # from here on, making directions orthonormal is worth a note
-_PIXEL_MM = (1e-3, 1e3)  # an electron microscope and a house
-_STEEPEST = math.cos(math.radians(60))  # no gantry tilts further
-# What a file is called that is meant to be a slice, whatever its content is.
+_UNIT_ERROR = 0.02  # allowed in a direction's length and right angle; rounding to two decimals makes up to 0.0173
+_ROUNDED = 1e-4  # a larger correction of the directions is noted
+_PIXEL_MM = (1e-3, 1e3)  # the smallest and largest believable pixel: below and above any medical scanner
+_STEEPEST = math.cos(math.radians(60))  # every gantry tilts less
+# Names of files that are meant to be slices, whatever their content is.
 _SLICE_NAME = re.compile(r"[^.]+|.*\.(dcm|dicom|ima|acr|\d+)(\.\w+)?", re.IGNORECASE)
 
 
@@ -123,7 +123,7 @@ class _Slice:
         intercept: Of the stored values.
         series: SeriesInstanceUID.
         parts: Values of the tags `_PARTS`.
-        number: InstanceNumber, or the frame's place; None where it is none.
+        number: InstanceNumber, or the frame's place; None where it is not a number.
     """
 
     path: Path
@@ -216,7 +216,7 @@ class DicomSeries:
     def read(self) -> Volume:
         """Values in the series' own unit (HU for CT): stored value × RescaleSlope + RescaleIntercept, float32.
 
-        MONOCHROME1 says how to show values, and changes none.
+        MONOCHROME1 says only how to display values, so it changes nothing here.
 
         Raises:
             InputError: Pixels that are damaged, in colour, or packed in an unknown way.
@@ -310,7 +310,8 @@ def _instead(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _refused_if_damaged(path: Path) -> Iterator[None]:
-    """pydicom takes values apart when they are asked for, and raises many kinds for damaged ones."""
+    """Turns pydicom's errors into one line: it parses a value when it is read, and damaged ones raise many kinds of
+    errors."""
     try:
         yield
     except InputError:
@@ -328,8 +329,8 @@ def is_dicom(path: Path) -> bool:
 def _dataset(path: Path) -> Dataset | None:
     """What a file holds, with the 128 bytes before "DICM" or without; None where it is no DICOM object.
 
-    Read by Python, because the libraries below take no path that is not UTF-8, and whole, because what a damaged
-    header claims is then bounded by what is there.
+    Python reads the file, because the libraries accept only UTF-8 paths. It reads all of it, so that a damaged header
+    cannot claim more than the file holds.
     """
     with open(path, "rb") as stream:
         content = stream.read(132)
@@ -342,7 +343,7 @@ def _dataset(path: Path) -> Dataset | None:
         try:
             dataset = pydicom.dcmread(io.BytesIO(content), force=True)
             known = "SOPClassUID" in dataset or "Rows" in dataset or "DirectoryRecordSequence" in dataset
-        except Exception:  # pydicom raises many kinds for damaged files
+        except Exception:  # damaged files raise many kinds of errors
             return None
     return dataset if known else None
 
@@ -640,7 +641,8 @@ def _in_line(
         )
     axes = first.axes
     along = step / length
-    # Two decimals put the normal up to 0.7° off. The positions, far apart, tell the direction better.
+    # Directions rounded to two decimals turn the normal by up to 0.7°. The first and last position give it more
+    # precisely.
     if np.linalg.norm(along @ axes) <= 1.5 * first.rounding:
         axes = nearest_orthonormal(axes - np.outer(along, along @ axes))
     spacing = np.mean([s.spacing for s in slices], axis=0)  # they may differ by rounding
@@ -710,13 +712,13 @@ def _plain(dataset: Dataset, pixels: _Pixels, path: Path) -> NDArray:
             fix="copy it again",
         )
     order = "<" if dataset.original_encoding[1] else ">"
-    if size == 1 and order == ">" and dataset["PixelData"].VR == "OW":  # pairs of pixels in words
+    if size == 1 and order == ">" and dataset["PixelData"].VR == "OW":  # pixels stored in pairs, as 16-bit words
         content = np.frombuffer(content, ">u2").astype("<u2").tobytes()
     return np.frombuffer(content, f"{order}u{size}", math.prod(pixels.shape)).reshape(pixels.shape)
 
 
 def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) -> NDArray:
-    """Lets GDCM unpack the pixels of a clean file, which has no header to misread and a plain path."""
+    """Unpacks the pixels with GDCM, from a temporary file with a minimal header and a plain path."""
     clean = Dataset()
     clean.SOPClassUID, clean.SOPInstanceUID = _SECONDARY_CAPTURE, "1.2.3"
     clean.SamplesPerPixel, clean.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -729,12 +731,13 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "pixels.dcm")
         try:
-            if syntax == RLELossless:  # GDCM reads no run lengths of an odd number of pixels; pydicom needs no plugin
+            # GDCM fails at run lengths with an odd number of pixels; pydicom reads them without a plugin
+            if syntax == RLELossless:
                 values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
             else:
                 clean.save_as(copy, enforce_file_format=True)
                 values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
-        except Exception as error:  # as above, and GDCM's
+        except Exception as error:  # damaged pixels raise many kinds of errors
             raise InputError(
                 f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
             ) from error
@@ -748,7 +751,7 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
 
 
 def _numbers(frame: NDArray, pixels: _Pixels) -> NDArray[np.float64]:
-    """What the stored bits stand for; overlays may lie in the others."""
+    """The values of the stored bits; the other bits may hold overlays."""
     values = (frame.astype(np.int64) >> (pixels.high + 1 - pixels.stored)) & (2**pixels.stored - 1)
     if pixels.signed:
         values -= (values >> (pixels.stored - 1)) << pixels.stored

@@ -39,9 +39,9 @@ def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
 Affine = NDArray[np.float64]
 Interpolation = Literal["nearest", "linear", "bspline"]
 
-_BLOCK_VOXELS = 2**25  # resampled at a time; ITK holds several copies, of 128 MiB then
+_BLOCK_VOXELS = 2**25  # resampled at a time; ITK holds several copies, of 128 MiB each
 _ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
-_EXACT = 1e-6  # of directions' products; a tenth of what ITK allows
+_EXACT = 1e-6  # largest dot product of perpendicular directions; ITK allows ten times as much
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 _INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
 
@@ -61,7 +61,7 @@ class Grid:
 
     @property
     def voxel_volume_mm3(self) -> float:
-        """|det|: what the spacings multiply to, but on a tilted grid."""
+        """|det|; the product of the spacings where the grid is not tilted."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
@@ -204,7 +204,7 @@ def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
 
 
 def blocks(grid: Grid, count: int) -> Iterator[tuple[slice, ...]]:
-    """Windows that cover a grid, in their order: its longest axis in about `count` parts of whole layers."""
+    """Windows that cover a grid, in order: its longest axis is cut into about `count` parts of whole layers."""
     axis = int(np.argmax(grid.shape))
     step = max(1, math.ceil(grid.shape[axis] / count))
     for start in range(0, grid.shape[axis], step):
@@ -220,7 +220,7 @@ def part(grid: Grid, window: tuple[slice, ...]) -> Grid:
 
 
 def around(volume: Volume, grid: Grid) -> Volume:
-    """The part of a volume that linear interpolation at a grid's voxels needs; may have no voxel."""
+    """The part of a volume that linear interpolation at a grid's voxels needs; may be empty."""
     corners = volume.grid.index(grid.world(_CORNERS * (np.asarray(grid.shape) - 1)))
     box = window(volume.grid, np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2)
     return Volume(volume.array[box], shifted(volume.affine, box))
@@ -229,7 +229,8 @@ def around(volume: Volume, grid: Grid) -> Volume:
 def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
     """Values of a volume at the voxels of another grid.
 
-    What is large is done in blocks, so that the libraries' copies stay small; not "bspline", which needs the whole.
+    A large grid is resampled in blocks, so that the libraries' copies stay small; "bspline" needs the whole volume at
+    once.
 
     Args:
         volume: Any orientation.

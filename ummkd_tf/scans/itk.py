@@ -47,7 +47,7 @@ def sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
 
 
 def read_sitk(path: Path, image_io: str = "") -> sitk.Image:
-    """Reads with SimpleITK, whose libraries believe any size: the header is read and checked first."""
+    """Reads with SimpleITK, once the header is checked: its libraries allocate whatever size a header claims."""
     check_content(path)
     files = files_of(path)
     stored = sum(file.stat().st_size for file in files)
@@ -66,7 +66,8 @@ def read_sitk(path: Path, image_io: str = "") -> sitk.Image:
 
 @contextlib.contextmanager
 def _plain_name(files: Sequence[Path]) -> Iterator[Path]:
-    """The first of the files; a link to it where its path is not UTF-8, because then ITK ends the whole process."""
+    """The first of the files; a link to it where its path is not UTF-8, because ITK crashes the process at such a
+    path."""
     try:
         str(files[0]).encode()
     except UnicodeEncodeError:
@@ -165,7 +166,7 @@ def _metaimage_affine(path: Path) -> Affine:
 
 
 def _floats(text: str) -> list[float]:
-    """Numbers separated by commas or blanks; nothing where one is none."""
+    """Numbers separated by commas or blanks; empty where one of them is not a number."""
     try:
         return [float(part) for part in re.split(r"[,\s]+", text.strip())]
     except ValueError:
@@ -207,7 +208,8 @@ def read_png(path: str | Path) -> NDArray[np.uint8]:
 
 
 def _check_png(path: Path) -> None:
-    """Compares the checksum of every chunk, because libpng gives what it has of a damaged picture."""
+    """Compares the checksum of every chunk, because libpng returns the readable part of a damaged picture without an
+    error."""
     content = path.read_bytes()
     place, kind = len(_PNG_SIGNATURE), b""
     while content.startswith(_PNG_SIGNATURE) and kind != b"IEND":

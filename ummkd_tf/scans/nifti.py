@@ -18,17 +18,20 @@ from ummkd_tf.scans.checks import check_content, check_size, check_type, checked
 from ummkd_tf.scans.geometry import Grid, Volume, orthonormalized, same_geometry
 
 _LOG = logging.getLogger(__name__)
-_QUIET = logging.getLogger(f"{__name__}.nibabel")  # nibabel tells what it mends in a header; we check what matters
+# nibabel logs what it corrects in a header; our own checks cover what matters
+_QUIET = logging.getLogger(f"{__name__}.nibabel")
 _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False
 
 _GZIP = b"\x1f\x8b"
-_FINE_STEP = 0.1  # of stored labels: too fine for a fraction to hide between whole numbers
+# labels whose slope is at most this are rounded, where rounding by the slope explains their fractions
+_FINE_STEP = 0.1
 _MAX_PADDING = 512  # bytes after a NIfTI image; more means that its header and its data do not belong together
 
 
 def read_nifti(path: Path, labels: bool = False) -> Volume:
-    """Reads the voxels by hand, because nibabel stops before the gzip checksum and believes any size.
+    """Reads the voxels without nibabel, which stops before the gzip checksum and allocates any size that a header
+    claims.
 
     Args:
         path: The file, packed or not, whatever its name says.
@@ -56,10 +59,10 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
                 )
             check_type(dtype, path)
             check_size(path, shape, dtype.itemsize, path.stat().st_size * (DEFLATE_RATIO if packed else 1))
-            smallest = header.template_dtype.itemsize + 4  # header and extension flags; where 0 is given, it is meant
+            smallest = header.template_dtype.itemsize + 4  # header and extension flags; an offset of 0 means this
             _skip(stream, (header.get_data_offset() or smallest) - header.template_dtype.itemsize)
             voxels = _exactly(stream, math.prod(shape) * dtype.itemsize)
-            # Reading on to the end compares the checksum; a bomb is left after a few bytes.
+            # Reading to the end compares the gzip checksum; the limit stops a file that unpacks to endless data.
             if len(stream.read(_MAX_PADDING + 1)) > _MAX_PADDING:
                 raise ValueError("more data than the header tells of")
         array = np.frombuffer(voxels, dtype).reshape(volume_shape, order="F")
@@ -76,7 +79,7 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
         raise
     except MemoryError as error:
         raise InputError("no memory for its voxels", where=path, fix="free some, or crop the image") from error
-    except Exception as error:  # nibabel and zlib raise many kinds for damaged files
+    except Exception as error:  # damaged files raise many kinds of errors
         raise InputError(
             f"damaged or truncated NIfTI file ({last_line(error)})", where=path, fix="copy it again"
         ) from error
@@ -84,7 +87,8 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
 
 
 def _compare_forms(header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path) -> None:
-    """Says so where a header gives two places; the sform counts, as in nibabel, while ITK can prefer the qform."""
+    """Logs where the sform and the qform of a header differ. The sform counts, as in nibabel; ITK can prefer the
+    qform."""
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     difference = None if sform is None or qform is None else same_geometry(Grid(sform, shape), Grid(qform, shape))
     if difference:

@@ -1,4 +1,4 @@
-"""What is possible in a header and yet hardly true: units, extents and intensities. Limits are our choice."""
+"""Headers that are valid but hardly true: wrong units, extents and intensities. Limits are our choice."""
 
 from __future__ import annotations
 

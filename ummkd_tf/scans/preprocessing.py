@@ -35,15 +35,17 @@ from ummkd_tf.tasks import Clip, Task
 
 _LOG = logging.getLogger(__name__)
 
-VERSION = 5  # of the steps: raise it whenever the same scan is prepared differently, so that cases are prepared again
+# Of the preparation: raise it whenever a scan would be prepared differently, so that cases are prepared again
+VERSION = 5
 
-_LONGEST_MM = 3000  # more would take memory for slices that nobody scanned
+_LONGEST_MM = 3000  # no scan is longer; a wrong header would otherwise fill the memory with empty slices
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))
-_RESTORED_VOXELS = 2**24  # of a label map made at a time, because every class's probability stands beside it
+# Voxels of a label map restored at a time, because the probabilities of all classes take many times its memory
+_RESTORED_VOXELS = 2**24
 _BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
 _BODY_MARGIN_MM = 10.0  # for skin and noise at the body's edge
-_LOOKED_AT_MM = (3.0, 3.0, 8.0)  # the body is looked for in about such steps, whatever the scan's voxels
-# Smoothing in the plane, in voxels, that decides between voxels of equal occupancy, and how little it weighs.
+_LOOKED_AT_MM = (3.0, 3.0, 8.0)  # the body is searched on a grid of about this spacing
+# Of voxels with equal occupancy, a smoothed score decides: its sigma in the plane (voxels) and its small weight.
 _TIE_SIGMA, _TIE_WEIGHT = 3.0, 0.1
 
 
@@ -66,7 +68,7 @@ class Prepared:
     original_label: NDArray[np.uint8] | None
 
 
-def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> Prepared:
+def prepare_scan(image: Volume, label: Volume | None, task: Task, modality: str) -> Prepared:
     """Brings a scan (and its class map) onto the task's grid.
 
     Args:
@@ -100,7 +102,8 @@ def prepare(image: Volume, label: Volume | None, task: Task, modality: str) -> P
 
 
 def _without_margins(oriented: Volume, label: Volume | None, task: Task, modality: str) -> Volume:
-    """What of a scan with the task's axes is looked at: for the region "body" its box, which holds all labels."""
+    """The part of a scan (on the task's axes) that is used: for the region "body" the body's box, with all labels in
+    it."""
     if task.region != "body":
         return oriented
     box = body_box(oriented, task.clip_for(modality))
@@ -131,8 +134,8 @@ def _on_grid(oriented: Volume, grid: Grid, clip: Clip) -> NDArray[np.float32]:
 class Windows:
     """A scan to be predicted, on windows of the task's size that cover all of it (the body, for the region "body").
 
-    Each window is prepared as a training scan is. Where the scan fits one, that is `prepare`'s; otherwise windows
-    overlap by half or more.
+    Each window is prepared as a training scan is. Where the scan fits into one window, it is the one of `prepare_scan`;
+    otherwise windows overlap by half or more.
 
     Args:
         image: The scan in any orientation.
@@ -249,7 +252,7 @@ def classes_of_same_volume(occupancy: NDArray[np.float32]) -> NDArray[np.uint8]:
             is background. A class is never given where its occupancy is 0.
     """
     score = np.concatenate([1 - occupancy.sum(axis=0, keepdims=True), occupancy])
-    # Between two slices, whole rings have one occupancy; the part near the inside goes first.
+    # Between two slices, many voxels have the same occupancy. A smoothed score then prefers those nearer to the inside.
     score += _TIE_WEIGHT * ndimage.gaussian_filter(score, (0, _TIE_SIGMA, _TIE_SIGMA, 0))
     covered = occupancy.any(axis=0)
     occupancy, score = occupancy[:, covered], score[:, covered]
@@ -302,14 +305,15 @@ def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     if float(values.max()) == low:
         return tuple(slice(0, size) for size in values.shape)
     body = _body_level(values) - low
-    # Noise lifts air; with hardly any air in the picture, the darkest tenth is tissue.
+    # Noise makes air brighter than the minimum. Where a picture has hardly any air, its darkest tenth is tissue: hence
+    # min().
     air = min(float(np.percentile(values, 10)) - low, _BODY_SHARE * body)
     parts, _ = ndimage.label(values > low + air + _BODY_SHARE * (body - air))
     return ndimage.find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
 
 
 def _body_level(values: NDArray[np.float32]) -> float:
-    """Typical intensity of the body: the median of what is brighter than a quarter of it, air left out."""
+    """Typical intensity of the body: the median of all voxels that are brighter than a quarter of this median."""
     low, level = float(values.min()), float(values.mean(dtype=np.float64))
     for _ in range(10):  # settles after two or three
         level, before = float(np.median(values[values > low + (level - low) / 4])), level
@@ -383,7 +387,7 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
         uint8 array of `original.shape`, in the scan's own axis order.
     """
     labels = np.zeros(original.shape, np.uint8)
-    # Where background is as likely as each class at all neighbours, it wins between them, too: leave that out.
+    # Only voxels near a class that is more likely than background can get a label: leave out the rest, to save time.
     found = np.zeros(grid.shape, np.uint8)
     for c in range(1, probabilities.shape[-1]):
         found |= probabilities[..., c] > probabilities[..., 0]

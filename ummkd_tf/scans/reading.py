@@ -1,4 +1,4 @@
-"""Volumes with their place in the patient: reading, writing, reorientation and resampling.
+"""Reads volumes of every format, with their place in the patient.
 
 Convention: an array is indexed `[i, j, k]` and its affine maps that index to world millimetres in RAS
 (+x right, +y anterior, +z superior), as NIfTI does. SimpleITK's LPS and `[z, y, x]` stay inside this file.
@@ -19,11 +19,11 @@ from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import read_itk
 from ummkd_tf.scans.nifti import read_nifti
 
-_WHOLE = 1e-3  # a label nearer to a whole number is that number, stored with a slope or as float32
+_WHOLE = 1e-3  # a label this near to a whole number is that number, rounded by a slope or by float32
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = _NIFTI_SUFFIXES + _ITK_SUFFIXES
-"""Of files that hold one scan each."""
+"""Suffixes of files that hold one scan each."""
 
 # How files begin, and how their names end.
 _BEGINNINGS = {
@@ -52,7 +52,7 @@ class Scan:
 
 
 def read_scan(path: str | Path) -> Scan:
-    """`read_volume`, and what else one visit of the files tells."""
+    """`read_volume`, and what else was seen while reading the files."""
     path = Path(path)
     if path.is_dir():
         series = DicomSeries.open(path)

@@ -259,9 +259,3 @@ def make_step(network: str, batch_size: int, size: int, width: int) -> Callable[
     torch.manual_seed(0)
     images, labels = random_batch(network, batch_size, size, tuple(MODALITIES))
     return TrainingStep(make_network(network, width), images, labels)
-
-
-def count_parameters(network: str, width: int) -> int:
-    """Number of trainable parameters."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in make_network(network, width).parameters())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -316,8 +315,3 @@ def make_step(network: str, batch_size: int, size: int, width: int) -> Callable[
     tf.random.set_seed(0)
     images, labels = random_batch(network, batch_size, size, tuple(SCOPES))
     return TrainingStep(network, width, images, labels)
-
-
-def count_parameters(network: str, width: int) -> int:
-    """Number of trainable parameters."""
-    return sum(int(np.prod(v.shape)) for v in make_graph(network, width).trainable)
