@@ -139,7 +139,7 @@ def test_image_and_label_that_rounding_puts_on_two_sides_of_a_diagonal_stay_toge
         affines.append(affine)
     assert Grid(affines[0], image.shape).axes != Grid(affines[1], image.shape).axes
     for first, second in (affines, affines[::-1]):
-        prepared = prepare(Volume(image, first), Volume(label, second), ABDOMEN, "ct")
+        prepared = prepare_scan(Volume(image, first), Volume(label, second), ABDOMEN, "ct")
         organ = ndimage.binary_erosion(prepared.label == 1)
         assert organ.any() and prepared.image[organ].mean() > 0.9 * prepared.image.max()
 

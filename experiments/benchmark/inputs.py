@@ -72,7 +72,7 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
     return Part("input", "Input pipeline", rows, _targets(rows, steps), notes)
 
 
-def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Row]:
+def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Measurement]:
     def sampler(cache: Cache | None = None) -> UnpairedSampler:
         examples = {m: dataset.examples(m, rank, cache=cache) for m in dataset.modalities}
         return UnpairedSampler(examples, batch_size, seed=0)
@@ -149,7 +149,7 @@ def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
     assert warm.timing
     supply = warm.values["batches/s"]
     text = "2D slices 8+8 warm: at least 50 batches/s"
-    targets = [Target(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
+    targets = [Aim(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
     texts = [f"input at least {n}× what the 2D training step takes{how}" for n, how in ((20, ""), (3, ", cold"))]
     step = (
         next((r for r in steps.rows if r.contender == OURS and r.case.startswith("dilated2d 4+4")), None)
@@ -157,13 +157,13 @@ def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
         else None
     )
     if step is None or step.timing is None:
-        return [*targets, *(Target(text, "needs part `step` in the same run", None) for text in texts)]
+        return [*targets, *(Aim(text, "needs part `step` in the same run", None) for text in texts)]
     demand = _examples_per_second(4, step.timing)
     cold = next(row for row in rows if row.case == warm.case and row.contender == COLD)
     for text, least, row in zip(texts, (20, 3), (warm, cold), strict=True):
         found = 16 * row.values["batches/s"]
         measured = f"{found:.0f} against {demand:.1f} examples/s: {found / demand:.0f}×"
-        targets.append(Target(text, measured, found >= least * demand))
+        targets.append(Aim(text, measured, found >= least * demand))
     return targets
 
 
