@@ -96,7 +96,12 @@ def write_run(
     config = run_config(task=spec.task, setting=spec.setting, steps=steps, alpha=spec.alpha, seed=spec.seed)
     run = {
         "flags": config.to_dict(),
-        "model": {"setting": spec.setting, "normalization": spec.normalization, "modalities": modalities},
+        "model": {
+            "network": TASKS[spec.task].network,
+            "setting": spec.setting,
+            "normalization": spec.normalization,
+            "modalities": modalities,
+        },
         "setting": asdict(SETTINGS[spec.setting]),
         "task": spec.task,
         "data_dir": data_dir,
