@@ -333,8 +333,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{run}/run.json: not a split file (KeyError('name')): expected the form in docs/data.md"),
     "splits: no such split": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split=nothing",
-        "nothing: no such split: expected seeded, k_fold, abdomen_5fold, abdomen_paper_size, abdomen_seeded, "
-        "mmwhs_5fold, mmwhs_seeded, mmwhs_sifa or the path of a split file"),
+        "nothing: no such split: expected seeded, k_fold, abdomen_paper_size, mmwhs_sifa or the path of a split file"),
     "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out"),
     "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",
