@@ -45,7 +45,7 @@ def per_modality(
         A model that is called, compiled, trained, saved and exported as `UnpairedSegmenter` is.
 
     Raises:
-        ValueError: Not such a model, without normalization layers, or names that are none.
+        ValueError: Not such a model, without normalization layers, or no plain names.
 
     Example:
         model = ummkd_tf.per_modality(my_keras_unet, ("ct", "mr"))

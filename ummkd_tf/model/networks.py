@@ -72,7 +72,7 @@ def network_from_dict(content: Mapping[str, Any]) -> Network:
         regions = {region: tuple(names) for region, names in content["regions"].items()}
         network = Network(**{**content, "stages": stages, "regions": regions})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a stored network that is none ({error!r})") from error
+        raise ValueError(f"a stored network cannot be read ({error!r})") from error
     check_network(network)
     return network
 
