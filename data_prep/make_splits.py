@@ -17,7 +17,7 @@ from ummkd_tf.common.cli import run
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.dataset import PARTS
 
-SEED, FOLDS = 0, 5
+SEED = 0
 PAPER_NUM_CASES = {"ct": 29, "mr": 9}
 ABDOMEN = {
     "ct": [f"ct_{n:04d}" for n in (*range(1, 11), *range(21, 41))],
@@ -31,7 +31,7 @@ def contents() -> dict[str, dict[str, Any]]:
     """Every committed split file by name."""
     drawn = f"in the seeded order of seed {SEED}"
     paper_sized = {m: splits.shuffled(ids, SEED)[: PAPER_NUM_CASES[m]] for m, ids in ABDOMEN.items()}
-    result: dict[str, dict[str, Any]] = {
+    result = {
         "mmwhs_sifa": {
             "description": "MM-WHS: the test cases published by the same group (SIFA). Which two cases per modality "
             f"validate is our choice: the first of the rest {drawn}.",
@@ -44,19 +44,6 @@ def contents() -> dict[str, dict[str, Any]]:
             "split": splits.seeded(paper_sized, SEED),
         },
     }
-    for name, of, ids in (
-        ("abdomen", "all 30 BTCV and 20 CHAOS cases", ABDOMEN),
-        ("mmwhs", "all 20 + 20 cases", MMWHS),
-    ):
-        result[f"{name}_seeded"] = {
-            "description": f"70/10/20 % of {of} per modality, seed {SEED}.",
-            "split": splits.seeded(ids, SEED),
-        }
-        result[f"{name}_{FOLDS}fold"] = {
-            "description": f"{FOLDS} folds of {of} per modality, seed {SEED}; --fold chooses the tested one; "
-            "a tenth of the cases, from the next fold, validates.",
-            "folds": [splits.k_fold(ids, SEED, FOLDS, fold) for fold in range(FOLDS)],
-        }
     return {name: {"name": name, **content} for name, content in result.items()}
 
 

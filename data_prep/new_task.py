@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def measure(case: RawCase) -> Measured:
 def _measure(case: RawCase) -> Measured:
     try:
         scan = case.read_scan()
-        image, label = scan.volume, case.label_reader(case, scan, lambda _: None)
+        image, label = scan.volume, case.read_label_values(scan)
         difference = same_geometry(image.grid, label.grid)
         if difference:
             raise InputError(f"the label has {difference}", where=case.label, fix="use the image's own label map")
@@ -331,7 +332,8 @@ def main(_: list[str]) -> int:
             temporary.write_text(text, encoding="utf-8")
         print(path)
     used = label_map or next((path for path in files if path != out), None)
-    options = f"--source=csv --csv={csv_file} --task={out}" + (f" --label_map={used}" if used else "")
+    options = f"--source=csv --csv={quote(str(csv_file))} --task={quote(str(out))}"
+    options += f" --label_map={quote(str(used))}" if used else ""
     print(f"read and correct it, then: ummkd verify {options}")
     return 0
 

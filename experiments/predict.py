@@ -38,6 +38,7 @@ from ummkd_tf.common.notes import note_aside
 from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
+from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
 from ummkd_tf.runs.model_folder import read_description
 from ummkd_tf.scans.dicom import DicomSeries
@@ -113,8 +114,6 @@ def main(_: list[str]) -> None:
         if FLAGS.model
         else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
-    from ummkd_tf.output.viewer import SliceViewer
-
     viewer = SliceViewer(predictor.task, ("prediction",), cases=len(scans)) if FLAGS.viewer else None
     failed, volumes = [], {}
     for number, scan in enumerate(scans, start=1):

@@ -101,7 +101,7 @@ def test_speed_is_put_in_at_one_place():
         for path in FILES
         if wing(module_name(path)) != "fast" and any(n.startswith("ummkd_tf.fast") for n in imports(path))
     ]
-    assert users == ["experiments.benchmark.worker", "ummkd_tf.model.operations"]
+    assert users == ["ummkd_tf.model.operations"]
 
 
 def test_modules_without_a_network_do_not_import_tensorflow():

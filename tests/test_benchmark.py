@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from programs import program
 
-from experiments.benchmark import evaluation, inputs, startup
+from experiments.benchmark import evaluation, gpu, inputs, startup, steps
 from experiments.benchmark.flops import convolutions, forward_flops, training_flops
 from experiments.benchmark.results import OURS, Aim, Measurement, Part, as_json, page, ratio_target, table
 from experiments.benchmark.scaling import draw, slope, ticks
 from experiments.benchmark.steps import Size, _targets
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.model.architectures import NETWORKS, Block, Conv, Filters, Network, StageRow
+from ummkd_tf.runs.environment import has_gpu
 from ummkd_tf.settings import Region
 
 
@@ -183,6 +184,13 @@ def test_program_writes_json_and_markdown(tmp_path):
     assert {"date", "commit", "machine", "versions"} <= set(result)
     assert result["parts"][0]["rows"][0]["contender"] == OURS
     assert (tmp_path / "benchmark.md").read_text(encoding="utf-8") in done.stdout
+
+
+def test_without_a_gpu_its_part_says_so():
+    if has_gpu():
+        pytest.skip("there is a GPU")
+    part = gpu.measure(steps.QUICK, 1)
+    assert not part.rows and part.notes == ["No GPU is visible: nothing was measured."]
 
 
 def test_unknown_part():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -193,8 +194,10 @@ def test_every_bad_scan_is_told_and_nothing_written(tmp_path):
     (tmp_path / "ct_1_image.nii.gz").write_bytes(b"no scan")
     label = nib.load(tmp_path / "ct_2_label.nii.gz")
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[1:], label.affine), tmp_path / "ct_2_label.nii.gz")
+    shutil.copy(tmp_path / "ct_3_label.nii.gz", tmp_path / "ct_3_image.nii.gz")
     done = program("data_prep.new_task", *flags(csv=csv_file, out=tmp_path / "a.json", workers=1))
-    assert done.returncode == 1 and "2 problem(s), nothing was written" in done.stderr
+    assert done.returncode == 1 and "3 problem(s), nothing was written" in done.stderr
+    assert "ct_3_label.nii.gz: the label map is the image itself, voxel for voxel" in done.stderr
     assert "ct_1_image.nii.gz" in done.stderr and "ct_2_label.nii.gz: the label has" in done.stderr
     assert not (tmp_path / "a.json").exists()
 

@@ -83,7 +83,8 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     result = nib.load(label)
     assert result.shape == (12, 50, 40) and result.get_data_dtype() == np.uint8
     np.testing.assert_allclose(result.affine, affine)
-    assert picture.read_bytes().startswith(b"\x89PNG") and "prediction" in (tmp_path / "p.html").read_text("utf-8")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "prediction" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_unknown_setting_lists_all_seven():

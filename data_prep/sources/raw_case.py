@@ -87,6 +87,11 @@ class RawCase:
             scan: What `read_scan` gave, so that no file is read twice; None where it failed.
             note: Takes a line for each thing that had to be mended.
         """
+        volume = self.read_label_values(scan, note)
+        return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
+
+    def read_label_values(self, scan: Scan | None, note: Note = no_note) -> Volume:
+        """Reads the label map in the file's own values; otherwise as `read_label`."""
         volume = self.label_reader(self, scan, note)
         if scan is not None and np.array_equal(scan.volume.array, volume.array):
             raise InputError(
@@ -94,7 +99,7 @@ class RawCase:
                 where=self.label,
                 fix="expected an image and a map of its classes; correct the paths",
             )
-        return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
+        return volume
 
     def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
         """Reads (scan, label map of task classes), each in the files' own axis order.

@@ -21,14 +21,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmark import cases, evaluation, inputs, preparation, scaling, startup, steps
+from experiments.benchmark import cases, evaluation, gpu, inputs, preparation, scaling, startup, steps
 from experiments.benchmark.results import Part, as_json, page
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing, write_json
 from ummkd_tf.runs.environment import commit
 
-PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling", "cases")
+PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling", "cases", "gpu")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "SimpleITK", "torch", "MedPy", "surface-distance")
 
 FLAGS = flags.FLAGS
@@ -115,7 +115,10 @@ def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> 
     def many_cases() -> Part:
         return cases.measure(cases.QUICK if quick else cases.FULL, rounds)
 
-    return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale, many_cases), strict=True))
+    def on_gpu() -> Part:
+        return gpu.measure(steps.QUICK if quick else gpu.FULL, rounds)
+
+    return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale, many_cases, on_gpu), strict=True))
 
 
 def main(_: list[str]) -> None:
@@ -125,7 +128,7 @@ def main(_: list[str]) -> None:
         raise InputError(f"--parts: unknown {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     out_dir = Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    if {"step", "inference", "scaling"} & set(wanted):
+    if {"step", "inference", "scaling", "gpu"} & set(wanted):
         start_tensorflow()  # before a part imports it
     about = facts()
     done: dict[str, Part] = {}

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmark.worker --contender=ours --network=unet3d --batch_size=1 --size=64 --width=4
 
-Prints one JSON object a line: first {"first_step_seconds", "loaded_bytes"}, then {"seconds", "loss", "peak_bytes"} for
-each step.
+Prints one JSON object a line: first {"first_step_seconds", "loaded_bytes"}, then {"seconds", "loss", "peak_bytes",
+"gpu_bytes"} for each step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ Step = Callable[[], float]
 FLAGS = flags.FLAGS
 
 
-def _load_ours(precision: str = "float32") -> Callable[..., Step]:
+def _load_ours(precision: str = "float32", *, xla: bool = False, fast: bool | None = None) -> Callable[..., Step]:
     """Setting `ours` on random images and labels, stepping as `training.train` does.
 
     Args:
         precision: Keras's dtype policy, as `experiments.train --precision`.
+        xla: Compile the step with XLA.
+        fast: As for `UnpairedSegmenter`.
 
     Returns:
         Makes the step; its arguments are this program's flags.
@@ -45,31 +47,36 @@ def _load_ours(precision: str = "float32") -> Callable[..., Step]:
     import keras
     import tensorflow as tf
 
-    from ummkd_tf.fast.adam import Adam
     from ummkd_tf.model.segmenter import UnpairedSegmenter
 
     def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
         keras.utils.set_random_seed(0)
         keras.config.set_dtype_policy(precision)
         names = ("ct", "mr", *(f"other_{i}" for i in range(modalities)))[:modalities]
-        model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width)
-        model.compile(Adam(1e-4, epsilon=1e-8))
+        model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width, fast=fast)
+        model.compile(model.operations.adam(1e-4, epsilon=1e-8))
         images, labels = tf.nest.map_structure(tf.constant, random_batch(network, batch_size, size, names))
-        step = tf.function(model.optimize)
+        step = tf.function(model.optimize, jit_compile=xla)
         return lambda: float(step(images, labels)["loss"])
 
     return make_step
 
 
-def _load_rival(module: str) -> Callable[..., Step]:
-    return importlib.import_module(f"experiments.benchmark.rivals.{module}").make_step
+def _load_rival(module: str, **options: bool) -> Callable[..., Step]:
+    make_step = importlib.import_module(f"experiments.benchmark.rivals.{module}").make_step
+    return partial(make_step, **options) if options else make_step
 
 
 # Each loads its libraries and returns what makes the step.
 CONTENDERS: dict[str, Callable[[], Callable[..., Step]]] = {
     OURS: _load_ours,
     OURS_BFLOAT16: partial(_load_ours, "mixed_bfloat16"),
+    "ours, XLA": partial(_load_ours, xla=True),
+    "ours, bfloat16, XLA": partial(_load_ours, "mixed_bfloat16", xla=True),
+    "ours, fast": partial(_load_ours, fast=True),
     "pytorch": partial(_load_rival, "pytorch"),
+    "pytorch, AMP": partial(_load_rival, "pytorch", amp=True),
+    "pytorch, AMP, compiled": partial(_load_rival, "pytorch", amp=True, compiled=True),
     "plain": partial(_load_rival, "tensorflow_transcription"),
 }
 
@@ -81,6 +88,16 @@ def peak_bytes() -> int:
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gpu_bytes() -> int:
+    """Largest memory of tensors on the first GPU so far; 0 where the contender uses none."""
+    tensorflow, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if tensorflow is not None and tensorflow.config.list_physical_devices("GPU"):
+        return tensorflow.config.experimental.get_memory_info("GPU:0")["peak"]
+    return 0
 
 
 def _answer(**values: float) -> None:
@@ -98,7 +115,7 @@ def main(_: list[str]) -> None:
     for _line in sys.stdin:
         started = time.perf_counter()
         loss = step()
-        _answer(seconds=time.perf_counter() - started, loss=loss, peak_bytes=peak_bytes())
+        _answer(seconds=time.perf_counter() - started, loss=loss, peak_bytes=peak_bytes(), gpu_bytes=gpu_bytes())
 
 
 if __name__ == "__main__":

@@ -53,9 +53,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     for flag in (flags.FLAGS[name] for name in flags.FLAGS):
         if any("must have a value other than None" in validator.message for validator in flag.validators):
             flag.help += " Required."
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path can have bytes that are no text
     with tolerant_output():
         app.run(guarded)
 

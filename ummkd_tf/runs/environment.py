@@ -61,6 +61,14 @@ def _free_in_group(folder: Path) -> int | None:
     return None
 
 
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    # Here, to start without TensorFlow.
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def device() -> str:
     """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
     # Here, to start without TensorFlow.
