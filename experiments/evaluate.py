@@ -147,7 +147,7 @@ def _evaluate_model() -> None:
             known = ", ".join(exported.model.modalities)
             raise InputError(f"{FLAGS.csv or FLAGS.data_dir}: {', '.join(unknown)} scans, but the model knows {known}")
         case_ids = list(dataset.case_modality)
-        check_not_seen(exported.training, dataset, case_ids)
+        check_not_seen(exported.training, dataset, case_ids, where=FLAGS.csv)
         training = exported.training
         about = {
             "model": str(FLAGS.model),

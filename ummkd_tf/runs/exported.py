@@ -290,6 +290,7 @@ def check_not_seen(
     dataset: Dataset,
     case_ids: Sequence[str],
     parts: Sequence[str] = ("train", "validation"),
+    where: str | Path | None = None,
 ) -> None:
     """Refuses to evaluate on cases that trained or selected a model, or the model that it was grown from.
 
@@ -298,6 +299,7 @@ def check_not_seen(
         dataset: Prepared cases.
         case_ids: Those to evaluate on.
         parts: Of the model's own data, which must not hold them.
+        where: What the user knows the cases by; by default the data set's folder.
 
     Raises:
         InputError: Names the cases, and what they were called in training.
@@ -317,6 +319,6 @@ def check_not_seen(
         raise InputError(
             f"{len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} part: "
             f"{', '.join(found[:5])}",
-            where=dataset.directory,
+            where=where or dataset.directory,
             fix="expected scans that it has not seen; leave them out",
         )
