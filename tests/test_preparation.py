@@ -621,7 +621,7 @@ def test_what_is_odd_in_a_scan_is_noted_once_kept_and_told_by_qc(raw, tmp_path, 
     case = Dataset.load(tmp_path / "out").case("mr_1", original_label=True)
     assert [text for text in notes if words in text] == [f"mr_1: {mr(more) / 'DICOM_anon'}: {words}"]
     assert case.notes == (words,)
-    assert f"when prepared: {words}" in qc.summarize(case, case.original_label, TASK, "train").warnings
+    assert f"when prepared: {words}" in qc.summarize_case(case, case.original_label, TASK, "train").warnings
     assert words not in capfd.readouterr().err  # nothing beside the notes
 
 
