@@ -1,5 +1,5 @@
 # Everything the project does, by name. `make help` lists the targets.
-# Needs only Python 3.11 and make: the first target that needs packages installs them into $(VENV).
+# Needs only Python 3.11 or newer and make: the first target that needs packages installs them into $(VENV).
 
 PYTHON ?= python3
 VENV   ?= .venv

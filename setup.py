@@ -27,7 +27,10 @@ setup(
     },
     entry_points={"console_scripts": ["ummkd = ummkd_tf.command:main"]},
     python_requires=">=3.11",
-    classifiers=["Operating System :: POSIX", "Programming Language :: Python :: 3"],  # run folders are locked by fcntl
+    classifiers=[
+        "Operating System :: POSIX",  # run folders are locked by fcntl
+        *(f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")),
+    ],
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the method itself; Keras 3 comes with it
         "numpy>=2.0",  # arrays everywhere
