@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Initialization
+from ummkd_tf.model.replicas import number_of_replicas, replica_number
 
 
 def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
@@ -51,4 +52,10 @@ class Dropout(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(name="seed_generator")
 
     def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
-        return keras.random.dropout(inputs, self.rate, seed=self.seed_generator) if training else inputs
+        if not training:
+            return inputs
+        if number_of_replicas() == 1:
+            return keras.random.dropout(inputs, self.rate, seed=self.seed_generator)
+        # The state is the same on every replica; what they drop must not be.
+        seed = tf.add(tf.cast(self.seed_generator.next(), tf.int32), [0, replica_number()])
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from ummkd_tf.model.replicas import number_of_replicas
+
 
 def apply_if_finite(
     optimizer: keras.optimizers.Optimizer,
@@ -17,7 +19,7 @@ def apply_if_finite(
     scale: tf.Tensor,
     state: Sequence[tuple[keras.Variable, tf.Tensor]],
 ) -> dict[str, tf.Tensor]:
-    """Applies gradients where every term is finite.
+    """Applies gradients where every term is finite; with several replicas, always.
 
     Args:
         optimizer: Which applies them.
@@ -42,6 +44,9 @@ def apply_if_finite(
         for v, value in state:
             v.assign(value)
 
+    if number_of_replicas() > 1:  # a strategy cannot reach other replicas out of a condition
+        apply()
+        return terms
     finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values()))))
     tf.cond(finite, apply, lambda: None)
     tf.cond(finite & ~overflow, lambda: None, undo)

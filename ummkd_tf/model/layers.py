@@ -17,6 +17,7 @@ import tensorflow as tf
 from ummkd_tf.model.architectures import Block, Conv, Initialization, Normalization, StageRow
 from ummkd_tf.model.elements import Dropout, leaky_relu, make_initializer, phase_shift
 from ummkd_tf.model.operations import PLAIN, Operations
+from ummkd_tf.model.replicas import normalize_over_replicas, number_of_replicas
 from ummkd_tf.settings import SHARED
 
 
@@ -90,6 +91,7 @@ class BatchNorm(keras.layers.Layer):
 
     epsilon = 1e-3
     momentum = 0.90
+    synchronized = True  # with several replicas: statistics of the whole batch instead of the replica's own
     running = ("moving_mean", "moving_variance")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -108,14 +110,21 @@ class BatchNorm(keras.layers.Layer):
         outputs, mean, variance = self.normalize(inputs, training=training)
         if training:
             if not self.unbiased:
-                count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+                count = tf.cast(tf.size(inputs) // inputs.shape[-1] * self._replicas(), tf.float32)
                 variance *= (count - 1.0) / count
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.value.assign_sub((moving.value - batch) * (1.0 - self.momentum))
         return outputs
 
+    def _replicas(self) -> int:
+        return number_of_replicas() if self.synchronized else 1
+
     def normalize(self, inputs: tf.Tensor, *, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Normalized inputs, and the mean and the unbiased variance used; the running statistics stay."""
+        if training and self._replicas() > 1:
+            return normalize_over_replicas(
+                inputs, self.gamma.value, self.beta.value, self.moving_mean.value, self.epsilon
+            )
         shape = tf.shape(inputs)
         # The fused kernel takes images: depth becomes part of the width.
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [shape[0], shape[1], -1, inputs.shape[-1]])
