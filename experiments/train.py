@@ -117,7 +117,10 @@ flags.DEFINE_enum(
     "One device; all GPUs of this machine; or the machines of TF_CONFIG. The result is the same.",
 )
 flags.DEFINE_bool(
-    "local_batch_norm", False, "With several devices: batch normalization over each device's own examples; less exact."
+    "local_batch_norm",
+    False,
+    "With several devices: batch normalization over each one's own examples; faster, but the result depends on their "
+    "number.",
 )
 flags.DEFINE_float(
     "alpha", 0.5, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
@@ -220,7 +223,7 @@ def _check_keras_network() -> None:
         raise InputError(
             f"--setting={FLAGS.setting}: a Keras model has no stages: expected {', '.join(KERAS_SETTINGS)}"
         )
-    for name in ("normalization", "initialization", "precision", "diagram"):
+    for name in ("normalization", "initialization", "precision", "strategy", "diagram"):
         if FLAGS[name].value != FLAGS[name].default:
             raise InputError(f"--{name}={FLAGS[name].value}: a Keras model has its own: leave it out")
 
@@ -269,6 +272,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         seed=FLAGS.seed,
         precision=FLAGS.precision,
         deterministic=FLAGS.deterministic,
+        local_batch_norm=FLAGS.local_batch_norm,
         init_from=FLAGS.init_from and str(Path(FLAGS.init_from).resolve()),
         freeze=FLAGS.freeze,
     )
@@ -326,7 +330,6 @@ def main(_: list[str]) -> int:
         cache_gb=FLAGS.cache_gb,
         knowledge_on=FLAGS.knowledge_on,
         strategy=FLAGS.strategy,
-        local_batch_norm=FLAGS.local_batch_norm,
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,
     )

@@ -57,5 +57,6 @@ class Dropout(keras.layers.Layer):
         if number_of_replicas() == 1:
             return keras.random.dropout(inputs, self.rate, seed=self.seed_generator)
         # The state is the same on every replica; what they drop must not be.
-        seed = tf.add(tf.cast(self.seed_generator.next(), tf.int32), [0, replica_number()])
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        seed = tf.random.experimental.stateless_fold_in(seed, replica_number())
         return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)

@@ -6,9 +6,11 @@ TensorFlow's strategies do the work. Each replica takes its share of a step's ba
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import Batch
+from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel
 
 Strategy = Literal["default", "mirrored", "multi_worker"]
@@ -27,7 +30,9 @@ _GONE = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
     tf.errors.InternalError,
+    tf.errors.UnknownError,
 )
 
 
@@ -41,29 +46,30 @@ class Devices:
     Attributes:
         replicas: Number of devices that share a batch.
         chief: Whether this process writes the run's folder.
+        part: Number of this process, from 0, and number of processes, which share a batch.
 
     Raises:
         InputError: "multi_worker" without a TF_CONFIG that TensorFlow accepts.
     """
 
     def __init__(self, name: Strategy = "default") -> None:
-        self._workers = 1
-        self.chief = True
-        if name == "mirrored":
-            kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-            self.strategy = tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices(kind)])
-        elif name == "multi_worker":
-            worker, self._workers = _worker()
-            self.chief = worker == 0
+        self.part = _worker() if name == "multi_worker" else (0, 1)
+        self.chief = self.part[0] == 0
+        self.strategy = tf.distribute.get_strategy()
+        if self.several_workers:
+            print(f"worker {self.part[0]}: waiting for all {self.part[1]} workers of TF_CONFIG", flush=True)
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        else:
-            self.strategy = tf.distribute.get_strategy()
+        elif name != "default":
+            kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+            here = [device.name for device in tf.config.list_logical_devices(kind)]
+            if len(here) > 1:
+                self.strategy = tf.distribute.MirroredStrategy(here)
         self.replicas = self.strategy.num_replicas_in_sync
 
     @property
     def several_workers(self) -> bool:
         """Whether other processes train the same run."""
-        return self._workers > 1
+        return self.part[1] > 1
 
     def scope(self) -> AbstractContextManager[Any]:
         """In which the model is made and compiled."""
@@ -81,14 +87,37 @@ class Devices:
                 f"{self.replicas}, so that every device has equal shares; give another --batch_size or --global_batch"
             )
 
+    def check_same(self, what: str, value: Any, fix: str) -> None:
+        """Compares what all workers have, before it makes them compute different things.
+
+        Args:
+            what: Name of it.
+            value: What can be written as JSON.
+            fix: What to do where they differ.
+
+        Raises:
+            InputError: They differ, or a worker is gone.
+        """
+        if not self.several_workers:
+            return
+        number = zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode())
+
+        def gather() -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_gather(tf.constant([number], tf.int64), axis=0)
+
+        with _all_there():
+            of_all = self.strategy.experimental_local_results(self.strategy.run(tf.function(gather)))[0].numpy()
+        if len(set(of_all.tolist())) > 1:
+            raise InputError(f"worker {self.part[0]}: workers have different {what}: {fix}")
+
     def step_function(self, model: UnpairedModel) -> Callable[[Batch, bool], tuple[dict[str, tf.Tensor], bool]]:
         """The compiled training step.
 
         Returns:
-            From a step's whole batch, and whether this process wants to stop, to the terms of `optimize` and whether
-            any process wants to.
+            From this process's part of a step's batch, and whether it wants to stop, to the terms of `optimize` and
+            whether any process wants to.
         """
-        if self.replicas == 1 and not self.several_workers:
+        if self.replicas == 1:
             one = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
             return lambda batch, stop: (
                 one(*({m: tf.constant(a) for m, a in arrays.items()} for arrays in batch)),
@@ -96,8 +125,8 @@ class Devices:
             )
 
         def optimize(images: Any, labels: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            context = tf.distribute.get_replica_context()
-            return model.optimize(images, labels), context.all_reduce(tf.distribute.ReduceOp.SUM, stop)
+            # An argument of a function is on no device, where TensorFlow looks for it.
+            return model.optimize(images, labels), replica_sum(tf.identity(stop))
 
         @tf.function
         def several(images: Any, labels: Any, stop: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -108,27 +137,33 @@ class Devices:
         def step(batch: Batch, stop: bool) -> tuple[dict[str, tf.Tensor], bool]:
             images, labels = (self._shares(arrays) for arrays in batch)
             wish = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(float(stop)))
-            try:
+            with _all_there() if self.several_workers else contextlib.nullcontext():
                 terms, wishes = several(images, labels, wish)
                 return terms, float(wishes) > 0
-            except _GONE as error:
-                if not self.several_workers:
-                    raise
-                raise InputError(
-                    f"another worker is gone ({error.message.splitlines()[0][:200]}): start all workers again, and the "
-                    "run goes on from its last checkpoint"
-                ) from error
 
         return step
 
     def _shares(self, arrays: dict[str, NDArray[Any]]) -> Any:
         """Equal parts of each modality, one for each replica of this process."""
+        here = self.replicas // self.part[1]
 
         def share(context: tf.distribute.experimental.ValueContext) -> dict[str, tf.Tensor]:
-            number, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
-            return {m: tf.constant(np.split(array, count)[number]) for m, array in arrays.items()}
+            number = context.replica_id_in_sync_group % here
+            return {m: tf.constant(np.split(array, here)[number]) for m, array in arrays.items()}
 
         return self.strategy.experimental_distribute_values_from_function(share)
+
+
+@contextlib.contextmanager
+def _all_there() -> Iterator[None]:
+    """Says in one line that another worker is gone."""
+    try:
+        yield
+    except _GONE as error:
+        raise InputError(
+            f"another worker is gone ({error.message.splitlines()[0][:200]}): start all workers again, and the run "
+            "goes on from its last checkpoint"
+        ) from error
 
 
 def _worker() -> tuple[int, int]:

@@ -46,7 +46,6 @@ class SessionOptions:
             What does not fit is read from disk when it is needed.
         knowledge_on: Part whose confusion matrices q are recorded with each validation.
         strategy: One device, several of this machine, or several machines.
-        local_batch_norm: Statistics of each device's own share of a batch: faster, and another result.
         accept_changes: Continue a run although its settings differ, and record that.
         on_start: Called with the sampler before the first step, e.g. to draw what the network is fed.
     """
@@ -58,7 +57,6 @@ class SessionOptions:
     cache_gb: float | None = None
     knowledge_on: Literal["none", "validation", "test"] = "none"
     strategy: Strategy = "default"
-    local_batch_norm: bool = False
     accept_changes: bool = False
     on_start: Callable[[UnpairedSampler], None] | None = None
 
@@ -83,6 +81,8 @@ def run_training(
     dataset.check_copies()
     devices = Devices(options.strategy)
     devices.check_batch(config.batch_size)
+    settings = (config.to_dict(), model_arguments, dataset.task.name, [dataset.ids(p) for p in ("train", "validation")])
+    devices.check_same("flags or data", settings, "start all workers with the same ones")
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:
@@ -93,7 +93,7 @@ def run_training(
     model_arguments = {**model_arguments, "modalities": modalities}
     with devices.scope():
         model = make_model(config, model_arguments)
-    if options.local_batch_norm:
+    if config.local_batch_norm:
         for layer in model._flatten_layers():
             if isinstance(layer, BatchNorm):
                 layer.synchronized = False

@@ -82,6 +82,7 @@ def train(
         validate = knowledge = None
     folder = CheckpointFolder(run_dir, keep_checkpoints)
     progress = folder.restore_newest(model)
+    devices.check_same("checkpoints", progress.step, f"{run_dir} must be one folder that all workers share")
     if progress.step >= steps:
         return progress
 
@@ -106,18 +107,17 @@ def train(
     ):
         if knowledge and confusions and progress.step == 0:
             confusions.write(0, knowledge())
-        for images, labels in sampler.batches(progress.step, steps, num_threads):
+        for images, labels in sampler.batches(progress.step, steps, num_threads, devices.part):
             terms, stop_all = step_function((images, labels), asked)
             step = progress.step + 1
             # Reading every term takes 20 µs of a step; many steps in one TensorFlow call were no faster.
             broken = {name: str(float(value)) for name, value in terms.items() if not np.isfinite(float(value))}
             if broken:
                 names = ", ".join(sorted(broken))
-                if devices.replicas > 1:  # the step was taken all the same
-                    raise InputError(f"step {step}: {names} not finite: check the data, or lower --learning_rate")
-                folder.save(model, progress)
-                origins = sampler.origins(step - 1)
-                write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
+                if devices.chief:
+                    folder.save(model, progress)
+                    origins = sampler.origins(step - 1)
+                    write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
                 raise InputError(
                     f"step {step}: {names} not finite: the state before it is saved and the batch's "
                     f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
