@@ -18,3 +18,8 @@ def toy(rank: int, dropout: float) -> networks.Network:
     names = [stage.name for stage in stages]
     regions = networks.make_regions(names, green="encoder_2", blue=("encoder_2", "encoder_2"))
     return networks.Network(f"toy{rank}d", 3 if rank == 2 else 1, rank, stages, regions, multiple=1, dropout=dropout)
+
+
+def toy3d() -> networks.Network:
+    """For `--network=tests/toy_networks.py:toy3d`."""
+    return toy(3, 0.0)

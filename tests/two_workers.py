@@ -1,6 +1,6 @@
 """Two workers over loopback against one process: every setting of the issue, with real processes.
 
-    python tests/two_workers.py        (make two-workers-check)
+python tests/two_workers.py        (make two-workers-check)
 """
 
 from __future__ import annotations
@@ -45,5 +45,7 @@ def start_workers(command: Sequence[object], logs: Sequence[IO[str]]) -> list[su
 
 if __name__ == "__main__":
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        both = start_workers([Path(__file__).with_name("replicas.py"), *(sys.argv[1:] or SETTINGS)], [sys.stdout, nowhere])
+        both = start_workers(
+            [Path(__file__).with_name("replicas.py"), *(sys.argv[1:] or SETTINGS)], [sys.stdout, nowhere]
+        )
         sys.exit(max(worker.wait() for worker in both))

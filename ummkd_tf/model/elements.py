@@ -38,6 +38,12 @@ def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
     return tf.nn.depth_to_space(inputs, factor)
 
 
+def mirror_border(inputs: tf.Tensor, kernel_size: Sequence[int]) -> tf.Tensor:
+    """Adds half a kernel on each side of every spatial axis, mirrored with the edge itself."""
+    border = [[k // 2, k // 2] for k in kernel_size]
+    return tf.pad(inputs, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
+
+
 class Dropout(keras.layers.Layer):
     """Sets a share of the activations to zero in training, and scales up the rest.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ummkd_tf.model.replicas import replica_mean, replica_sum, replica_sums
+from ummkd_tf.model.replicas import replica_any, replica_means, replica_sum, replica_sums
 from ummkd_tf.settings import AbsentClass
 
 
@@ -54,7 +54,7 @@ def weighted_cross_entropy(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     counts = replica_sum(tf.reduce_sum(one_hot, axes))
     weights = 1.0 - counts / tf.reduce_sum(counts)
     log_probabilities = tf.math.log(tf.clip_by_value(tf.nn.softmax(logits), 0.005, 1.0))
-    return replica_mean(tf.reduce_mean(tf.reduce_sum(-weights * one_hot * log_probabilities, -1)))
+    return replica_means([tf.reduce_mean(tf.reduce_sum(-weights * one_hot * log_probabilities, -1))])[0]
 
 
 def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
@@ -132,5 +132,4 @@ def knowledge_distillation_loss(
 def present_classes(one_hot: tf.Tensor) -> tf.Tensor:
     """[C]; whether a class has a voxel in the batch."""
     one_hot = tf.convert_to_tensor(one_hot)
-    here = tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0)
-    return replica_sum(tf.cast(here, tf.float32)) > 0
+    return replica_any(tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0))

@@ -32,10 +32,21 @@ def replica_sum(tensor: tf.Tensor) -> tf.Tensor:
     return replica_sums([tensor])[0]
 
 
-def replica_mean(tensor: tf.Tensor) -> tf.Tensor:
-    """The mean over all replicas, which have equal shares of the batch."""
+def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The means over all replicas, which have equal shares of the batch."""
     replicas = number_of_replicas()
-    return tensor if replicas == 1 else replica_sum(tensor) / replicas
+    return list(tensors) if replicas == 1 else [total / replicas for total in replica_sums(tensors)]
+
+
+def replica_any(tensor: tf.Tensor) -> tf.Tensor:
+    """Where a boolean is true on any replica."""
+    return tensor if number_of_replicas() == 1 else replica_sum(tf.cast(tensor, tf.float32)) > 0
+
+
+def loss_share(loss: tf.Tensor) -> tf.Tensor:
+    """What a replica differentiates of the whole batch's loss: the gradients of all replicas add up to its gradient."""
+    replicas = number_of_replicas()
+    return loss if replicas == 1 else loss / replicas
 
 
 def replica_number() -> int | tf.Tensor:
@@ -51,7 +62,7 @@ def take_summed_gradients(optimizer: Any) -> None:
 
 
 def normalize_over_replicas(
-    inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, shift: tf.Tensor, epsilon: float
+    inputs: tf.Tensor, gamma: keras.Variable, beta: keras.Variable, shift: keras.Variable, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Eq. 1 with the mean and variance of the whole batch.
 
@@ -59,17 +70,17 @@ def normalize_over_replicas(
         inputs: [batch, *space, channels] of this replica.
         gamma: Scale of each channel.
         beta: Shift of each channel.
-        shift: A value near the mean, the same on all replicas: sums of what is left over keep their digits.
+        shift: Values near the mean, not trained, the same on all replicas: sums of what is left over keep their digits.
         epsilon: Added to the variance.
 
     Returns:
         Normalized inputs, and the mean and the unbiased variance, in float32.
     """
     axes = list(range(inputs.shape.rank - 1))
-    left_over = tf.cast(inputs, tf.float32) - tf.stop_gradient(shift)
+    left_over = tf.cast(inputs, tf.float32) - shift.value
     sums = replica_sums([tf.reduce_sum(left_over, axes), tf.reduce_sum(tf.square(left_over), axes)])
     count = tf.cast(tf.size(inputs) // inputs.shape[-1] * number_of_replicas(), tf.float32)
     mean = sums[0] / count
     variance = tf.nn.relu(sums[1] / count - tf.square(mean))
-    outputs = (left_over - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
-    return tf.cast(outputs, inputs.dtype), mean + shift, variance * count / (count - 1.0)
+    outputs = (left_over - mean) * tf.math.rsqrt(variance + epsilon) * gamma.value + beta.value
+    return tf.cast(outputs, inputs.dtype), mean + shift.value, variance * count / (count - 1.0)

@@ -19,7 +19,7 @@ from ummkd_tf.model.keras_hooks import KerasHooks
 from ummkd_tf.model.layers import Stage, StageOptions
 from ummkd_tf.model.networks import get_network, network_to_dict
 from ummkd_tf.model.operations import Operations, Tensors, choose_operations
-from ummkd_tf.model.replicas import number_of_replicas, replica_sums, take_summed_gradients
+from ummkd_tf.model.replicas import loss_share, replica_sums, take_summed_gradients
 from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting
 
 
@@ -141,7 +141,7 @@ class UnpairedModel(KerasHooks):
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
         with tf.GradientTape() as tape:
             terms, total = self._data_losses(images, labels, training=True)
-            scaled_total = scale * total / number_of_replicas()
+            scaled_total = loss_share(scale * total)
         gradients = replica_sums(tape.gradient(scaled_total, [v.value for v in trainable]))
         decayed = self._decayed(images)
         terms = self._with_l2(terms, total, decayed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ class Devices:
         self.strategy = tf.distribute.get_strategy()
         if self.several_workers:
             print(f"worker {self.part[0]}: waiting for all {self.part[1]} workers of TF_CONFIG", flush=True)
+            logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it would name every tensor that is exchanged
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         elif name != "default":
             kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -161,8 +163,8 @@ def _all_there() -> Iterator[None]:
         yield
     except _GONE as error:
         raise InputError(
-            f"another worker is gone ({error.message.splitlines()[0][:200]}): start all workers again, and the run "
-            "goes on from its last checkpoint"
+            f"another worker is gone ({type(error).__name__}): look at what it printed, and start all workers again: the "
+            "run goes on from its last checkpoint"
         ) from error
 
 
