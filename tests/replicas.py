@@ -44,7 +44,8 @@ def make(network: str, setting: str, modalities: tuple[str, ...], absent: str) -
     kind = TOYS.get(network, network)
     sizes = {"num_classes": 3, "width": 2, "dropout": 0.0, "initialization": "glorot", "fast": False}
     model = UnpairedSegmenter(kind, setting, modalities, **sizes)
-    model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-8), absent=absent)
+    # The paper's rate. Where a gradient is almost 0, its sign is rounding, and Adam makes a whole step of it.
+    model.compile(keras.optimizers.Adam(1e-4, epsilon=1e-8), absent=absent)
     return model
 
 
@@ -59,10 +60,10 @@ def state(model: UnpairedSegmenter, devices: Devices) -> dict[str, np.ndarray]:
     return found
 
 
-def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The largest of all variables, as a share of the largest value; a value near 0 counts as 0.001."""
+def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, str]:
+    """The largest of all variables and its name, as a share of the largest value; a value near 0 counts as 0.001."""
     assert ours.keys() == theirs.keys()
-    return max(np.abs(v - theirs[name]).max() / (np.abs(v).max() + 1e-3) for name, v in ours.items())
+    return max((np.abs(v - theirs[name]).max() / (np.abs(v).max() + 1e-3), name) for name, v in ours.items())
 
 
 def train(model: UnpairedSegmenter, devices: Devices) -> tuple[list[dict], dict]:
@@ -79,7 +80,7 @@ def train(model: UnpairedSegmenter, devices: Devices) -> tuple[list[dict], dict]
     images, labels = batch(model.network.rank, model.modalities, STEPS)
     images[model.modalities[0]][1] = np.nan  # in the second replica's share alone
     assert np.isnan(step(images, labels)["loss"])
-    assert difference(last, state(model, devices)) == 0
+    assert difference(last, state(model, devices))[0] == 0
     return terms, last
 
 
@@ -102,14 +103,14 @@ def compare(arguments: str, devices: Devices) -> None:
             np.testing.assert_allclose(b[name], a[name], tolerance, 1e-6, err_msg=f"{name} of step {step}")
             largest = max(largest, abs(b[name] - a[name]) / (abs(a[name]) + 1e-6))
     worst = difference(after_one, after)
-    assert precision != "float32" or worst < TOLERANCE, worst
+    assert precision != "float32" or worst[0] < TOLERANCE, worst
     if network in TOYS:  # the whole batch on the first device, whose statistics all replicas get
         for model in (one, several):
             images = batch(model.network.rank, modalities, 0)[0]
             model.estimate_statistics([{m: tf.constant(x) for m, x in images.items()}])
         worst = max(worst, difference(state(one, Devices()), state(several, devices)))
-        assert precision != "float32" or worst < TOLERANCE, worst
-    print(f"same: {arguments} losses {largest:.1e} variables {worst:.1e}", flush=True)
+        assert precision != "float32" or worst[0] < TOLERANCE, worst
+    print(f"same: {arguments} losses {largest:.1e} variables {worst[0]:.1e}", flush=True)
 
 
 def check_dropout(devices: Devices) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import program
-from two_workers import start_workers
+from two_workers import child_environment, start_workers
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import UnpairedSampler
@@ -29,7 +29,7 @@ def test_two_devices_train_as_one():
     settings = ["toy3d:ours:ct,mr:memory:float32", "toy2d:x_shaped:ct,mr:uniform:float32"]
     settings += ["toy2d:joint:ct,mr,us:skip:float32", "toy3d:ours:ct,mr:uniform:mixed_bfloat16"]
     command = [sys.executable, TESTS / "replicas.py", *settings]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("same: ")] == settings
 

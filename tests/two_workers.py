@@ -27,6 +27,12 @@ SETTINGS = [
 ]
 
 
+def child_environment() -> dict[str, str]:
+    """In which a process finds this project, installed or not, and TensorFlow keeps its banners to itself."""
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
 def start_workers(command: Sequence[object], logs: Sequence[IO[str]]) -> list[subprocess.Popen]:
     """The same command as a worker for each log, on ports that are free now."""
     sockets = [socket.create_server(("localhost", 0)) for _ in logs]
@@ -36,8 +42,7 @@ def start_workers(command: Sequence[object], logs: Sequence[IO[str]]) -> list[su
     started = []
     for index, log in enumerate(logs):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-        environment = {**os.environ, "TF_CONFIG": json.dumps(config), "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = child_environment() | {"TF_CONFIG": json.dumps(config)}
         arguments = [sys.executable, *map(str, command)]
         started.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started

@@ -163,8 +163,8 @@ def _all_there() -> Iterator[None]:
         yield
     except _GONE as error:
         raise InputError(
-            f"another worker is gone ({type(error).__name__}): see what it printed, and start all workers again: the run "
-            "goes on from its last checkpoint"
+            f"another worker is gone ({type(error).__name__}): see what it printed, and start all workers again; the "
+            "run goes on from its last checkpoint"
         ) from error
 
 
