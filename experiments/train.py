@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,6 +103,24 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "global_batch",
+    None,
+    "Examples of a step, all modalities and devices together, instead of --batch_size.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "strategy",
+    "default",
+    ["default", "mirrored", "multi_worker"],
+    "One device; all GPUs of this machine; or the machines of TF_CONFIG. The result is the same.",
+)
+flags.DEFINE_bool(
+    "local_batch_norm",
+    False,
+    "With several devices: batch normalization over each one's own examples; faster, but the result depends on their "
+    "number.",
 )
 flags.DEFINE_float(
     "alpha", 0.5, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
@@ -204,12 +223,22 @@ def _check_keras_network() -> None:
         raise InputError(
             f"--setting={FLAGS.setting}: a Keras model has no stages: expected {', '.join(KERAS_SETTINGS)}"
         )
-    for name in ("normalization", "initialization", "precision", "diagram"):
+    for name in ("normalization", "initialization", "precision", "strategy", "diagram"):
         if FLAGS[name].value != FLAGS[name].default:
             raise InputError(f"--{name}={FLAGS[name].value}: a Keras model has its own: leave it out")
 
 
-def resolve(network: Network, task: Task) -> RunConfig:
+def _share(global_batch: int, modalities: Sequence[str]) -> int:
+    """Examples per modality."""
+    if FLAGS.batch_size is not None or global_batch % len(modalities):
+        raise InputError(
+            f"--global_batch={global_batch}: expected a multiple of {len(modalities)}, for equal shares of "
+            f"{', '.join(modalities)}, and no --batch_size beside it"
+        )
+    return global_batch // len(modalities)
+
+
+def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
     # A network from a file is trained like the paper's network of the same rank.
@@ -229,7 +258,7 @@ def resolve(network: Network, task: Task) -> RunConfig:
         learning_rate=chosen("learning_rate"),
         schedule=chosen("schedule"),
         decay_every=recipe.decay_every,
-        batch_size=chosen("batch_size"),
+        batch_size=chosen("batch_size") if FLAGS.global_batch is None else _share(FLAGS.global_batch, modalities),
         augmentation=chosen("augmentation"),
         alpha=FLAGS.alpha,
         temperature=FLAGS.temperature,
@@ -243,6 +272,7 @@ def resolve(network: Network, task: Task) -> RunConfig:
         seed=FLAGS.seed,
         precision=FLAGS.precision,
         deterministic=FLAGS.deterministic,
+        local_batch_norm=FLAGS.local_batch_norm,
         init_from=FLAGS.init_from and str(Path(FLAGS.init_from).resolve()),
         freeze=FLAGS.freeze,
     )
@@ -273,7 +303,7 @@ def main(_: list[str]) -> int:
         }
     else:
         _check_keras_network()
-    config = resolve(network, task)
+    config = resolve(network, task, dataset.modalities if dataset else ("ct", "mr"))
     if dataset and not config.init_from:  # a grown model has more modalities than its data
         with_modalities = {**model_arguments, "modalities": dataset.modalities}
         changes = {"accept_changes": FLAGS.accept_changes}
@@ -299,6 +329,7 @@ def main(_: list[str]) -> int:
         threads=FLAGS.threads,
         cache_gb=FLAGS.cache_gb,
         knowledge_on=FLAGS.knowledge_on,
+        strategy=FLAGS.strategy,
         accept_changes=FLAGS.accept_changes,
         on_start=draw_batches,
     )

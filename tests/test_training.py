@@ -15,33 +15,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from toy_networks import toy
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.common import errors
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.sampling import PatchExamples, SliceExamples, UnpairedSampler
-from ummkd_tf.model import architectures as networks
 from ummkd_tf.runs import checkpoints, history, training
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress, read_checkpoint, write_checkpoint
 from ummkd_tf.runs.tensorboard import ValidationPicture
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import get_task
-
-
-def toy(rank, dropout):
-    """One pooled level instead of the paper's: everything the loop depends on, quick to trace."""
-    kernel = (3,) * rank
-    order = "norm-act-conv" if rank == 2 else "conv-norm-act"
-    width = networks.Filters(per_width=1)
-    stages = (
-        networks.StageRow("encoder_1", (networks.Conv(width, kernel, "conv-norm-act"),)),
-        networks.StageRow("encoder_2", (networks.Conv(width, kernel, order, dropout=True),)),
-        networks.StageRow("output", (networks.Conv(networks.Filters(per_class=1), kernel, "conv"),)),
-    )
-    names = [stage.name for stage in stages]
-    regions = networks.make_regions(names, green="encoder_2", blue=("encoder_2", "encoder_2"))
-    return networks.Network(f"toy{rank}d", 3 if rank == 2 else 1, rank, stages, regions, multiple=1, dropout=dropout)
 
 
 @pytest.fixture(autouse=True)

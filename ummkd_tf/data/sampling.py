@@ -37,7 +37,7 @@ class Examples(Protocol):
         """One random example."""
 
     def origin(self, rng: np.random.Generator) -> str:
-        """Where `draw` would take its example from, with the same generator."""
+        """Where `draw` would take its example from, with the same generator, which it leaves as `draw` does."""
 
     def classes(self) -> Iterable[Collection[int]]:
         """Values of every class map there is, one case or record at a time."""
@@ -177,13 +177,18 @@ class UnpairedSampler:
         for number, (modality, examples) in enumerate(self.examples.items()):
             yield modality, examples, np.random.default_rng([self.seed, step, number])
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+    def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+        """The batch of a step, or one of its equal parts: number and count of parts; the whole by default."""
         images, labels = {}, {}
+        size = self.batch_size // part[1]
+        wanted = range(part[0] * size, (part[0] + 1) * size)
         for modality, examples, rng in self._sources(step):
-            drawn = [examples.draw(rng) for _ in range(self.batch_size)]
+            for _ in range(wanted.start):  # what others draw is not read
+                examples.origin(rng)
+            drawn = [examples.draw(rng) for _ in wanted]
             if self.augmentation:
-                drawn = [self.augmentation(*e, self._own_generator(step, modality, i)) for i, e in enumerate(drawn)]
+                own = (self._own_generator(step, modality, i) for i in wanted)
+                drawn = [self.augmentation(*e, generator) for e, generator in zip(drawn, own, strict=True)]
             images[modality] = np.stack([image for image, _ in drawn])
             labels[modality] = np.stack([label for _, label in drawn])
         return images, labels
@@ -196,15 +201,15 @@ class UnpairedSampler:
         """Where the examples of a step's batch come from, by modality."""
         return {m: [e.origin(rng) for _ in range(self.batch_size)] for m, e, rng in self._sources(step)}
 
-    def batches(self, start: int, stop: int, num_threads: int = 1) -> Iterator[Batch]:
-        """The batches of steps start … stop-1, prepared ahead of their use."""
+    def batches(self, start: int, stop: int, num_threads: int = 1, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The batches of steps start … stop-1, or a part of each (see `batch`), prepared ahead of their use."""
         with ThreadPoolExecutor(num_threads) as pool:
-            ahead = [pool.submit(self.batch, step) for step in range(start, min(stop, start + 2 * num_threads))]
+            ahead = [pool.submit(self.batch, step, part) for step in range(start, min(stop, start + 2 * num_threads))]
             for step in range(start, stop):
                 batch = ahead.pop(0).result()
                 following = step + 2 * num_threads
                 if following < stop:
-                    ahead.append(pool.submit(self.batch, following))
+                    ahead.append(pool.submit(self.batch, following, part))
                 yield batch
 
 

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Initialization
+from ummkd_tf.model.replicas import number_of_replicas, replica_number
 
 
 def make_initializer(kind: Initialization, up: bool) -> keras.initializers.Initializer:
@@ -37,6 +38,12 @@ def phase_shift(inputs: tf.Tensor, factor: int) -> tf.Tensor:
     return tf.nn.depth_to_space(inputs, factor)
 
 
+def mirror_border(inputs: tf.Tensor, kernel_size: Sequence[int]) -> tf.Tensor:
+    """Adds half a kernel on each side of every spatial axis, mirrored with the edge itself."""
+    border = [[k // 2, k // 2] for k in kernel_size]
+    return tf.pad(inputs, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
+
+
 class Dropout(keras.layers.Layer):
     """Sets a share of the activations to zero in training, and scales up the rest.
 
@@ -51,4 +58,11 @@ class Dropout(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(name="seed_generator")
 
     def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
-        return keras.random.dropout(inputs, self.rate, seed=self.seed_generator) if training else inputs
+        if not training:
+            return inputs
+        if number_of_replicas() == 1:
+            return keras.random.dropout(inputs, self.rate, seed=self.seed_generator)
+        # The state is the same on every replica; what they drop must not be.
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        seed = tf.random.experimental.stateless_fold_in(seed, replica_number())
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)

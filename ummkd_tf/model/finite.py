@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
+
+from ummkd_tf.model.replicas import number_of_replicas
 
 
 def apply_if_finite(
@@ -35,14 +38,28 @@ def apply_if_finite(
     overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
     terms = {**terms, "gradient_norm": tf.where(overflow, 0.0, norm)}
 
-    def apply() -> None:  # halves the scale where there is an overflow
+    def apply(gradients: Sequence[tf.Tensor]) -> None:  # halves the scale where there is an overflow
         optimizer.apply(gradients, variables)
 
-    def undo() -> None:
-        for v, value in state:
+    def undo(before: Sequence[tf.Tensor]) -> None:
+        for (v, _), value in zip(state, before, strict=True):
             v.assign(value)
 
     finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(terms.values()))))
-    tf.cond(finite, apply, lambda: None)
-    tf.cond(finite & ~overflow, lambda: None, undo)
+    before = [value for _, value in state]
+    if number_of_replicas() == 1:
+        tf.cond(finite, lambda: apply(gradients), lambda: None)
+        tf.cond(finite & ~overflow, lambda: None, lambda: undo(before))
+        return terms
+
+    def together(strategy: tf.distribute.Strategy, finite: Any, good: Any, gradients: Any, before: Any) -> None:
+        def everywhere(function: Any, values: Any) -> None:
+            strategy.extended.call_for_each_replica(function, args=(values,))
+
+        finite, good = (strategy.experimental_local_results(x)[0] for x in (finite, good))  # the same everywhere
+        tf.cond(finite, lambda: everywhere(apply, gradients), lambda: None)
+        tf.cond(good, lambda: None, lambda: everywhere(undo, before))
+
+    # An optimizer brings replicas together, which it cannot do out of a condition of one of them.
+    tf.distribute.get_replica_context().merge_call(together, args=(finite, finite & ~overflow, gradients, before))
     return terms

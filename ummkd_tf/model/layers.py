@@ -15,8 +15,9 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Block, Conv, Initialization, Normalization, StageRow
-from ummkd_tf.model.elements import Dropout, leaky_relu, make_initializer, phase_shift
+from ummkd_tf.model.elements import Dropout, leaky_relu, make_initializer, mirror_border, phase_shift
 from ummkd_tf.model.operations import PLAIN, Operations
+from ummkd_tf.model.replicas import normalize_over_replicas, number_of_replicas, replica_means
 from ummkd_tf.settings import SHARED
 
 
@@ -48,11 +49,6 @@ class PerModality(keras.layers.Layer):
         >>> separate.build((None, 3))
         >>> [v.path for v in separate.variables]
         ['norm/ct/kernel', 'norm/mr/kernel']
-        >>> x = tf.ones((1, 3))
-        >>> bool(shared(x, modality="ct") == shared(x, modality="mr"))  # the same layer
-        True
-        >>> bool(separate(x, modality="ct") == separate(x, modality="mr"))  # two layers
-        False
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class BatchNorm(keras.layers.Layer):
 
     epsilon = 1e-3
     momentum = 0.90
+    synchronized = True  # with several replicas: statistics of the whole batch instead of the replica's own
     running = ("moving_mean", "moving_variance")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -97,25 +94,26 @@ class BatchNorm(keras.layers.Layer):
         self.unbiased = len(input_shape) == 4
         names = ("gamma", "beta", *self.running)
         for name, initializer in zip(names, ("ones", "zeros", "zeros", "ones"), strict=True):
-            trainable = name not in self.running
             # autocast=False: the fused kernel takes them as float32 in mixed precision too.
-            weight = self.add_weight(
-                name=name, shape=channels, initializer=initializer, trainable=trainable, autocast=False
-            )
-            setattr(self, name, weight)
+            kind = {"initializer": initializer, "trainable": name not in self.running, "autocast": False}
+            setattr(self, name, self.add_weight(channels, name=name, **kind))
 
     def call(self, inputs: tf.Tensor, *, training: bool = False) -> tf.Tensor:
         outputs, mean, variance = self.normalize(inputs, training=training)
         if training:
             if not self.unbiased:
-                count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+                replicas = number_of_replicas() if self.synchronized else 1
+                count = tf.cast(tf.size(inputs) // inputs.shape[-1] * replicas, tf.float32)
                 variance *= (count - 1.0) / count
-            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            statistics = [mean, variance] if self.synchronized else replica_means([mean, variance])
+            for moving, batch in zip((self.moving_mean, self.moving_variance), statistics, strict=True):
                 moving.value.assign_sub((moving.value - batch) * (1.0 - self.momentum))
         return outputs
 
     def normalize(self, inputs: tf.Tensor, *, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Normalized inputs, and the mean and the unbiased variance used; the running statistics stay."""
+        if training and self.synchronized and number_of_replicas() > 1:
+            return normalize_over_replicas(inputs, self.gamma, self.beta, self.moving_mean, self.epsilon)
         shape = tf.shape(inputs)
         # The fused kernel takes images: depth becomes part of the width.
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [shape[0], shape[1], -1, inputs.shape[-1]])
@@ -208,10 +206,7 @@ class ConvUnit(keras.layers.Layer):
 
     def pad(self, x: tf.Tensor) -> tf.Tensor:
         """Mirrors the border, where the row says so; the convolution is then without padding of its own."""
-        if not self.row.symmetric_pad:
-            return x
-        border = [[k // 2, k // 2] for k in self.row.kernel_size]
-        return tf.pad(x, [[0, 0], *border, [0, 0]], mode="SYMMETRIC")
+        return mirror_border(x, self.row.kernel_size) if self.row.symmetric_pad else x
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ummkd_tf.model.replicas import replica_any, replica_means, replica_sum, replica_sums
 from ummkd_tf.settings import AbsentClass
 
 
@@ -36,6 +37,7 @@ def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     axes = list(range(logits.shape.rank - 1))
     intersection = tf.reduce_sum(probabilities * one_hot, axes)
     union = tf.reduce_sum(tf.square(probabilities), axes) + tf.reduce_sum(one_hot, axes)
+    intersection, union = replica_sums([intersection, union])
     return -tf.reduce_mean(2.0 * intersection / (union + 1e-7))
 
 
@@ -49,10 +51,10 @@ def weighted_cross_entropy(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     """
     logits, one_hot = _as_tensors(logits, one_hot)
     axes = list(range(logits.shape.rank - 1))
-    counts = tf.reduce_sum(one_hot, axes)
+    counts = replica_sum(tf.reduce_sum(one_hot, axes))
     weights = 1.0 - counts / tf.reduce_sum(counts)
     log_probabilities = tf.math.log(tf.clip_by_value(tf.nn.softmax(logits), 0.005, 1.0))
-    return tf.reduce_mean(tf.reduce_sum(-weights * one_hot * log_probabilities, -1))
+    return replica_means([tf.reduce_mean(tf.reduce_sum(-weights * one_hot * log_probabilities, -1))])[0]
 
 
 def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
@@ -65,7 +67,8 @@ def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     classes = logits.shape[-1]
     indicators = tf.reshape(one_hot, [-1, classes])
     sums = tf.matmul(indicators, tf.reshape(logits, [-1, classes]), transpose_a=True)
-    return sums / (tf.reduce_sum(indicators, 0)[:, tf.newaxis] + 1e-6)
+    sums, counts = replica_sums([sums, tf.reduce_sum(indicators, 0)])
+    return sums / (counts[:, tf.newaxis] + 1e-6)
 
 
 def class_knowledge(logits: tf.Tensor, one_hot: tf.Tensor, temperature: float = 2.0) -> tf.Tensor:
@@ -129,4 +132,4 @@ def knowledge_distillation_loss(
 def present_classes(one_hot: tf.Tensor) -> tf.Tensor:
     """[C]; whether a class has a voxel in the batch."""
     one_hot = tf.convert_to_tensor(one_hot)
-    return tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0)
+    return replica_any(tf.reduce_any(tf.reshape(one_hot, [-1, one_hot.shape[-1]]) > 0, 0))

@@ -76,13 +76,14 @@ PLAIN = Operations(
 
 
 def choose_operations(fast: bool | None) -> Operations:
-    """Those of `ummkd_tf.fast`, or `PLAIN`; None: fast where no GPU is visible, because they suit CPUs.
+    """Those of `ummkd_tf.fast`, or `PLAIN`; None: fast on one device that is no GPU, because they suit CPUs.
 
     Raises:
         ValueError: They are asked for, and the folder is not there.
     """
     if fast is None:
-        fast = _fast is not None and not tf.config.list_physical_devices("GPU")
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        fast = _fast is not None and alone and not tf.config.list_physical_devices("GPU")
     if not fast:
         return PLAIN
     if _fast is None:

@@ -19,6 +19,7 @@ from ummkd_tf.model.keras_hooks import KerasHooks
 from ummkd_tf.model.layers import Stage, StageOptions
 from ummkd_tf.model.networks import get_network, network_to_dict
 from ummkd_tf.model.operations import Operations, Tensors, choose_operations
+from ummkd_tf.model.replicas import loss_share, replica_sums, take_summed_gradients
 from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting
 
 
@@ -60,6 +61,7 @@ class UnpairedModel(KerasHooks):
             **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
         """
         super().compile(optimizer=optimizer, **kwargs)  # mixed_float16: Keras wraps the optimizer to scale the loss
+        take_summed_gradients(self.optimizer)
         # In the order of `optimize`, because Keras averages weights by their position.
         self.optimizer.build([v for v in self.variables_of(self.modalities) if v.trainable])
         self.kd_weight, self.temperature, self.absent = kd_weight, temperature, absent
@@ -139,8 +141,8 @@ class UnpairedModel(KerasHooks):
         scale = self.optimizer.scale_loss(tf.constant(1.0))  # 1, except with float16
         with tf.GradientTape() as tape:
             terms, total = self._data_losses(images, labels, training=True)
-            scaled_total = scale * total
-        gradients = tape.gradient(scaled_total, [v.value for v in trainable])
+            scaled_total = loss_share(scale * total)
+        gradients = replica_sums(tape.gradient(scaled_total, [v.value for v in trainable]))
         decayed = self._decayed(images)
         terms = self._with_l2(terms, total, decayed)
         # L2's own gradients, 2 · eta · v: known without the tape.

@@ -47,6 +47,7 @@ class RunConfig:
         seed: Of initial weights, batches and dropout.
         precision: Number format of convolutions and activations.
         deterministic: Bit-identical results on one machine.
+        local_batch_norm: With several devices, batch normalization over each one's own share of a batch.
         init_from: Folder of the exported model that the run started from, or None for new weights.
         freeze: "kernels" where normalization layers alone are trained.
     """
@@ -74,6 +75,7 @@ class RunConfig:
     seed: int
     precision: Precision = "float32"
     deterministic: bool = False
+    local_batch_norm: bool = False
     init_from: str | None = None
     freeze: Freeze = "none"
 

@@ -20,10 +20,12 @@ from ummkd_tf.evaluation.case_results import knowledge_of_cases
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.model.any_network import model_of
+from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.devices import Devices, Strategy
 from ummkd_tf.runs.environment import device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
@@ -43,6 +45,7 @@ class SessionOptions:
         cache_gb: GB (10⁹ bytes) of images and class maps kept in memory; None for half of what is free at the start.
             What does not fit is read from disk when it is needed.
         knowledge_on: Part whose confusion matrices q are recorded with each validation.
+        strategy: One device, several of this machine, or several machines.
         accept_changes: Continue a run although its settings differ, and record that.
         on_start: Called with the sampler before the first step, e.g. to draw what the network is fed.
     """
@@ -53,6 +56,7 @@ class SessionOptions:
     threads: int = 1
     cache_gb: float | None = None
     knowledge_on: Literal["none", "validation", "test"] = "none"
+    strategy: Strategy = "default"
     accept_changes: bool = False
     on_start: Callable[[UnpairedSampler], None] | None = None
 
@@ -75,6 +79,10 @@ def run_training(
     """
     _check(dataset, config)
     dataset.check_copies()
+    devices = Devices(options.strategy)
+    devices.check_batch(config.batch_size)
+    settings = (config.to_dict(), model_arguments, dataset.task.name, [dataset.ids(p) for p in ("train", "validation")])
+    devices.check_same("flags or data", settings, "start all workers with the same ones")
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:
@@ -83,7 +91,12 @@ def run_training(
     before = read_description(Path(config.init_from)) if config.init_from else None
     modalities = tuple(dict.fromkeys((*(before["model"]["modalities"] if before else ()), *dataset.modalities)))
     model_arguments = {**model_arguments, "modalities": modalities}
-    model = make_model(config, model_arguments)
+    with devices.scope():
+        model = make_model(config, model_arguments)
+    if config.local_batch_norm:
+        for layer in model._flatten_layers():
+            if isinstance(layer, BatchNorm):
+                layer.synchronized = False
     if config.init_from and before:
         start_from(model, config.init_from, dataset.task)
         check_not_seen(before["training"], dataset, dataset.ids("validation"), ("train",))
@@ -107,6 +120,20 @@ def run_training(
     def knowledge() -> dict[str, Any]:
         return knowledge_of_cases(predictor, (case.load() for case in watched), config.temperature)
 
+    arguments: dict[str, Any] = {
+        "steps": config.steps,
+        "validate": validate,
+        "validate_every": config.validate_every,
+        "norm_batches": config.norm_batches,
+        "checkpoint_every": options.checkpoint_every,
+        "log_every": options.log_every,
+        "max_hours": options.max_hours,
+        "num_threads": options.threads,
+        "knowledge": knowledge if watched else None,
+        "devices": devices,
+    }
+    if not devices.chief:  # the chief writes the run's folder
+        return training.train(model, sampler, run_dir, **arguments)
     with exclusive(run_dir):
         record = start_run(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
@@ -115,6 +142,7 @@ def run_training(
         print(
             f"{model.setting.title} with {model.network.name}, preset {config.preset}, {config.steps} steps; "
             f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
+            + (f", {devices.replicas} devices" if devices.replicas > 1 else "")
         )
         if options.on_start:
             options.on_start(sampler)
@@ -123,21 +151,7 @@ def run_training(
                 session["started_from"] = before["training"]
             known = before["training"].get("intensities", {}) if before else {}
             session["intensities"] = record.get("intensities") or {**known, **training_intensities(dataset)}
-            progress = training.train(
-                model,
-                sampler,
-                run_dir,
-                steps=config.steps,
-                validate=validate,
-                validated=picture.write,
-                validate_every=config.validate_every,
-                norm_batches=config.norm_batches,
-                checkpoint_every=options.checkpoint_every,
-                log_every=options.log_every,
-                max_hours=options.max_hours,
-                num_threads=options.threads,
-                knowledge=knowledge if watched else None,
-            )
+            progress = training.train(model, sampler, run_dir, validated=picture.write, **arguments)
             session["progress"] = vars(progress)
     return progress
 

@@ -22,6 +22,7 @@ from ummkd_tf.common.progress import progress as progress_bar
 from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
+from ummkd_tf.runs.devices import Devices
 from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
 
 _TIMED = 5  # steps that the estimate of the run's time is taken from
@@ -45,6 +46,7 @@ def train(
     num_threads: int = 1,
     knowledge: Callable[[], dict[str, Any]] | None = None,
     validated: Callable[[int], object] | None = None,
+    devices: Devices | None = None,
 ) -> Progress:
     """Trains to `steps` optimizer steps, from the newest checkpoint in `run_dir` or from the start.
 
@@ -67,6 +69,7 @@ def train(
         num_threads: Threads that prepare batches ahead.
         knowledge: Gives what a line of `knowledge.jsonl` holds: before the first step, and with each validation.
         validated: Called with the step behind each validation, while TensorBoard's events are open.
+        devices: Where the model was made; None: one device. Only their chief validates and writes.
 
     Raises:
         Stopped: A signal, or the time is up; the state is saved.
@@ -74,37 +77,47 @@ def train(
             directory cannot be used.
     """
     started = time.monotonic()
+    devices = devices or Devices()
+    if not devices.chief:
+        validate = knowledge = None
     folder = CheckpointFolder(run_dir, keep_checkpoints)
     progress = folder.restore_newest(model)
+    devices.check_same("checkpoints", progress.step, f"{run_dir} must be one folder that all workers share")
     if progress.step >= steps:
         return progress
 
     def log(step: int, values: Mapping[str, float]) -> None:
+        if history is None:
+            return
         history.write(step, values)
         for name, value in values.items():
             tf.summary.scalar(summary_tag(name, model.modalities), value, step=step)
 
     ends: list[float] = []  # when each of the first steps was done
-    step_function = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
+    step_function = devices.step_function(model)
+    asked = False  # whether this process wants to stop, which others hear with the next step
     with (
-        JsonLines(run_dir / HISTORY, progress.step) as history,
+        JsonLines(run_dir / HISTORY, progress.step) if devices.chief else contextlib.nullcontext() as history,
         JsonLines(run_dir / KNOWLEDGE, progress.step) if knowledge else contextlib.nullcontext() as confusions,
-        _events(run_dir / "tensorboard", progress.step),
+        _events(run_dir / "tensorboard", progress.step) if devices.chief else contextlib.nullcontext(),
         _stop_signal() as stop,
-        progress_bar(total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0) as bar,
+        progress_bar(
+            total=steps, initial=progress.step, unit="step", desc="train", mininterval=1.0, disable=not devices.chief
+        ) as bar,
     ):
         if knowledge and confusions and progress.step == 0:
             confusions.write(0, knowledge())
-        for images, labels in sampler.batches(progress.step, steps, num_threads):
-            terms = step_function(_tensors(images), _tensors(labels))
+        for images, labels in sampler.batches(progress.step, steps, num_threads, devices.part):
+            terms, stop_all = step_function((images, labels), asked)
             step = progress.step + 1
             # Reading every term takes 20 µs of a step; many steps in one TensorFlow call were no faster.
             broken = {name: str(float(value)) for name, value in terms.items() if not np.isfinite(float(value))}
             if broken:
                 names = ", ".join(sorted(broken))
-                folder.save(model, progress)
-                origins = sampler.origins(step - 1)
-                write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
+                if devices.chief:
+                    folder.save(model, progress)
+                    origins = sampler.origins(step - 1)
+                    write_json(run_dir / NOT_FINITE, {"step": step, "not_finite": broken, "batch": origins})
                 raise InputError(
                     f"step {step}: {names} not finite: the state before it is saved and the batch's "
                     f"examples are in {run_dir / NOT_FINITE}; check them, or lower --learning_rate"
@@ -112,7 +125,7 @@ def train(
             progress = replace(progress, step=step)
             if len(ends) <= _TIMED:
                 ends.append(time.monotonic())
-                if len(ends) > _TIMED and (text := time_left(ends, steps - step)):
+                if devices.chief and len(ends) > _TIMED and (text := time_left(ends, steps - step)):
                     tqdm.write(text)
             if step % log_every == 0 or step == steps:
                 values = {name: float(value) for name, value in terms.items()}
@@ -138,7 +151,9 @@ def train(
                 if knowledge and confusions and validating:
                     confusions.write(step, knowledge())
             reason = stop() or _time_is_up(started, max_hours)
-            if step % checkpoint_every == 0 or step == steps or reason:
+            if devices.several_workers:  # all of them leave after the same step
+                asked, reason = reason is not None, (reason or ("stopped by another worker", 0)) if stop_all else None
+            if devices.chief and (step % checkpoint_every == 0 or step == steps or reason):
                 folder.save(model, progress)
             if reason and step < steps:
                 message, code = reason

@@ -1,0 +1,188 @@
+"""Where a run is trained: one device, several of one machine, or several machines (docs/scaling.md).
+
+TensorFlow's strategies do the work. Each replica takes its share of a step's batch; sums are all-reduced
+(`model/replicas.py`), so that the result is that of one device with the whole batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.sampling import Batch
+from ummkd_tf.model.replicas import replica_sum
+from ummkd_tf.model.segmenter import UnpairedModel
+
+Strategy = Literal["default", "mirrored", "multi_worker"]
+
+_GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
+
+
+class Devices:
+    """The devices that train one run.
+
+    Args:
+        name: "default", one device; "mirrored", all GPUs of this machine; "multi_worker", the machines of TF_CONFIG. To
+            be made before TensorFlow computes anything.
+
+    Attributes:
+        replicas: Number of devices that share a batch.
+        chief: Whether this process writes the run's folder.
+        part: Number of this process, from 0, and number of processes, which share a batch.
+
+    Raises:
+        InputError: "multi_worker" without a TF_CONFIG that TensorFlow accepts.
+    """
+
+    def __init__(self, name: Strategy = "default") -> None:
+        self.part = _worker() if name == "multi_worker" else (0, 1)
+        self.chief = self.part[0] == 0
+        self.strategy = tf.distribute.get_strategy()
+        if self.several_workers:
+            print(f"worker {self.part[0]}: waiting for all {self.part[1]} workers of TF_CONFIG", flush=True)
+            logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it would name every tensor that is exchanged
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        elif name != "default":
+            kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+            here = [device.name for device in tf.config.list_logical_devices(kind)]
+            if len(here) > 1:
+                self.strategy = tf.distribute.MirroredStrategy(here)
+        self.replicas = self.strategy.num_replicas_in_sync
+
+    @property
+    def several_workers(self) -> bool:
+        """Whether other processes train the same run."""
+        return self.part[1] > 1
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """In which the model is made and compiled."""
+        return self.strategy.scope()
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuses a batch that cannot be shared.
+
+        Raises:
+            InputError: Such a number of examples per modality.
+        """
+        if batch_size % self.replicas:
+            raise InputError(
+                f"{batch_size} examples of each modality a step, on {self.replicas} devices: expected a multiple of "
+                f"{self.replicas}, so that every device has equal shares; give another --batch_size or --global_batch"
+            )
+
+    def check_same(self, what: str, value: Any, fix: str) -> None:
+        """Compares what all workers have, before it makes them compute different things.
+
+        Args:
+            what: Name of it.
+            value: What can be written as JSON.
+            fix: What to do where they differ.
+
+        Raises:
+            InputError: They differ, or a worker is gone.
+        """
+        if not self.several_workers:
+            return
+        number = zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode())
+
+        def gather() -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_gather(tf.constant([number], tf.int64), axis=0)
+
+        with _all_there():
+            of_all = self.strategy.experimental_local_results(self.strategy.run(tf.function(gather)))[0].numpy()
+        if len(set(of_all.tolist())) > 1:
+            raise InputError(f"worker {self.part[0]}: workers have different {what}: {fix}")
+
+    def step_function(self, model: UnpairedModel) -> Callable[[Batch, bool], tuple[dict[str, tf.Tensor], bool]]:
+        """The compiled training step.
+
+        Returns:
+            From this process's part of a step's batch, and whether it wants to stop, to the terms of `optimize` and
+            whether any process wants to.
+        """
+        if self.replicas == 1:
+            one = tf.function(model.optimize, jit_compile=bool(model.jit_compile))
+            return lambda batch, stop: (
+                one(*({m: tf.constant(a) for m, a in arrays.items()} for arrays in batch)),
+                stop,
+            )
+
+        def optimize(images: Any, labels: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            # An argument of a function is on no device, where TensorFlow looks for it.
+            return model.optimize(images, labels), replica_sum(tf.identity(stop))
+
+        @tf.function
+        def several(images: Any, labels: Any, stop: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            results = self.strategy.run(optimize, args=(images, labels, stop))
+            # The same on every replica.
+            return tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], results)
+
+        def step(batch: Batch, stop: bool) -> tuple[dict[str, tf.Tensor], bool]:
+            images, labels = (self._shares(arrays) for arrays in batch)
+            wish = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(float(stop)))
+            with _all_there() if self.several_workers else contextlib.nullcontext():
+                terms, wishes = several(images, labels, wish)
+                return terms, float(wishes) > 0
+
+        return step
+
+    def _shares(self, arrays: dict[str, NDArray[Any]]) -> Any:
+        """Equal parts of each modality, one for each replica of this process."""
+        here = self.replicas // self.part[1]
+
+        def share(context: tf.distribute.experimental.ValueContext) -> dict[str, tf.Tensor]:
+            number = context.replica_id_in_sync_group % here
+            return {m: tf.constant(np.split(array, here)[number]) for m, array in arrays.items()}
+
+        return self.strategy.experimental_distribute_values_from_function(share)
+
+
+@contextlib.contextmanager
+def _all_there() -> Iterator[None]:
+    """Says in one line that another worker is gone."""
+    try:
+        yield
+    except _GONE as error:
+        raise InputError(
+            f"another worker is gone ({type(error).__name__}): see what it printed, and start all workers again; the "
+            "run goes on from its last checkpoint"
+        ) from error
+
+
+def _worker() -> tuple[int, int]:
+    """Number of this worker and of all, from TF_CONFIG."""
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text)
+        workers, task = config["cluster"]["worker"], config["task"]
+        if (
+            set(config["cluster"]) != {"worker"}
+            or task["type"] != "worker"
+            or not 0 <= int(task["index"]) < len(workers)
+        ):
+            raise ValueError("not a list of workers and the number of this one")
+        return int(task["index"]), len(workers)
+    except (ValueError, KeyError, TypeError) as error:
+        example = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
+        raise InputError(
+            f"--strategy=multi_worker: TF_CONFIG is {text!r}: expected for the first of two workers, e.g., {example}"
+        ) from error
