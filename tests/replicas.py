@@ -22,7 +22,7 @@ from ummkd_tf.model.elements import Dropout
 from ummkd_tf.runs import checkpoints
 from ummkd_tf.runs.devices import Devices
 
-# Smooth: where leaky ReLU bends, rounding makes another gradient of the same activation, on one device as well (3D, joint:
+# Smooth: where leaky ReLU bends, rounding makes another gradient of the same activation, on one device too (3D, joint:
 # images changed by 1e-6 move a moment of Adam by 5e-3 in four steps, and two replicas the same moment as much).
 layers.leaky_relu = tf.nn.silu
 TOYS = {"toy2d": toy(2, 0.0), "toy3d": toy(3, 0.0)}

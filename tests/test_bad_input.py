@@ -359,6 +359,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{data}/cases/ct_2.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again"),
     "evaluate: NaN in a case": (EVALUATE, data_file("cases/ct_3.h5", not_finite), "",
         "{data}/cases/ct_3.h5: the image has NaN or infinite voxels: expected finite ones; prepare the case again"),
+    "train: NaN in a case": (TRAIN, data_file("cases/ct_2.h5", not_finite), "",
+        "{data}/cases/ct_2.h5: the image has NaN or infinite voxels: expected finite ones; prepare the case again"),
     "train: smaller slices": (TRAIN, data_file("cases/ct_0.h5", slices_of(128, 128)), "",
         "{data}/cases/ct_0.h5: slices of (128, 128): expected (256, 256) in task abdomen; prepare the data again"),
     "train: no modality": (TRAIN, data_file("dataset.json", modalities([])), "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import cases as cases_part
-from experiments.benchmark.results import Row
+from experiments.benchmark.results import Measurement
 from experiments.benchmark.timing import Timing
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data import index as index_module
@@ -171,17 +172,24 @@ def test_index_tells_what_a_case_holds(dataset):
 
 def test_data_with_an_index_opens_without_any_case_file(dataset, monkeypatch):
     dataset.examples("ct", 3), dataset.examples("mr", 3)
-    monkeypatch.setattr(index_module, "opened_case", None)
+    monkeypatch.setattr(index_module, "read_case", None)
     monkeypatch.setattr("ummkd_tf.data.stored_case.opened_case", None)
     check_classes({m: dataset.examples(m, 3) for m in dataset.modalities}, TASK.class_names)
 
 
-def test_a_file_of_another_size_is_looked_at_again(dataset):
+@pytest.mark.parametrize("size", ["same", "other"])
+def test_a_file_that_changed_is_looked_at_again(size, dataset):
     dataset.examples("ct", 2)
     path, before = dataset.path("ct_0"), read_index(dataset.directory)["ct_1"]
+    whole, times = path.stat().st_size, path.stat()
     with h5py.File(path, "r+") as file:
         file["label"][:] = 3
-        file["more"] = np.zeros(1000)
+        if size == "other":
+            file["more"] = np.zeros(1000)
+    assert (path.stat().st_size == whole) == (size == "same")
+    if size == "other":  # as a copy that keeps times
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert dataset.stored_cases("test", "ct")  # which writes an index that is newer
     assert dataset.stored_cases("train", "ct")[0].labelled == (0, 10)
     assert read_index(dataset.directory)["ct_1"] == before
 
@@ -228,7 +236,11 @@ def test_damage_that_only_reading_shows_is_one_clear_line(dataset):
         offset = file["image"].id.get_chunk_info(4).byte_offset
     content = bytearray(path.read_bytes())
     content[offset + 20] ^= 255
+    times = path.stat()
     path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=f"^{path}: damaged or incomplete case file"):  # already when it is opened
+        dataset.examples("ct", 3)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if the disk had done it
     assert path.stat().st_size == size
     with pytest.raises(InputError, match=f"^{path}: damaged or incomplete case file"):
         for seed in range(20):
@@ -287,8 +299,8 @@ def test_many_cases_for_the_benchmark(tmp_path):
 
 def test_targets_of_many_cases():
     values = {"opened s": 0.5, "peak GiB": 2.0, "input × warm": 30.0, "input × cold": 4.0}
-    small = Row("x", "16 cases", Timing((1.0,)), values)
-    large = Row("x", "2000 cases", Timing((1.3,)), {**values, "peak GiB": 3.0})
+    small = Measurement("x", "16 cases", Timing((1.0,)), values)
+    large = Measurement("x", "2000 cases", Timing((1.3,)), {**values, "peak GiB": 3.0})
     found = cases_part.targets([small, large], cases_part.FULL)
     assert [target.met for target in found] == [True, True, False, True, True]
     assert found[1].measured == "x: 1.07"

@@ -7,13 +7,14 @@
                                 "classes": values of the class map,
                                 "labelled": [first, last] slice that holds more than background, or null}}}}}
 
-Preparation writes it. Where it is missing (older data), or a case file has another size than noted, the files are
-examined at the first training; this reads the class maps, but not the images. It can be deleted at any time.
+Preparation writes it. Cases that it lacks, whose file is newer than the index or of another size, are read and checked
+once when they are first trained on. It can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
 from ummkd_tf.common.progress import progress
-from ummkd_tf.data.cases import labelled_slices, opened_case
+from ummkd_tf.data.cases import labelled_slices, read_case
 from ummkd_tf.data.reduction import reduce_label
 from ummkd_tf.scans.checks import MAX_VOXELS
 
@@ -67,13 +68,12 @@ class CaseContent:
 
 
 def content_of(path: Path, factors: Iterable[int]) -> CaseContent:
-    """Looks into a case file; reductions that do not divide its rows and columns are left out.
+    """Reads and checks a case file; reductions that do not divide its rows and columns are left out.
 
     Raises:
-        InputError: As `opened_case`.
+        InputError: As `read_case`.
     """
-    with opened_case(path) as file:
-        label = file.label[()]
+    label = read_case(path).label
     rows, columns, _ = label.shape
     contents = {}
     for factor in factors:
@@ -127,6 +127,20 @@ def write_index(directory: Path, index: Mapping[str, CaseContent]) -> None:
     )
 
 
+def _current(directory: Path, index: Mapping[str, CaseContent]) -> dict[str, CaseContent]:
+    """The entries of cases whose files are as they were when the index was written."""
+    if not index:
+        return {}
+    written = (directory / INDEX).stat().st_mtime_ns
+    with os.scandir(directory / "cases") as files:
+        found = {entry.name: entry.stat() for entry in files}
+    return {
+        case_id: content
+        for case_id, content in index.items()
+        if (file := found.get(f"{case_id}.h5")) and file.st_size == content.num_bytes and file.st_mtime_ns < written
+    }
+
+
 Each = Callable[[Callable[[Path], CaseContent], Sequence[Path]], Iterable[CaseContent]]
 
 
@@ -150,17 +164,10 @@ def contents(
         each: Goes through the files that must be looked at, e.g. in several processes.
 
     Raises:
-        InputError: As `opened_case`; or rows and columns of a file that do not reduce by a factor.
+        InputError: As `read_case`.
     """
-    index = read_index(directory)
-    unknown = {}
-    for case_id, path in paths.items():
-        entry = index.get(case_id)
-        if entry is None or not path.is_file() or path.stat().st_size != entry.num_bytes:
-            unknown[case_id] = path
-            index.pop(case_id, None)
-        elif not set(factors) <= set(entry.factors):
-            unknown[case_id] = path
+    index = _current(directory, read_index(directory))
+    unknown = {c: path for c, path in paths.items() if c not in index or not set(factors) <= set(index[c].factors)}
     if unknown:
         look = partial(content_of, factors=tuple(factors))
         found = (each or _each)(look, list(unknown.values()))
