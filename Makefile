@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast test-wheel test-pythons lock notebook docs soak fuzz demo benchmark claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast test-wheel test-pythons lock notebook docs soak fuzz two-workers check-two-workers demo benchmark claims reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -69,6 +69,12 @@ soak: setup  ## kill training runs at random moments and compare how they end (F
 
 fuzz: setup  ## feed the readers with 5000 damaged files and 2000 odd headers, and count what becomes of them
 	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
+
+two-workers: setup  ## one training in two processes, as on two machines [FLAGS="--data_dir=… --run_dir=…"]
+	PYTHON=$(VENV)/bin/python experiments/cluster/two_workers.sh $(FLAGS)
+
+check-two-workers: setup  ## two processes against one: the same losses, weights and statistics in every setting
+	$(VENV)/bin/python tests/two_workers.py $(FLAGS)
 
 demo: setup  ## from raw phantom scans to a table and a picture, in minutes
 	$(RUN) data_prep.phantom --task=abdomen --out='$(DEMO)/raw' --cases=ct:10,mr:10 --overwrite

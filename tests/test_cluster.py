@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,19 @@ def test_kubernetes_gives_each_pod_its_number():
 def test_shellcheck_finds_nothing(tmp_path):
     jobs = write_jobs([("one", [["echo", "a b"]])], ["echo"], tmp_path / "jobs", tmp_path).parent
     subprocess.run(["shellcheck", *CLUSTER.glob("*.sh"), *jobs.glob("*.sh")], check=True)
+
+
+def test_two_workers_on_this_machine(tmp_path, monkeypatch):
+    """The same training twice, as workers 0 and 1 on two ports; the code of one that fails is the script's."""
+    python = tmp_path / "python"
+    stand_in = f'[ "$1" = -c ] && exec {sys.executable} "$@"\necho "$TF_CONFIG" > "$LOG"-$$; echo "$@"\n'
+    python.write_text(f"#!/bin/bash\n{stand_in}[[ $TF_CONFIG != *'\"index\": 1'* ]]\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(python))
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    done = subprocess.run([CLUSTER / "two_workers.sh", "--seed=1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["-m experiments.train --strategy=multi_worker --seed=1"] * 2
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("log-*")]
+    assert sorted(config["task"]["index"] for config in configs) == [0, 1]
+    assert configs[0]["cluster"] == configs[1]["cluster"] and len(set(configs[0]["cluster"]["worker"])) == 2

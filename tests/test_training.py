@@ -329,8 +329,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
     """One NaN in step 5's CT images: the terms are named, the examples too, and the saved state is that of step 4."""
 
     class Spoilt(UnpairedSampler):
-        def batch(self, step):
-            images, labels = super().batch(step)
+        def batch(self, step, part=(0, 1)):
+            images, labels = super().batch(step, part)
             if step == 4:
                 images["ct"][0, 3, 3, 3] = np.nan
             return images, labels

@@ -1,6 +1,6 @@
-"""Two workers over loopback against one process: every setting of the issue, with real processes.
+"""Two workers over loopback against one process: both networks, and every way of sharing layers.
 
-python tests/two_workers.py        (make two-workers-check)
+python tests/two_workers.py        (make check-two-workers)
 """
 
 from __future__ import annotations
