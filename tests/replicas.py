@@ -67,8 +67,8 @@ def state(model: UnpairedSegmenter, devices: Devices) -> dict[str, np.ndarray]:
 def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, str]:
     """The largest of all variables and its name, as a share of the variable's largest value.
 
-    A weight below 0.01 counts as 0.01, because Adam moves it by as much where its gradient is almost nothing; a moment of
-    Adam below 0.001 as 0.001.
+    A weight below 0.01 counts as 0.01, because Adam moves it by as much where its gradient is almost nothing; a moment
+    of Adam below 0.001 as 0.001.
     """
     assert ours.keys() == theirs.keys()
     least = {name: 1e-2 if name.startswith("model/") else 1e-3 for name in ours}
