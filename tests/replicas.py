@@ -49,8 +49,8 @@ def make(network: str, setting: str, modalities: tuple[str, ...], absent: str) -
     kind = TOYS.get(network, network)
     sizes = {"num_classes": 3, "width": 2, "dropout": 0.0, "initialization": "glorot", "fast": False}
     model = UnpairedSegmenter(kind, setting, modalities, **sizes)
-    # A large epsilon: with the paper's 1e-8, a gradient that is nothing but rounding makes a whole step of either sign; and
-    # Adam would hide a gradient that is a multiple of the right one.
+    # A large epsilon: with 1e-8, a gradient that is nothing but rounding makes a whole step of either sign, and
+    # Adam hides it where a gradient is a multiple of the right one.
     model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-3), absent=absent)
     return model
 
