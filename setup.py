@@ -23,6 +23,7 @@ setup(
     package_data={
         "ummkd_tf": ["py.typed", "task_files/*.json", "output/assets/*"],
         "ummkd_tf._programs.data_prep": ["splits/*.json"],
+        "ummkd_tf._programs.experiments": ["cluster/*"],
         "ummkd_tf._programs.experiments.results": ["paper_numbers.json"],
     },
     entry_points={"console_scripts": ["ummkd = ummkd_tf.command:main"]},
