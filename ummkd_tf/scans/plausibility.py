@@ -87,7 +87,9 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
                 f"hardly a voxel lies above {clip.low:g}, where the task cuts: is {modality} stored with an offset?"
             )
     lowest = float(image.array.min())
-    if machine(modality) == "CT" and lowest > _AIR_HU:
+    # A scan that was cut where the task cuts, or below, has lost nothing.
+    air = clip.low if clip.unit == "value" and clip.low < 0 else _AIR_HU
+    if machine(modality) == "CT" and lowest > air:
         bright = bool(np.percentile(image.array[::4, ::4, ::4], 99) > _BONE_HU)
         notes.append(
             f"no value below {lowest:g}: a CT in Hounsfield units has air at -1000; is this a CT, and in these units?"
