@@ -318,7 +318,7 @@ def _matrices(specs: Sequence[RunSpec], records: Sequence[Record]) -> Figure:
     modalities = modalities_of(records)
     pairs = list(itertools.combinations(modalities, 2))
     titles = [modality_title(m) for m in modalities]
-    # The paper's has two modalities, and needs not say of which two it is the difference.
+    # With two modalities, as in the paper, the title need not name them.
     titles += [
         f"{AMPLIFIED} × |{'difference' if len(pairs) == 1 else ' − '.join(map(modality_title, pair))}|"
         for pair in pairs

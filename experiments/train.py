@@ -216,7 +216,7 @@ def chosen_network(text: str, num_classes: int) -> tuple[Network, str | dict[str
 
 def _check_keras_network() -> None:
     """Refuses flags that a Keras model, with layers of its own, would leave without effect."""
-    # Here, to start without TensorFlow; a Keras model has brought it.
+    # Here, to start without TensorFlow, which a Keras model has imported by now.
     from ummkd_tf.model.any_network import KERAS_SETTINGS
 
     if FLAGS.setting not in KERAS_SETTINGS:
@@ -229,7 +229,7 @@ def _check_keras_network() -> None:
 
 
 def _share(global_batch: int, modalities: Sequence[str]) -> int:
-    """Examples per modality."""
+    """The number of examples of each modality, of all that a step has."""
     if FLAGS.batch_size is not None or global_batch % len(modalities):
         raise InputError(
             f"--global_batch={global_batch}: expected a multiple of {len(modalities)}, for equal shares of "

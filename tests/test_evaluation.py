@@ -24,6 +24,10 @@ TASK = TASKS["abdomen"]
 GRID = Grid(np.eye(4), (4, 4, 1))
 
 
+def case_of(case_id, modality, image, label, grid):
+    return Case(case_id=case_id, modality=modality, image=image, label=label, grid=grid, original=grid)
+
+
 def perfect(case):
     return np.eye(5, dtype=np.float32)[case.label]
 
@@ -116,7 +120,7 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
         def probabilities(self, image, modality):
             return np.eye(3, dtype=np.float32)[np.ones(label.shape, int)]
 
-    cases = [Case("a", "ct", label.astype(np.float32), label, grid, grid)]
+    cases = [case_of("a", "ct", label.astype(np.float32), label, grid)]
     # Class 1: 2 · ½ / (1 + ½) = 2/3; class 2: 0.
     assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1 / 3, "ct_dice": 1 / 3})
     seen = []
@@ -125,7 +129,7 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     assert seen == [(cases[0], label.size)]
     # Without class 2 anywhere, class 1 alone counts.
     whole = np.ones_like(label)
-    cases = [Case("a", "ct", label.astype(np.float32), whole, grid, grid)]
+    cases = [case_of("a", "ct", label.astype(np.float32), whole, grid)]
     assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
 
 
@@ -135,7 +139,7 @@ def test_knowledge_of_whole_cases_is_that_of_their_logits():
     cases, logits, labels = [], {"ct": [], "mr": []}, {"ct": [], "mr": []}
     for modality, depth in (("ct", 3), ("mr", 2), ("ct", 5)):
         shape = (4, 4, depth)
-        cases.append(Case(modality, modality, rng.normal(size=shape), rng.integers(0, 3, shape), GRID, GRID))
+        cases.append(case_of(modality, modality, rng.normal(size=shape), rng.integers(0, 3, shape), GRID))
         logits[modality].append(rng.normal(0, 3, (*shape, 3)).astype(np.float32).reshape(-1, 3))
         labels[modality].append(np.eye(3, dtype=np.float32)[cases[-1].label].reshape(-1, 3))
     waiting = [tf.nn.softmax(logits[m][k]).numpy().reshape(4, 4, -1, 3) for m, k in (("ct", 0), ("mr", 0), ("ct", 1))]

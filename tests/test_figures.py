@@ -27,7 +27,7 @@ def case(case_id):
     label[22:28, 6:12, 5] = 2
     image = np.random.default_rng(0).normal(size=label.shape).astype(np.float32)
     grid = Grid(np.diag([2.0, 2.0, 8.0, 1.0]), label.shape)
-    return Case(case_id, case_id[:2], image, label, grid, grid)
+    return Case(case_id=case_id, modality=case_id[:2], image=image, label=label, grid=grid, original=grid)
 
 
 @pytest.fixture

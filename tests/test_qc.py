@@ -46,7 +46,17 @@ def _image(seed, shape=SHAPE):
 
 def _case(case_id="a", modality="ct", seed=0, label=None, **changes):
     label = _label() if label is None else label
-    return Case(case_id, modality, **{"image": _image(seed), "label": label, "grid": GRID, "original": GRID, **changes})
+    return Case(
+        **{
+            "case_id": case_id,
+            "modality": modality,
+            "image": _image(seed),
+            "label": label,
+            "grid": GRID,
+            "original": GRID,
+            **changes,
+        }
+    )
 
 
 def _summary(case, original_label=None):

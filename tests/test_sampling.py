@@ -25,7 +25,7 @@ def case(depth, labelled=range(0), name="a"):
     label = np.zeros((8, 8, depth), np.uint8)
     label[:, :, list(labelled)] = 1
     grid = Grid(np.eye(4), label.shape)
-    return Case(name, "ct", image, label, grid, grid)
+    return Case(case_id=name, modality="ct", image=image, label=label, grid=grid, original=grid)
 
 
 @pytest.mark.parametrize(

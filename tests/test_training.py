@@ -286,7 +286,8 @@ def test_a_validation_s_picture_shows_one_case_of_each_modality(tmp_path):
         picture.write(1)
         for name, modality in (("ct_1", "ct"), ("ct_2", "ct"), ("mr_1", "mr")):
             image = rng.normal(size=label.shape).astype(np.float32)
-            picture.watch(Case(name, modality, image, label, grid, grid), np.roll(label, 2, axis=0))
+            case = Case(case_id=name, modality=modality, image=image, label=label, grid=grid, original=grid)
+            picture.watch(case, np.roll(label, 2, axis=0))
         picture.write(2)
     (events,) = tmp_path.iterdir()
     written = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(events))]

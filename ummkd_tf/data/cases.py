@@ -40,34 +40,43 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
 
 FORMAT = 1
-_MOST_NOTES, _LONGEST_NOTE = 20, 400  # characters; an attribute holds 64 KiB
+_MOST_NOTES, _LONGEST_NOTE = 20, 400  # notes, and characters of each: an attribute holds 64 KiB
 _MAX_CHUNK = 2**20  # bytes; the largest chunk that h5py itself chooses
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One prepared scan.
+@dataclass(frozen=True, kw_only=True)
+class CaseHeader:
+    """What is known of a prepared scan besides its voxels.
 
     Attributes:
         case_id: Unique in the data set.
         modality: Its modality's name.
-        image: float32 [rows, columns, slices].
-        label: uint8 class map of the same shape.
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
-        original_label: uint8 class map on `original`, where it was asked for.
         notes: What was odd in the scan's files, but handled.
     """
 
     case_id: str
     modality: str
-    image: NDArray[np.float32]
-    label: NDArray[np.uint8]
     grid: Grid
     original: Grid
-    original_label: NDArray[np.uint8] | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(CaseHeader):
+    """One prepared scan.
+
+    Attributes:
+        image: float32 [rows, columns, slices].
+        label: uint8 class map of the same shape.
+        original_label: uint8 class map on `original`, where it was asked for.
+    """
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    original_label: NDArray[np.uint8] | None = None
 
     @property
     def depth(self) -> int:
@@ -205,28 +214,18 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
     return reduced(case, factor)
 
 
-@dataclass(frozen=True)
-class OpenCase:
+@dataclass(frozen=True, kw_only=True)
+class OpenCase(CaseHeader):
     """A case file that is open, whose voxels are still on disk.
 
     Attributes:
-        case_id: Unique in the data set.
-        modality: Its modality's name.
         image: float32 [rows, columns, slices].
         label: uint8 class map of the same shape.
-        grid: Where the voxels lie.
-        original: Where the scan's own voxels lie.
-        notes: What preparation has noted about it.
         file: The file itself.
     """
 
-    case_id: str
-    modality: str
     image: h5py.Dataset
     label: h5py.Dataset
-    grid: Grid
-    original: Grid
-    notes: tuple[str, ...]
     file: h5py.File
 
 
@@ -264,7 +263,7 @@ def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
 
 
 def check_factor(shape: Sequence[int], factor: int, path: Path) -> None:
-    """Rows and columns are a multiple of an in-plane reduction.
+    """Checks that rows and columns are a multiple of an in-plane reduction.
 
     Raises:
         InputError: They are not.
@@ -275,11 +274,11 @@ def check_factor(shape: Sequence[int], factor: int, path: Path) -> None:
         )
 
 
-def check_identity(case: Case | OpenCase, case_id: str, modality: str, path: Path) -> None:
-    """A file holds the case that the data set says.
+def check_identity(case: CaseHeader, case_id: str, modality: str, path: Path) -> None:
+    """Checks that a file holds the case that the data set names.
 
     Raises:
-        InputError: Another.
+        InputError: It holds another.
     """
     if (case.case_id, case.modality) != (case_id, modality):
         raise InputError(
@@ -290,7 +289,7 @@ def check_identity(case: Case | OpenCase, case_id: str, modality: str, path: Pat
 
 
 def check_values(label: NDArray[np.uint8], task: Task, path: Path) -> NDArray[np.uint8]:
-    """A class map, or the values in it, as it is.
+    """Returns a class map, or the values in it, once they are checked.
 
     Raises:
         InputError: A value that the task does not have.
@@ -305,7 +304,7 @@ def check_values(label: NDArray[np.uint8], task: Task, path: Path) -> NDArray[np
 
 
 def checked_image(image: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Voxels as they are.
+    """Returns an image once its voxels are checked.
 
     Raises:
         InputError: NaN or infinite ones.

@@ -115,7 +115,7 @@ class Dataset:
         return case
 
     def check_size(self, case_id: str, shape: Sequence[int]) -> None:
-        """A case's slices have the task's size, or no network takes them, nor a batch.
+        """Checks that slices have the task's size, which every network and batch needs.
 
         Raises:
             InputError: Slices of another size.
@@ -183,8 +183,18 @@ class Dataset:
             check_factor(content.shape, factor, paths[case_id])
             label = content.factors[factor]
             check_values(np.array(label.classes), self.task, paths[case_id])
-            of = self.case_modality[case_id]
-            cases.append(StoredCase(paths[case_id], case_id, of, self.task, content.shape, label, factor, cache))
+            cases.append(
+                StoredCase(
+                    path=paths[case_id],
+                    case_id=case_id,
+                    modality=self.case_modality[case_id],
+                    task=self.task,
+                    shape=content.shape,
+                    content=label,
+                    factor=factor,
+                    cache=cache,
+                )
+            )
         return cases
 
     @property

@@ -78,7 +78,15 @@ class StoredCase:
         size = rows * columns * slices // self.factor**2 * 5  # float32 and uint8
         image, label = self._read(every, every, keep=self.cache.room >= size)
         with self._opened() as file:
-            return Case(self.case_id, self.modality, image, label, reduced_grid(file.grid, self.factor), file.original)
+            return Case(
+                case_id=self.case_id,
+                modality=self.modality,
+                grid=reduced_grid(file.grid, self.factor),
+                original=file.original,
+                notes=file.notes,
+                image=image,
+                label=label,
+            )
 
     def _read(self, image: Sequence[int], label: Sequence[int], keep: bool) -> tuple[NDArray, NDArray]:
         wanted = {("image", int(k)) for k in image} | {("label", int(k)) for k in label}

@@ -24,7 +24,7 @@ NORMALIZATIONS = (
     keras.layers.RMSNormalization,
 )
 KERAS_SETTINGS = ("ours", "chilopod", "individual")
-"""Settings that ask nothing of a network's stages."""
+"""Settings that need no stages: everything is separate, or the normalization layers alone are."""
 
 
 def per_modality(

@@ -60,6 +60,6 @@ def apply_if_finite(
         tf.cond(finite, lambda: everywhere(apply, gradients), lambda: None)
         tf.cond(good, lambda: None, lambda: everywhere(undo, before))
 
-    # An optimizer brings replicas together, which it cannot do out of a condition of one of them.
+    # The optimizer needs all replicas at once: so the condition is asked for all of them, not inside each one.
     tf.distribute.get_replica_context().merge_call(together, args=(finite, finite & ~overflow, gradients, before))
     return terms

@@ -119,7 +119,7 @@ class KerasHooks(keras.Model):
             batches: Training images, as for calling the model.
         """
         layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
-        # With what one batch leaves of itself, when the statistics start from zero.
+        # When the statistics start from zero, one batch leaves this share of its own in them.
         shares = {id(v): 1.0 - layer.momentum for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
         if not shares:
             return

@@ -1,4 +1,4 @@
-"""Which network is meant: a row of the table with one of its decoders, or a table of stages of one's own."""
+"""Finds a network by its name and decoder, and checks, stores and reads networks of one's own."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def network_to_dict(network: Network) -> dict[str, Any]:
 
 
 def network_from_dict(content: Mapping[str, Any]) -> Network:
-    """A network from what a run or an exported model stores of one that is not in `NETWORKS`.
+    """The network that a run or an exported model has stored, because it is not in `NETWORKS`.
 
     Raises:
-        ValueError: No network, or an inconsistent one.
+        ValueError: The content is damaged or inconsistent.
     """
 
     def conv(c: Mapping[str, Any]) -> Conv:

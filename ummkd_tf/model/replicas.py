@@ -15,7 +15,7 @@ import tensorflow as tf
 
 
 def number_of_replicas() -> int:
-    """R, where a replica computes; 1 elsewhere, and without a strategy."""
+    """How many replicas compute together; 1 outside of a replica, and without a strategy."""
     context = tf.distribute.get_replica_context()
     return 1 if context is None else int(context.num_replicas_in_sync)
 
@@ -44,7 +44,7 @@ def replica_any(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def loss_share(loss: tf.Tensor) -> tf.Tensor:
-    """What a replica differentiates of the whole batch's loss: the gradients of all replicas add up to its gradient."""
+    """A replica's part of the whole batch's loss: the gradients of all parts add up to the whole's."""
     replicas = number_of_replicas()
     return loss if replicas == 1 else loss / replicas
 

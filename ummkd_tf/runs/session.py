@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,20 +121,24 @@ def run_training(
     def knowledge() -> dict[str, Any]:
         return knowledge_of_cases(predictor, (case.load() for case in watched), config.temperature)
 
-    arguments: dict[str, Any] = {
-        "steps": config.steps,
-        "validate": validate,
-        "validate_every": config.validate_every,
-        "norm_batches": config.norm_batches,
-        "checkpoint_every": options.checkpoint_every,
-        "log_every": options.log_every,
-        "max_hours": options.max_hours,
-        "num_threads": options.threads,
-        "knowledge": knowledge if watched else None,
-        "devices": devices,
-    }
+    train = partial(
+        training.train,
+        model,
+        sampler,
+        run_dir,
+        steps=config.steps,
+        validate=validate,
+        validate_every=config.validate_every,
+        norm_batches=config.norm_batches,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        max_hours=options.max_hours,
+        num_threads=options.threads,
+        knowledge=knowledge if watched else None,
+        devices=devices,
+    )
     if not devices.chief:  # the chief writes the run's folder
-        return training.train(model, sampler, run_dir, **arguments)
+        return train()
     with exclusive(run_dir):
         record = start_run(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
@@ -151,7 +156,7 @@ def run_training(
                 session["started_from"] = before["training"]
             known = before["training"].get("intensities", {}) if before else {}
             session["intensities"] = record.get("intensities") or {**known, **training_intensities(dataset)}
-            progress = training.train(model, sampler, run_dir, validated=picture.write, **arguments)
+            progress = train(validated=picture.write)
             session["progress"] = vars(progress)
     return progress
 

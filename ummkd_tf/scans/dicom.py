@@ -612,7 +612,7 @@ def _in_line(
     def away() -> NDArray[np.float64]:
         return np.linalg.norm(positions - start - numbers[:, None] * step, axis=1)
 
-    if away().max() > _EXACT_MM:  # rounded positions tell their line best together
+    if away().max() > _EXACT_MM:  # rounded positions: the line that fits all of them best
         step, start = np.polyfit(numbers, positions, 1)
     if away().max() > tolerance:
         uneven = np.flatnonzero(np.abs(gaps - usual) > tolerance)

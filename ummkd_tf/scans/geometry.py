@@ -171,7 +171,8 @@ def same_geometry(a: Grid, b: Grid, tolerance_mm: float = _ROUNDING_MM) -> str |
     apart = _corners_apart_mm(a, b)
     if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
         return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
-    if apart <= tolerance_mm:  # halfway between two of the patient's axes, rounding decides on their names
+    # Before axes are compared by name: halfway between two of the patient's axes, rounding decides on the name.
+    if apart <= tolerance_mm:
         return None
     if a.axes != b.axes:
         return f"orientation {b.axes}, expected {a.axes}"

@@ -87,7 +87,7 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
                 f"hardly a voxel lies above {clip.low:g}, where the task cuts: is {modality} stored with an offset?"
             )
     lowest = float(image.array.min())
-    # A scan that was cut where the task cuts, or below, has lost nothing.
+    # A scan whose values were cut at the task's lower limit, or below it, has lost nothing that the task uses.
     air = clip.low if clip.unit == "value" and clip.low < 0 else _AIR_HU
     if machine(modality) == "CT" and lowest > air:
         bright = bool(np.percentile(image.array[::4, ::4, ::4], 99) > _BONE_HU)

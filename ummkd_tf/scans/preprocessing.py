@@ -85,7 +85,8 @@ def prepare_scan(image: Volume, label: Volume | None, task: Task, modality: str)
         difference = same_geometry(image.grid, label.grid)
         if difference:
             raise InputError(f"label and image do not fit: the label has {difference}; use the image's own label")
-        label = Volume(label.array, image.affine)  # of two that differ by rounding, one, lest they turn differently
+        # Both affines may differ by rounding; with the same one, image and label are turned alike.
+        label = Volume(label.array, image.affine)
     turned = None if label is None else reorient(label, task.axes)
     oriented = _without_margins(reorient(image, task.axes), turned, task, modality)
     center = _middle(oriented)
