@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from absl import logging
-
 from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS, write_btcv, write_chaos, write_mmwhs
 from data_prep.phantom.patient import GLITCHES, PhantomCase
 from data_prep.phantom.scanner import PhantomOptions
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.progress import progress
 
 VERSION = 1  # of the generator: raise it whenever the same seed gives other bytes
 MANIFEST = "phantom.json"
@@ -135,11 +134,10 @@ def _write_set(
         with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as workspace:
             whole = Path(workspace, "new")
             whole.mkdir()
-            for modality, (_, _, write) in plan.items():
-                for case_id in cases[modality]:
-                    streaks = modality == "ct" and case_id == outlier
-                    write(whole, PhantomCase(seed, template.name, modality, case_id), replace(options, streaks=streaks))
-                    logging.info("phantom %s %s case %s", template.name, modality, case_id)
+            for modality, case_id in progress([(m, c) for m in plan for c in cases[m]], desc="phantom", unit="case"):
+                streaks = modality == "ct" and case_id == outlier
+                write = plan[modality][-1]
+                write(whole, PhantomCase(seed, template.name, modality, case_id), replace(options, streaks=streaks))
             (whole / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if out_dir.exists():
                 out_dir.rename(Path(workspace, "old"))

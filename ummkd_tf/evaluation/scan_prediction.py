@@ -159,7 +159,7 @@ class ScanPredictor:
             grid, image, probabilities = self._everywhere(windows, modality, progress)
         if unlike(image, self.intensities.get(modality)):
             _LOG.warning(
-                "%sthe intensities are unlike those of all %s scans in training: is this a %s scan, and one of the same"
+                "%sthe intensities are unlike those of all %s scans in training: is its modality %s, and is it of the same"
                 " body region? Look at the result",
                 where,
                 modality,
