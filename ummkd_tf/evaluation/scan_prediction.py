@@ -159,8 +159,8 @@ class ScanPredictor:
             grid, image, probabilities = self._everywhere(windows, modality, progress)
         if unlike(image, self.intensities.get(modality)):
             _LOG.warning(
-                "%sthe intensities are unlike those of all %s scans in training: is its modality %s, and is it of the same"
-                " body region? Look at the result",
+                "%sthe intensities are unlike those of all %s scans in training: is its modality %s, and its body"
+                " region theirs? Look at the result",
                 where,
                 modality,
                 modality,
