@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
 from data_prep.sources.table import RawOptions, Source
@@ -36,9 +37,9 @@ from ummkd_tf.data.cases import (
     write_case,
 )
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
-from ummkd_tf.data.index import FACTORS, INDEX, contents
+from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
 from ummkd_tf.scans.plausibility import implausible
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import Task
@@ -87,6 +88,7 @@ class Visit:
         image_sha256: Of the scan's voxels, whatever the file format; "" where they cannot be read.
         up_to_date: There was a prepared file of the same sources and recipe.
         put_aside: The prepared file lies in `STAGING`, written now or by an interrupted run.
+        content: What the prepared file holds, where it was written now.
     """
 
     case_id: str
@@ -95,6 +97,7 @@ class Visit:
     image_sha256: str = ""
     up_to_date: bool = False
     put_aside: bool = False
+    content: CaseContent | None = None
 
 
 @dataclass
@@ -163,7 +166,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
                 found.problems.append(Problem(str(case.label), text, "use the image's own label map"))
             elif not np.array_equal(image.affine, label.affine):
                 found.notes.append(f"{case.case_id}: image and label headers differ by rounding; the image's is used")
-    put_aside = False
+    content = None
     if scan is not None and label is not None and not found.problems:
         try:
             prepared = preprocessing.prepare_scan(scan.volume, label, task, case.modality)
@@ -184,17 +187,27 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
                     image_sha256=image_sha256,
                     notes=[text.removeprefix(f"{case.image}: ") for text in told],
                 )
-                put_aside = True
-    return Visit(case.case_id, list(dict.fromkeys(found.problems)), found.notes, image_sha256, put_aside=put_aside)
+                content = content_of(_path(out / STAGING, case), FACTORS, prepared.label)
+    return Visit(
+        case.case_id,
+        list(dict.fromkeys(found.problems)),
+        found.notes,
+        image_sha256,
+        put_aside=content is not None,
+        content=content,
+    )
 
 
 def _cut_off(prepared: Prepared, task: Task) -> Iterator[str]:
     """What of the organs lies outside the task's window."""
     assert prepared.label is not None and prepared.original_label is not None
-    before, after = (
-        np.bincount(label.ravel(), minlength=task.num_classes) * grid.voxel_volume_mm3 / 1000
-        for label, grid in ((prepared.original_label, prepared.original), (prepared.label, prepared.grid))
-    )
+
+    def volumes(label: NDArray[np.uint8], grid: Grid) -> NDArray[np.float64]:
+        # Slice by slice, because NumPy counts in a copy that takes eight times the memory.
+        counts = [np.bincount(plane.ravel("K"), minlength=task.num_classes) for plane in label.T]
+        return np.sum(counts, axis=0) * grid.voxel_volume_mm3 / 1000
+
+    before, after = volumes(prepared.original_label, prepared.original), volumes(prepared.label, prepared.grid)
     for c in range(1, task.num_classes):
         if after[c] < (1 - _LOST_SHARE) * before[c]:
             lost = 1 - after[c] / before[c]
@@ -336,7 +349,8 @@ def prepare_cases(
             _path(out / STAGING, case).replace(_path(out / "cases", case))
     shutil.rmtree(out / STAGING, ignore_errors=True)
     paths = {case.case_id: _path(out / "cases", case) for case in wanted}
-    contents(out, paths, FACTORS, each=partial(pool.each, title="index"))
+    known = {found.case_id: found.content for found in visits if found.content}
+    contents(out, paths, FACTORS, known=known, each=partial(pool.each, title="index"))
     write_dataset(
         out,
         task=task,

@@ -17,7 +17,6 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
@@ -28,6 +27,7 @@ from ummkd_tf.data.dataset import PARTS, Dataset
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.scans.geometry import bounding_box
 from ummkd_tf.scans.plausibility import LONGEST_MM, SHORTEST_MM, cut_share, odd_size
 from ummkd_tf.tasks import Task
 
@@ -143,8 +143,7 @@ def summarize_case(case: Case, original_label: NDArray, task: Task, part: str) -
 
 def _scanned(case: Case) -> tuple[slice, ...]:
     """Box of the voxels that come from the scan: padding has the darkest value."""
-    found = ndimage.find_objects((case.image > case.image.min()).astype(np.uint8))
-    return found[0] if found else (slice(0),) * 3
+    return bounding_box(case.image > case.image.min()) or (slice(0),) * 3
 
 
 def _moments(values: NDArray[np.float32], darkest: float, around: int) -> dict[str, float]:

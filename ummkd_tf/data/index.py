@@ -19,9 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
@@ -67,13 +69,18 @@ class CaseContent:
     factors: Mapping[int, LabelContent]
 
 
-def content_of(path: Path, factors: Iterable[int]) -> CaseContent:
-    """Reads and checks a case file; reductions that do not divide its rows and columns are left out.
+def content_of(path: Path, factors: Iterable[int], label: NDArray[np.uint8] | None = None) -> CaseContent:
+    """What a case file holds; reductions that do not divide its rows and columns are left out.
+
+    Args:
+        path: The file.
+        factors: In-plane reductions.
+        label: Its class map, where it is known; by default the file is read and checked.
 
     Raises:
         InputError: As `read_case`.
     """
-    label = read_case(path).label
+    label = read_case(path).label if label is None else label
     rows, columns, _ = label.shape
     contents = {}
     for factor in factors:
@@ -153,6 +160,7 @@ def contents(
     paths: Mapping[str, Path],
     factors: Collection[int],
     *,
+    known: Mapping[str, CaseContent] = MappingProxyType({}),
     each: Each | None = None,
 ) -> dict[str, CaseContent]:
     """What is in these cases; cases that the index lacks are examined and added to it.
@@ -161,12 +169,13 @@ def contents(
         directory: Folder of the data set. Where it cannot be written to, the index stays as it is.
         paths: File by case id.
         factors: In-plane reductions that are needed.
+        known: What is known of some cases, for all of these factors, from writing their files.
         each: Goes through the files that must be looked at, e.g. in several processes.
 
     Raises:
         InputError: As `read_case`.
     """
-    index = _current(directory, read_index(directory))
+    index = {**_current(directory, read_index(directory)), **known}
     unknown = {c: path for c, path in paths.items() if c not in index or not set(factors) <= set(index[c].factors)}
     if unknown:
         look = partial(content_of, factors=tuple(factors))
@@ -174,6 +183,7 @@ def contents(
         for case_id, content in zip(unknown, found, strict=True):
             before = index[case_id].factors if case_id in index else {}
             index[case_id] = replace(content, factors={**before, **content.factors})
+    if unknown or known:
         with contextlib.suppress(InputError):
             write_index(directory, index)
     return {case_id: index[case_id] for case_id in paths}

@@ -17,6 +17,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box [rows, columns, slices] with all voxels of a mask; None where it has none."""
+    along = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(a[0]), int(a[-1]) + 1) for a in along) if along[0].size else None
+
+
 def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
     """The part of the index ranges [start, stop) that lies in the grid."""
     limits = np.clip([start, stop], 0, grid.shape).astype(int).T

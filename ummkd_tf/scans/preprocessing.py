@@ -22,6 +22,7 @@ from ummkd_tf.scans.geometry import (
     Volume,
     around,
     blocks,
+    bounding_box,
     crop,
     part,
     reorient,
@@ -230,13 +231,13 @@ def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.ui
         num_classes: C.
     """
     classes = np.zeros(grid.shape, np.uint8)
-    boxes = ndimage.find_objects((label.array > 0).astype(np.uint8))
-    if not boxes:
+    box = bounding_box(label.array > 0)
+    if box is None:
         return classes
     # One voxel around all labels, where the indicators have faded to zero.
-    first, last = (np.array([getattr(side, end) for side in boxes[0]]) for end in ("start", "stop"))
+    first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
     source = window(label.grid, first - 1, last + 1)
-    target = _covering(boxes[0], label.grid, grid)
+    target = _covering(box, label.grid, grid)
     part = Volume(label.array[source], shifted(label.affine, source))
     part_grid = Grid(shifted(grid.affine, target), classes[target].shape)
     if 0 not in part_grid.shape:
@@ -328,8 +329,9 @@ def _with_all_labels(box: tuple[slice, ...], classes: NDArray) -> tuple[tuple[sl
     outside = int(np.count_nonzero(classes)) - int(np.count_nonzero(classes[box]))
     if not outside:
         return box, 0
-    labelled = ndimage.find_objects((classes > 0).astype(np.uint8))[0][:2]
-    sides = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, labelled, strict=False)]
+    labelled = bounding_box(classes > 0)
+    assert labelled is not None  # a voxel lies outside of the box
+    sides = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box[:2], labelled[:2], strict=True)]
     return (*sides, box[2]), outside
 
 
@@ -389,18 +391,18 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
     """
     labels = np.zeros(original.shape, np.uint8)
     # Only voxels near a class that is more likely than background can get a label: leave out the rest, to save time.
-    found = np.zeros(grid.shape, np.uint8)
+    found = np.zeros(grid.shape, bool)
     for c in range(1, probabilities.shape[-1]):
         found |= probabilities[..., c] > probabilities[..., 0]
-    boxes = ndimage.find_objects(found)
-    if not boxes:
+    box = bounding_box(found)
+    if box is None:
         return labels
-    here = _covering(boxes[0], grid, original)
+    here = _covering(box, grid, original)
     own = part(original, here)
     if 0 in own.shape:
         return labels
-    for box in blocks(own, math.ceil(math.prod(own.shape) / _RESTORED_VOXELS)):
-        labels[here][box] = _classes(probabilities, grid, part(own, box))
+    for block in blocks(own, math.ceil(math.prod(own.shape) / _RESTORED_VOXELS)):
+        labels[here][block] = _classes(probabilities, grid, part(own, block))
     return labels
 
 
