@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from absl import flags
 from tqdm import tqdm
@@ -38,11 +38,13 @@ from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
-from ummkd_tf.runs.folder import LOCK, RUN, newest_step
+from ummkd_tf.runs.config import Precision
+from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
 ENOUGH = 10.0  # seconds of steps, for an estimate
+ENOUGH_STEPS = 50  # of a stopped run, the same
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -60,6 +62,8 @@ class ReproduceOptions:
         recipe: Of `recipes.RECIPES`.
         steps: Length of training, or None for the preset's.
         validate_every: Steps between validations, or None for the preset's.
+        precision: Of convolutions and activations.
+        cache_gb: Of `experiments.train`, for each run; None for its default.
         outlier: Case id of Table VI's outlier, or None.
         overlap: Share of a 3D chunk that the next one sees again, in evaluation.
         largest_component: Whether evaluation keeps the largest connected part of each class alone.
@@ -71,6 +75,8 @@ class ReproduceOptions:
     recipe: str = "paper"
     steps: int | None = None
     validate_every: int | None = None
+    precision: Precision = "float32"
+    cache_gb: float | None = None
     outlier: str | None = None
     overlap: float = 0.0
     largest_component: bool = False
@@ -107,7 +113,7 @@ class Work:
         """The command that does one of the steps in `missing`."""
         python = [sys.executable, "-m"]
         if step == "train":
-            more = {"steps": self.options.steps, "validate_every": self.options.validate_every}
+            more = {name: getattr(self.options, name) for name in ("steps", "validate_every", "precision", "cache_gb")}
             return [
                 *python,
                 "experiments.train",
@@ -159,13 +165,15 @@ class Work:
             "preset": self.options.preset,
             "recipe": self.options.recipe,
             "steps": self.options.length(self.spec),
+            "precision": self.options.precision,
             "setting": self.spec.setting,
             "alpha": self.spec.alpha,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,
             "data": str(self.options.data_dir(self.spec).resolve()),
         }
-        found = {**record["flags"], "normalization": record["model"]["normalization"], "data": record["data_dir"]}
+        model = {"normalization": record["model"]["normalization"], "data": record["data_dir"]}
+        found = {**config_of(record).to_dict(), **model}
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
             raise InputError(
@@ -333,11 +341,14 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
 def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
     """Measured over all runs of a task and preset that are finished or were stopped; None without any.
 
-    A killed run does not count: its last seconds are not recorded.
+    A run stopped after a few steps does not count, whose time is that of starting; nor does a killed one, whose last
+    seconds are not recorded.
     """
     runs = [r for r in records if r.task.name == task and r.run["flags"]["preset"] == preset]
     steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
-    steps |= {r.name: steps_done(r.run_dir) for r in runs if r.run["status"] == "stopped"}
+    steps |= {
+        r.name: done for r in runs if r.run["status"] == "stopped" and (done := steps_done(r.run_dir)) >= ENOUGH_STEPS
+    }
     seconds = sum(r.run["seconds"] for r in runs if r.name in steps)
     return seconds / sum(steps.values()) if any(steps.values()) else None
 
@@ -440,6 +451,8 @@ def main(_: list[str]) -> int:
         recipe=values.recipe,
         steps=values.steps,
         validate_every=values.validate_every,
+        precision=values.precision,
+        cache_gb=values.cache_gb,
         outlier=values.outlier,
         overlap=values.overlap,
         largest_component=values.largest_component,
@@ -510,6 +523,8 @@ def _define_flags() -> None:
     flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch.")
     flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
     flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
+    flags.DEFINE_enum("precision", "float32", list(get_args(Precision)), "Of experiments.train.")
+    flags.DEFINE_float("cache_gb", None, "Of experiments.train, for each of the --jobs runs at a time.", lower_bound=0)
     flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
     flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")

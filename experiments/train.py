@@ -26,7 +26,7 @@ from ummkd_tf.model.architectures import NETWORKS, Initialization, Network, Norm
 from ummkd_tf.model.networks import DECODERS, check_network, network_to_dict
 from ummkd_tf.output.pictures import batch_figure, save_figure
 from ummkd_tf.runs.config import Freeze, Precision, RunConfig, Schedule, Selection
-from ummkd_tf.runs.folder import check_run
+from ummkd_tf.runs.folder import RUN, check_run, config_of, read_run
 from ummkd_tf.settings import SETTINGS, AbsentClass
 from ummkd_tf.tasks import TASKS, Task, check_same_task, get_task
 
@@ -152,8 +152,10 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "precision",
     "float32",
-    list(get_args(Precision)),
-    "Numbers that convolutions and activations hold; weights, statistics and losses are float32 always.",
+    [*get_args(Precision), "auto"],
+    "Numbers that convolutions and activations hold; weights, statistics and losses are float32 always. auto: "
+    "mixed_bfloat16 where this machine has instructions for it and a study on real scans found the Dice unchanged "
+    "(docs/study.md), else float32; a run that is continued keeps its own.",
 )
 flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")
 flags.DEFINE_enum(
@@ -238,6 +240,19 @@ def _share(global_batch: int, modalities: Sequence[str]) -> int:
     return global_batch // len(modalities)
 
 
+def _precision(network: Network) -> Precision:
+    """The precision that --precision names."""
+    if FLAGS.precision != "auto":
+        return FLAGS.precision
+    if FLAGS.run_dir and (Path(FLAGS.run_dir) / RUN).is_file():
+        return config_of(read_run(Path(FLAGS.run_dir))).precision
+    start_tensorflow()
+    # Here, to start without TensorFlow where no choice depends on the machine.
+    from ummkd_tf.runs.devices import auto_precision
+
+    return auto_precision(network.name)
+
+
 def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
     preset = PRESETS[FLAGS.preset]
@@ -270,7 +285,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         validate_every=chosen("validate_every"),
         norm_batches=preset.norm_batches,
         seed=FLAGS.seed,
-        precision=FLAGS.precision,
+        precision=_precision(network),
         deterministic=FLAGS.deterministic,
         local_batch_norm=FLAGS.local_batch_norm,
         init_from=FLAGS.init_from and str(Path(FLAGS.init_from).resolve()),

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter
 from ummkd_tf.fast.adam import Adam
+from ummkd_tf.runs import devices
 from ummkd_tf.runs.checkpoints import Progress, restore, write_checkpoint
 
 SPACES = {"dilated2d": (32, 32, 3), "unet3d": (32, 32, 8, 1)}
@@ -101,3 +102,27 @@ def test_a_checkpoint_holds_the_loss_scale(make_model, tmp_path):
     assert float(again.optimizer.dynamic_scale) == 512.0
     assert int(again.optimizer.step_counter) == 7
     assert int(again.optimizer.iterations) == 9
+
+
+@pytest.mark.parametrize(
+    ("network", "capabilities", "flags", "expected"),
+    [
+        ("unet3d", [], "fpu avx512_bf16", "mixed_bfloat16"),
+        ("unet3d", [], "fpu amx_bf16 amx_tile", "mixed_bfloat16"),
+        ("unet3d", [], "fpu avx512f", "float32"),
+        ("unet3d", [], None, "float32"),
+        ("unet3d", [(8, 0)], None, "mixed_bfloat16"),
+        ("unet3d", [(9, 0), (7, 5)], "fpu avx512_bf16", "float32"),
+        ("dilated2d", [(9, 0)], "fpu avx512_bf16", "float32"),
+    ],
+)
+def test_auto_takes_16_bits_where_they_are_fast_and_studied(
+    monkeypatch, tmp_path, network, capabilities, flags, expected
+):
+    """GPUs by compute capability, a CPU without one by its flags; other systems have no such file."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: capabilities)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
+    monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "cpuinfo")
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    assert devices.auto_precision(network) == expected

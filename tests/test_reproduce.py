@@ -164,6 +164,7 @@ def test_a_run_that_cannot_be_started_keeps_no_other(options):
         ({"steps": 299}, "steps is 300, wanted 299"),
         ({"preset": "small", "steps": 300}, "preset is tiny, wanted small"),
         ({"recipe": "released"}, "recipe is paper, wanted released"),
+        ({"precision": "mixed_bfloat16"}, "precision is float32, wanted mixed_bfloat16"),
     ],
 )
 def test_run_of_other_settings_is_not_reused(change, message, options):
@@ -198,7 +199,10 @@ def test_commands(options):
     assert work.command("train")[1:] == [
         "-m", "experiments.train", *work.spec.flags(), f"--data_dir={options.data['abdomen']}",
         f"--run_dir={work.run_dir}", "--preset=small", "--recipe=released", "--steps=9", "--validate_every=3",
+        "--precision=float32",
     ]  # fmt: skip
+    rounded = work_of(replace(values, precision="mixed_bfloat16", cache_gb=0.0))
+    assert rounded.command("train")[-2:] == ["--precision=mixed_bfloat16", "--cache_gb=0.0"]
     assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", f"--run_dir={work.run_dir}"]
     assert work.command("evaluate outlier")[-1] == "--outlier=ct_7"
     beyond = work_of(replace(options, overlap=0.5, largest_component=True))
@@ -236,6 +240,10 @@ def test_a_stopped_run_measures_too(options):
     ours, chilopod = plan(["fig8"], [0], [0], options)
     run_dir = write_run(options.runs_dir, ours.spec, None, status="stopped", data_dir=options.data["abdomen"])
     (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "step-00000001.npz").touch()  # nearly all of the 60 s was starting
+    assert describe([chilopod], load_records(options.runs_dir), lambda *_: 0.5).startswith(
+        f"{chilopod.spec.name}: train, evaluate; 300 steps, about 2 min"
+    )
     (run_dir / "checkpoints" / "step-00000100.npz").touch()  # 60 s for 100 steps
     text = describe([ours, chilopod], load_records(options.runs_dir))
     assert f"{ours.spec.name}: train, evaluate; 200 steps, about 2 min" in text

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +24,15 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import Batch
 from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel
+from ummkd_tf.runs.config import Precision
 
 Strategy = Literal["default", "mirrored", "multi_worker"]
+
+STUDIED_IN_BFLOAT16 = ("unet3d",)
+"""Networks whose Dice on real scans bfloat16 left as it was (docs/study.md)."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # what oneDNN computes bfloat16 with; without, it is slower
 
 _GONE = (
     tf.errors.UnavailableError,
@@ -154,6 +162,27 @@ class Devices:
             return {m: tf.constant(np.split(array, here)[number]) for m, array in arrays.items()}
 
         return self.strategy.experimental_distribute_values_from_function(share)
+
+
+def auto_precision(network: str) -> Precision:
+    """What `--precision=auto` stands for on this machine.
+
+    Args:
+        network: Its name.
+
+    Returns:
+        "mixed_bfloat16" for a network of `STUDIED_IN_BFLOAT16` where every GPU, or without one the CPU, has
+        instructions for it (NVIDIA's have since compute capability 8.0); else "float32".
+    """
+    if network not in STUDIED_IN_BFLOAT16:
+        return "float32"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        fast = all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
+    else:
+        words = set(_CPUINFO.read_text(encoding="utf-8").split()) if _CPUINFO.is_file() else set()
+        fast = bool(words & _BFLOAT16_INSTRUCTIONS)
+    return "mixed_bfloat16" if fast else "float32"
 
 
 @contextlib.contextmanager

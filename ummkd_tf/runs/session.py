@@ -148,6 +148,7 @@ def run_training(
             f"{model.setting.title} with {model.network.name}, preset {config.preset}, {config.steps} steps; "
             f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
             + (f", {devices.replicas} devices" if devices.replicas > 1 else "")
+            + (f", {config.precision}" if config.precision != "float32" else "")
         )
         if options.on_start:
             options.on_start(sampler)
