@@ -211,7 +211,7 @@ def main(_: list[str]) -> None:
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(FLAGS.network, "ours", dataset.modalities, TASK.num_classes, FLAGS.width)
     model.compile(model.operations.adam(1e-4, epsilon=1e-8))
-    function = tf.function(model.optimize)
+    function = tf.function(model.optimize, autograph=False)
     validate = validation_score(dataset, Predictor(model), factor, cache=cache)
     position = 0
     for line in sys.stdin:

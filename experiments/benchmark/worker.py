@@ -48,6 +48,7 @@ def _load_ours(precision: str = "float32", *, xla: bool = False, fast: bool | No
     import tensorflow as tf
 
     from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.runs.devices import graphs_as_traced
 
     def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
         keras.utils.set_random_seed(0)
@@ -56,8 +57,13 @@ def _load_ours(precision: str = "float32", *, xla: bool = False, fast: bool | No
         model = UnpairedSegmenter(network, "ours", names, NUM_CLASSES, width, fast=fast)
         model.compile(model.operations.adam(1e-4, epsilon=1e-8))
         images, labels = tf.nest.map_structure(tf.constant, random_batch(network, batch_size, size, names))
-        step = tf.function(model.optimize, jit_compile=xla)
-        return lambda: float(step(images, labels)["loss"])
+        optimize = tf.function(model.optimize, autograph=False, jit_compile=xla)
+
+        def step() -> float:
+            with graphs_as_traced(model):
+                return float(optimize(images, labels)["loss"])
+
+        return step
 
     return make_step
 
