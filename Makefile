@@ -8,7 +8,7 @@ DEMO   ?= demo
 DATA   ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-fast test-wheel test-pythons lock notebook docs soak fuzz two-workers check-two-workers demo benchmark claims reproduce report reproduce-phantom clean
+.PHONY: help setup lint format test test-fast test-wheel test-pythons lock notebook docs soak fuzz two-workers check-two-workers demo benchmark claims recorded reproduce report reproduce-phantom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -143,6 +143,10 @@ table%: setup  ## table1 … table6 [PRESET= SEEDS= FOLDS= OUTLIER= FLAGS=--dry_
 
 fig%: setup  ## fig4 … fig9 [the same]
 	$(REPRODUCE) --targets=$@ $(FLAGS)
+
+recorded: setup  ## Table II and IV of docs/results.md, from the recorded runs; needs no data
+	$(RUN) experiments.tables --runs_dir=docs/results/table2 --table=2 --compare
+	$(RUN) experiments.tables --runs_dir=docs/results/table2 --table=4
 
 claims: setup  ## the discussion's claims: anti-correlated and low-resolution MR, alignment of q
 	$(REPRODUCE) --targets=$(CLAIMS) $(FLAGS)

@@ -49,6 +49,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
         f"split {each(r.run['split_name'] for r in records)}",
         f"preset {each(r.run['flags']['preset'] for r in records)}",
+        *_unlike_the_paper(records),
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
         f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
@@ -56,6 +57,16 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"commit {each(r.run['environment']['commit'] for r in records)}",
     ]
     return "; ".join(parts) + "."
+
+
+def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
+    """Settings of training that the paper has not and that its tables' rows do not name."""
+    found = []
+    for name, usual in (("recipe", "paper"), ("precision", "float32")):
+        values = sorted({record.run["flags"].get(name, usual) for record in records})
+        if values != [usual]:
+            found.append(f"{name} {' / '.join(values)}")
+    return found
 
 
 def _beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
