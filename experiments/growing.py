@@ -95,7 +95,7 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "batch_size": PRESET.batch_size,
         "alpha": 0.5,
         "temperature": 2.0,
-        "absent": "uniform",
+        "absent": recipe.absent,
         "l2_on": recipe.l2_on,
         "l2_weight": recipe.l2_weight,
         "selection": "best",

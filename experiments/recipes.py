@@ -12,6 +12,7 @@ from typing import Any
 
 from ummkd_tf.model.architectures import Initialization
 from ummkd_tf.runs.config import L2On, Schedule
+from ummkd_tf.settings import AbsentClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Recipe:
         l2_on: Which variables the L2 term holds.
         l2_weight: eta, with the released code's factor ½ where it has one.
         augmentation: Row of `AUGMENTATIONS`. The authors' 2D records were augmented beforehand; in 3D theirs is off.
+        absent: How the distillation loss treats a class that a batch lacks; "uniform" is the released code's.
     """
 
     learning_rate: float
@@ -38,6 +40,7 @@ class Recipe:
     l2_on: L2On
     l2_weight: float
     augmentation: str
+    absent: AbsentClass
 
 
 _PAPER_2D = Recipe(
@@ -49,6 +52,7 @@ _PAPER_2D = Recipe(
     l2_on="all",
     l2_weight=1e-4,
     augmentation="affine",
+    absent="uniform",
 )
 _PAPER_3D = replace(_PAPER_2D, decay_every=500, batch_size=2, steps=50_000, augmentation="none")
 _PRACTICE: Mapping[str, Any] = {"learning_rate": 1e-3, "schedule": "polynomial", "augmentation": "practice"}

@@ -166,6 +166,7 @@ class Work:
             "recipe": self.options.recipe,
             "steps": self.options.length(self.spec),
             "precision": self.options.precision,
+            "absent": RECIPES[self.options.recipe][TASKS[self.spec.task].network].absent,
             "setting": self.spec.setting,
             "alpha": self.spec.alpha,
             "seed": self.spec.seed,

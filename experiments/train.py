@@ -128,9 +128,10 @@ flags.DEFINE_float(
 flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
     "absent",
-    "uniform",
+    None,
     list(get_args(AbsentClass)),
-    "A class that a batch lacks: uniform (released), skipped, or a running mean of the batches before.",
+    "A class that a batch lacks: uniform (released), skipped, or a running mean of the batches before; by default the "
+    "recipe's.",
 )
 flags.DEFINE_enum(
     "selection", "best", list(get_args(Selection)), "Checkpoint that evaluation uses: best validation Dice, or last."
@@ -277,7 +278,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         augmentation=chosen("augmentation"),
         alpha=FLAGS.alpha,
         temperature=FLAGS.temperature,
-        absent=FLAGS.absent,
+        absent=chosen("absent"),
         l2_on=recipe.l2_on,
         l2_weight=recipe.l2_weight,
         ema=FLAGS.ema,
