@@ -173,7 +173,7 @@ class Work:
             "normalization": self.spec.normalization,
             "data": str(self.options.data_dir(self.spec).resolve()),
         }
-        model = {"normalization": record["model"]["normalization"], "data": record["data_dir"]}
+        model = {"normalization": record["model"]["normalization"], "data": str(Path(record["data_dir"]).resolve())}
         found = {**config_of(record).to_dict(), **model}
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
