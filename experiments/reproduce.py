@@ -39,12 +39,12 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
-from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step
+from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step, read_run
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
-ENOUGH = 10.0  # seconds of steps, for an estimate
-ENOUGH_STEPS = 50  # of a stopped run, the same
+ENOUGH_SECONDS = 10.0  # of steps that are measured for an estimate
+ENOUGH_STEPS = 50  # of a stopped run that an estimate is taken from
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -139,7 +139,7 @@ class Work:
         Raises:
             InputError: The folder holds another run than the one wanted.
         """
-        record = read_json(self.run_dir / RUN)
+        record = read_run(self.run_dir) if (self.run_dir / RUN).is_file() else None
         if record:
             self._check(record)
         trained = record is not None and record["status"] == "finished"
@@ -173,8 +173,11 @@ class Work:
             "normalization": self.spec.normalization,
             "data": str(self.options.data_dir(self.spec).resolve()),
         }
-        model = {"normalization": record["model"]["normalization"], "data": str(Path(record["data_dir"]).resolve())}
-        found = {**config_of(record).to_dict(), **model}
+        found = {
+            **config_of(record).to_dict(),
+            "normalization": record["model"]["normalization"],
+            "data": str(Path(record["data_dir"]).resolve()),
+        }
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
             raise InputError(
@@ -342,8 +345,8 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
 def seconds_per_step(records: Iterable[Record], task: str, preset: str) -> float | None:
     """Measured over all runs of a task and preset that are finished or were stopped; None without any.
 
-    A run stopped after a few steps does not count, whose time is that of starting; nor does a killed one, whose last
-    seconds are not recorded.
+    A run that was stopped after a few steps does not count, because most of its time went into starting. A killed run
+    does not count either: its last seconds are not recorded.
     """
     runs = [r for r in records if r.task.name == task and r.run["flags"]["preset"] == preset]
     steps = {r.name: r.run["flags"]["steps"] for r in runs if r.finished}
@@ -375,7 +378,7 @@ def measured_step(task: str, preset: str, recipe: str) -> float:
     print(f"measuring a training step of {task} at preset {preset} …", file=sys.stderr)
     with Worker(OURS, Size(network, batch_size, TASKS[task].size[0] // chosen.factor, chosen.width)) as worker:
         seconds = [worker.step()]
-        while len(seconds) < 3 and sum(seconds) < ENOUGH:
+        while len(seconds) < 3 and sum(seconds) < ENOUGH_SECONDS:
             seconds.append(worker.step())
     return median(seconds)
 
@@ -524,8 +527,10 @@ def _define_flags() -> None:
     flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch.")
     flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
     flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
-    flags.DEFINE_enum("precision", "float32", list(get_args(Precision)), "Of experiments.train.")
-    flags.DEFINE_float("cache_gb", None, "Of experiments.train, for each of the --jobs runs at a time.", lower_bound=0)
+    flags.DEFINE_enum("precision", "float32", list(get_args(Precision)), "As experiments.train has it.")
+    flags.DEFINE_float(
+        "cache_gb", None, "GB of images in memory, for each of the --jobs runs at a time.", lower_bound=0
+    )
     flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
     flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")

@@ -248,7 +248,7 @@ def _precision(network: Network) -> Precision:
     if FLAGS.run_dir and (Path(FLAGS.run_dir) / RUN).is_file():
         return config_of(read_run(Path(FLAGS.run_dir))).precision
     start_tensorflow()
-    # Here, to start without TensorFlow where no choice depends on the machine.
+    # Here, to start without TensorFlow: only this choice depends on the machine.
     from ummkd_tf.runs.devices import auto_precision
 
     return auto_precision(network.name)

@@ -46,7 +46,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
 
     assert_one_line(program("experiments.train", *common, "--alpha=0.9"), "alpha is 0.9, was 0.5", "another --run_dir")
 
-    # Whatever this machine would choose, a run keeps its numbers.
+    # A run keeps its precision, whatever this machine would choose for a new one.
     finished = program("experiments.train", *common, "--precision=auto")
     assert finished.returncode == 0, finished.stderr
     assert "finished 4 steps" in finished.stdout

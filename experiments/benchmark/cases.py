@@ -192,11 +192,11 @@ def main(_: list[str]) -> None:
     start_tensorflow()
     # Here, because these import TensorFlow, which start_tensorflow has to do first.
     import keras
-    import tensorflow as tf
 
     from ummkd_tf.evaluation.inference import Predictor
     from ummkd_tf.evaluation.validation import validation_score
     from ummkd_tf.model.segmenter import UnpairedSegmenter
+    from ummkd_tf.runs.devices import Devices, without_graph_optimizer
 
     started = time.perf_counter()
     dataset = Dataset.load(FLAGS.data_dir)
@@ -211,7 +211,7 @@ def main(_: list[str]) -> None:
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(FLAGS.network, "ours", dataset.modalities, TASK.num_classes, FLAGS.width)
     model.compile(model.operations.adam(1e-4, epsilon=1e-8))
-    function = tf.function(model.optimize, autograph=False)
+    optimize = Devices().step_function(model)
     validate = validation_score(dataset, Predictor(model), factor, cache=cache)
     position = 0
     for line in sys.stdin:
@@ -219,7 +219,8 @@ def main(_: list[str]) -> None:
         stop, started = position + int(count), time.perf_counter()
         for batch in sampler.batches(position, stop):
             if kind == "step":
-                float(function(*tf.nest.map_structure(tf.constant, batch))["loss"])
+                with without_graph_optimizer(model):
+                    float(optimize(batch, False)[0]["loss"])
         seconds, position = time.perf_counter() - started, stop
         if validate and kind == "step":  # once and not timed: its cases are memory too
             validate()

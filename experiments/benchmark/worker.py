@@ -48,7 +48,7 @@ def _load_ours(precision: str = "float32", *, xla: bool = False, fast: bool | No
     import tensorflow as tf
 
     from ummkd_tf.model.segmenter import UnpairedSegmenter
-    from ummkd_tf.runs.devices import graphs_as_traced
+    from ummkd_tf.runs.devices import without_graph_optimizer
 
     def make_step(network: str, batch_size: int, size: int, width: int, modalities: int = 2) -> Step:
         keras.utils.set_random_seed(0)
@@ -60,7 +60,7 @@ def _load_ours(precision: str = "float32", *, xla: bool = False, fast: bool | No
         optimize = tf.function(model.optimize, autograph=False, jit_compile=xla)
 
         def step() -> float:
-            with graphs_as_traced(model):
+            with without_graph_optimizer(model):
                 return float(optimize(images, labels)["loss"])
 
         return step

@@ -60,7 +60,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
 
 
 def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
-    """Settings of training that the paper has not and that its tables' rows do not name."""
+    """Recipe and precision of training, where they are not the paper's."""
     found = []
     for name, usual in (("recipe", "paper"), ("precision", "float32")):
         values = sorted({record.run["flags"].get(name, usual) for record in records})

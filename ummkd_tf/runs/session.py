@@ -26,7 +26,7 @@ from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.devices import Devices, Strategy, graphs_as_traced
+from ummkd_tf.runs.devices import Devices, Strategy, without_graph_optimizer
 from ummkd_tf.runs.environment import device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
@@ -138,9 +138,9 @@ def run_training(
         devices=devices,
     )
     if not devices.chief:  # the chief writes the run's folder
-        with graphs_as_traced(model):
+        with without_graph_optimizer(model):
             return train()
-    with exclusive(run_dir), graphs_as_traced(model):
+    with exclusive(run_dir), without_graph_optimizer(model):
         record = start_run(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
         )
