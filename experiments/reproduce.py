@@ -10,6 +10,8 @@ at any time; the same command goes on from there. Each run's output is in <runs_
 from __future__ import annotations
 
 import fcntl
+import itertools
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +19,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 from types import FrameType
 from typing import Any, Protocol, get_args
@@ -45,6 +49,7 @@ from ummkd_tf.tasks import TASKS
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
 ENOUGH_SECONDS = 10.0  # of steps that are measured for an estimate
 ENOUGH_STEPS = 50  # of a stopped run that an estimate is taken from
+CAN_DIVIDE = hasattr(os, "sched_setaffinity")  # cores among runs; macOS cannot, so each run may use them all
 SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
 
 Runner = Callable[[Sequence[str], Path], int]
@@ -216,10 +221,18 @@ def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) 
 
 
 class Stop:
-    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave."""
+    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave.
 
-    def __init__(self) -> None:
+    Args:
+        jobs: Commands that run at a time. Each has its share of the cores, because two that use all of them disturb
+            each other.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
         self.number: int | None = None
+        self._cores = SimpleQueue[set[int]]()
+        for share in shares(sorted(os.sched_getaffinity(0)) if CAN_DIVIDE else [], jobs):
+            self._cores.put(share)
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
@@ -250,10 +263,23 @@ class Stop:
                 self._processes.add(process)
             if self.number is not None:
                 process.terminate()
+            cores = self._cores.get()
             try:
+                if CAN_DIVIDE:
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.sched_setaffinity(process.pid, cores)  # its threads, which start later, inherit this
                 return process.wait()
             finally:
+                self._cores.put(cores)
                 self._processes.discard(process)
+
+
+def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
+    """Divides cores evenly among commands that run at a time; with fewer cores than commands, each has them all."""
+    if jobs > len(cores):
+        return [set(cores)] * jobs
+    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
+    return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 class Doable(Protocol):
@@ -472,7 +498,7 @@ def main(_: list[str]) -> int:
         return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
-    with Stop() as stop:
+    with Stop(values.jobs) as stop:
         outcome = execute_all(works, values.jobs, stop.run, stop)
     if stop.number is not None:
         name = signal.Signals(stop.number).name
@@ -536,7 +562,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")
     flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")
-    flags.DEFINE_integer("jobs", 1, "Runs at a time; one already uses every core.", lower_bound=1)
+    flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPU cores.", lower_bound=1)
     flags.DEFINE_enum(
         "executor", "local", ["local", "slurm"], "Run here, or write <runs_dir>/slurm/submit.sh and a job for each run."
     )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,17 @@ from recorded_runs import write_run
 
 from experiments import reproduce
 from experiments.plans import RunSpec
-from experiments.reproduce import ReproduceOptions, Stop, Work, describe, execute, execute_all, plan, steps_left
+from experiments.reproduce import (
+    ReproduceOptions,
+    Stop,
+    Work,
+    describe,
+    execute,
+    execute_all,
+    plan,
+    shares,
+    steps_left,
+)
 from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
 
@@ -306,6 +317,33 @@ def test_signal_reaches_the_running_command_and_nothing_more_starts(tmp_path):
         assert saved.read_text(encoding="utf-8") == "saved"
         assert stop.run([sys.executable, "-c", "raise SystemExit(5)"], tmp_path / "b.log") == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_shares_of_the_cores():
+    assert shares([0, 1, 2, 5], 1) == [{0, 1, 2, 5}]
+    assert shares([0, 1, 2, 5], 2) == [{0, 1}, {2, 5}]
+    assert shares([0, 1, 2, 5, 6], 3) == [{0}, {1, 2}, {5, 6}]
+    assert shares([3, 4], 3) == [{3, 4}] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot divide its cores")
+def test_two_commands_at_a_time_have_a_share_of_the_cores_each(tmp_path):
+    script = (
+        "import os, pathlib, sys, time\n"
+        "mine, other = map(pathlib.Path, sys.argv[1:])\n"
+        "mine.touch()\n"
+        "while not other.exists(): time.sleep(0.01)\n"
+        "time.sleep(0.1)\n"  # both run, and have their cores
+        "print(sorted(os.sched_getaffinity(0)))\n"
+    )
+    names = ["a", "b"]
+    with Stop(jobs=2) as stop, ThreadPoolExecutor(2) as pool:
+        commands = [
+            [sys.executable, "-c", script, str(tmp_path / n), str(tmp_path / m)] for n, m in (names, names[::-1])
+        ]
+        assert list(pool.map(stop.run, commands, [tmp_path / f"{name}.log" for name in names])) == [0, 0]
+    found = [json.loads((tmp_path / f"{name}.log").read_text(encoding="utf-8").splitlines()[-1]) for name in names]
+    assert sorted(map(set, found), key=min) == shares(sorted(os.sched_getaffinity(0)), 2)
 
 
 def program(*flags):
