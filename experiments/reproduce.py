@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
 from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step, read_run
+from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
@@ -192,15 +193,23 @@ class Work:
             )
 
 
-def plan(targets: Iterable[str], seeds: Sequence[int], folds: Sequence[int], options: ReproduceOptions) -> list[Work]:
-    """The runs of some targets, each once.
+def plan(
+    targets: Iterable[str],
+    seeds: Sequence[int],
+    folds: Sequence[int],
+    options: ReproduceOptions,
+    settings: Collection[str] = tuple(SETTINGS),
+) -> list[Work]:
+    """The runs of some targets in some settings, each once.
 
     Raises:
-        InputError: Data that a target needs is not given or not there.
+        InputError: No such setting; or data that a target needs is not given or not there.
     """
+    if unknown := [name for name in settings if name not in SETTINGS]:
+        raise InputError(f"--settings={','.join(unknown)}: not known: expected some of {', '.join(SETTINGS)}")
     targets = list(targets)
     tried = {s for name in targets if TARGETS[name].outlier for s in TARGETS[name].runs(seeds, folds)}
-    specs = runs_for(targets, seeds, folds)
+    specs = [spec for spec in runs_for(targets, seeds, folds) if spec.setting in settings]
     for spec in specs:
         _check_data(spec, options, folds)
     return [Work(spec, options, options.outlier is not None and spec in tried) for spec in specs]
@@ -489,7 +498,7 @@ def main(_: list[str]) -> int:
     )
     seeds, folds = (tables.whole_numbers(name, values[name].value) or [0] for name in ("seeds", "folds"))
     targets = _targets(values.targets, data)
-    works = plan(targets, seeds, folds, options)
+    works = plan(targets, seeds, folds, options, values.settings)
     if values.dry_run:
         print(describe(works, load_records(options.runs_dir)))
         return 0
@@ -545,6 +554,7 @@ def _targets(names: Sequence[str] | None, data: Mapping[str, str]) -> list[str]:
 
 def _define_flags() -> None:
     flags.DEFINE_list("targets", None, f"Some of {', '.join(TARGETS)}; default: all whose data are given.")
+    flags.DEFINE_list("settings", list(SETTINGS), "Run these only; what needs others stays blank.")
     for name in DATA:
         flags.DEFINE_string(f"{name}_data", None, f"Prepared data: {name}; {{fold}} in it stands for the fold.")
     flags.DEFINE_string("runs_dir", "runs", "Folder of the runs, one subfolder each.")

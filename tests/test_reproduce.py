@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_missing_runs_are_done_and_finished_ones_reused(options):
     assert one == [("experiments.train", False), ("experiments.evaluate", False), ("experiments.evaluate", True)]
     again = FakeRunner(options)
     assert len(execute_all(works, 2, again, Stop()).done) == 7 and again.calls == []
+
+
+def test_settings_limit_the_runs(options):
+    works = plan(["table2", "fig8"], [0, 1], [0], options, ["joint", "ours"])
+    assert [(work.spec.seed, work.spec.setting) for work in works] == list(product([0, 1], ["joint", "ours"]))
+    with pytest.raises(InputError, match=r"--settings=our: not known: expected some of individual, joint, .*ours$"):
+        plan(["table2"], [0], [0], options, ["our"])
 
 
 def test_table_without_outlier_needs_no_outlier_evaluation(options):
