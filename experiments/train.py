@@ -138,6 +138,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("validate_every", None, "Steps between validations; by default the preset's.", lower_bound=1)
 flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
+flags.DEFINE_integer(
+    "keep_checkpoints", 2, "How many of the newest checkpoints to keep, beside the best.", lower_bound=1
+)
 flags.DEFINE_integer("log_every", 10, "Steps between log lines.", lower_bound=1)
 flags.DEFINE_float(
     "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
@@ -340,6 +343,7 @@ def main(_: list[str]) -> int:
 
     options = SessionOptions(
         checkpoint_every=FLAGS.checkpoint_every,
+        keep_checkpoints=FLAGS.keep_checkpoints,
         log_every=FLAGS.log_every,
         max_hours=FLAGS.max_hours,
         threads=FLAGS.threads,

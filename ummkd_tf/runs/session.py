@@ -40,6 +40,7 @@ class SessionOptions:
 
     Attributes:
         checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many of the newest to keep.
         log_every: Steps between log lines.
         max_hours: Stop cleanly after this time.
         threads: Threads that prepare batches.
@@ -52,6 +53,7 @@ class SessionOptions:
     """
 
     checkpoint_every: int = 100
+    keep_checkpoints: int = 2
     log_every: int = 10
     max_hours: float | None = None
     threads: int = 1
@@ -104,9 +106,7 @@ def run_training(
         check_not_seen(before["training"], dataset, dataset.ids("test"))
     factor = config.factor(dataset.task)
     cache = Cache(free_memory() / 2 if options.cache_gb is None else 1e9 * options.cache_gb)
-    examples = {m: dataset.examples(m, model.network.rank, factor, cache) for m in dataset.modalities}
-    check_classes(examples, dataset.task.class_names)
-    sampler = UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
+    sampler = make_sampler(dataset, config, model.network.rank, cache)
     predictor = Predictor(model)
     picture = ValidationPicture(dataset.task)
     validate = validation_score(dataset, predictor, factor, cache=cache, watch=picture.watch)
@@ -131,6 +131,7 @@ def run_training(
         validate_every=config.validate_every,
         norm_batches=config.norm_batches,
         checkpoint_every=options.checkpoint_every,
+        keep_checkpoints=options.keep_checkpoints,
         log_every=options.log_every,
         max_hours=options.max_hours,
         num_threads=options.threads,
@@ -161,6 +162,23 @@ def run_training(
             progress = train(validated=picture.write)
             session["progress"] = vars(progress)
     return progress
+
+
+def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -> UnpairedSampler:
+    """The batches of a run.
+
+    Args:
+        dataset: Prepared cases or released records.
+        config: The run's settings.
+        rank: Of the network: 2 or 3.
+        cache: Where images and class maps are kept.
+
+    Raises:
+        InputError: A modality without training cases, or none of them shows some class.
+    """
+    examples = {m: dataset.examples(m, rank, config.factor(dataset.task), cache) for m in dataset.modalities}
+    check_classes(examples, dataset.task.class_names)
+    return UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
 
 
 def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> UnpairedModel:
