@@ -176,8 +176,9 @@ def test_incomplete_seeds_are_named(tmp_path):
         for seed in seeds:
             cases = evaluation_cases("abdomen", np.random.default_rng(seed), range(2))
             write_run(tmp_path, RunSpec("abdomen", "abdomen", setting, seed=seed), cases, source="btcv")
-    table = builders.build("table2", load_records(tmp_path))
-    assert table.notes[-1] == "Incomplete, runs: abdomen-joint 1 of 2."
+    table, tests = (builders.build(target, load_records(tmp_path)) for target in ("table2", "table4"))
+    assert [row.title for row in table.blocks[0].rows if row.cells[1].text] == ["Joint (1 of 2 runs)", "Ours"]
+    assert tests.notes[-1] == "Incomplete: abdomen-joint 1 of 2 runs."
     assert "PHANTOM" not in table.caption and "Data: btcv" in table.caption
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
-from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, title
+from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, runs_missing, title
 from experiments.results.paper import compared
 from experiments.results.records import Record, Runs, modalities_of, seeds_and_folds, unplanned
 from experiments.results.significance import compare, holm, unit_values
@@ -151,10 +151,16 @@ def _case_table(target: str, runs: Runs, plan: Sequence[_PlannedBlock], *, param
     specs = dict.fromkeys(key for _, _, _, rows in plan for _, _, key in rows if isinstance(key, RunSpec))
     used: dict[_Key, list[Record]] = {spec: runs.of(spec) for spec in specs}
     task = TASKS[TARGETS[target].specs[0].task]
+    # A row over fewer cases or seeds than the others says so itself, because people compare rows.
+    marks: dict[_Key | None, str] = {spec: f" ({text})" for spec, text in runs_missing(used, runs).items()}
+    plan = [
+        (text, metric, of_paper, [(row + marks.get(key, ""), paper, key) for row, paper, key in rows])
+        for text, metric, of_paper, rows in plan
+    ]
     table = _layout(target, title(target), task, used, plan, parameters=parameters)
     if len(runs.seeds) > 1:
         table = replace(table, blocks=(*table.blocks, *(_over_seeds(b, len(runs.seeds)) for b in table.blocks)))
-    return replace(table, notes=(*table.notes, *incomplete(used, runs)))
+    return table
 
 
 def _layout(

@@ -110,10 +110,15 @@ def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> li
     return texts
 
 
-def incomplete(used: Mapping[Any, Sequence[Record]], runs: Runs) -> list[str]:
+def runs_missing(used: Mapping[Any, Sequence[Record]], runs: Runs) -> dict[Any, str]:
+    """Of which specs some runs are missing, e.g. "1 of 2 runs" are there."""
     planned = len(runs.seeds) * len(runs.folds)
-    short = [f"{_label(spec)} {len(found)} of {planned}" for spec, found in used.items() if 0 < len(found) < planned]
-    return [f"Incomplete, runs: {', '.join(short)}."] if short else []
+    return {spec: f"{len(found)} of {planned} runs" for spec, found in used.items() if 0 < len(found) < planned}
+
+
+def incomplete(used: Mapping[Any, Sequence[Record]], runs: Runs) -> list[str]:
+    short = [f"{_label(spec)} {text}" for spec, text in runs_missing(used, runs).items()]
+    return [f"Incomplete: {', '.join(short)}."] if short else []
 
 
 def _label(spec: RunSpec | str) -> str:
