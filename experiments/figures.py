@@ -59,7 +59,7 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 
-Predict = Callable[[Record, str], NDArray[np.int64]]
+Predict = Callable[[Record, str], NDArray[np.integer]]
 """Class map of one case of a run's data, as that run segments it."""
 
 
@@ -236,23 +236,27 @@ def read_case(record: Record, case_id: str) -> Case:
 
 
 class Predictions:
-    """Segments cases by a run's checkpoint; each run is loaded once."""
+    """Segments cases as a run's evaluation did; each run is loaded once."""
 
     def __init__(self) -> None:
         self._loaded: dict[Path, tuple] = {}
 
-    def __call__(self, record: Record, case_id: str) -> NDArray[np.int64]:
+    def __call__(self, record: Record, case_id: str) -> NDArray[np.integer]:
         start_tensorflow()
         # Here, to start without TensorFlow.
-        from ummkd_tf.evaluation.inference import Predictor
+        from ummkd_tf.evaluation.inference import Predictor, largest_components
 
+        evaluations = (record.evaluation or {"cases": {}}, record.outlier or {"cases": {}})
+        evaluation = next((e for e in evaluations if case_id in e["cases"]), {})
         if record.run_dir not in self._loaded:
-            model, _, _ = load_model(record.run_dir)
+            model, _, _ = load_model(record.run_dir, evaluation.get("selection"))
             self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
         predictor, dataset = self._loaded[record.run_dir]
         factor = dataset.task.size[0] // record.run["flags"]["size"]
         case = dataset.case(case_id, factor)
-        return predictor.probabilities(case.image, case.modality, factor).argmax(-1)
+        overlap = evaluation.get("overlap", 0.0)
+        predicted = predictor.probabilities(case.image, case.modality, factor, overlap=overlap).argmax(-1)
+        return largest_components(predicted) if evaluation.get("largest_component") else predicted
 
 
 # --- Fig. 6, 7, 8: recorded numbers ----------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -170,6 +173,37 @@ def test_segmentations_beside_the_reference(tmp_path, shown_cases):
     assert legend == ["1 Liver", "4 Spleen", "2 R-kdy", "3 L-kdy"]
     assert [len(axes.collections) for axes in panels[0, 1:]] == [0] * 7  # nothing was predicted
     assert texts(panels[1, 5]) == ["not run"]
+
+
+def test_segmentations_shown_are_those_evaluated(tmp_path, monkeypatch):
+    """With the evaluation's checkpoint, overlap and largest component; of another case, as the network gives it."""
+    chosen = {"selection": "last", "overlap": 0.5, "largest_component": True}
+    run_dir = write_run(tmp_path, specs("fig5")[-1], evaluation_cases("abdomen", np.random.default_rng(0), range(1)))
+    path = run_dir / "evaluation_test.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | chosen), encoding="utf-8")
+    (record,) = load_records(tmp_path)
+    asked = []
+
+    class TwoIslands:
+        """Class 1 in four voxels, and in one far from them."""
+
+        def __init__(self, model):
+            asked.append(model)
+
+        def probabilities(self, image, modality, factor, *, overlap):
+            asked.append(overlap)
+            classes = np.zeros(image.shape, int)
+            classes[10:14, 5, 5] = classes[30, 20, 5] = 1
+            return np.eye(5)[classes]
+
+    monkeypatch.setattr("ummkd_tf.evaluation.inference.Predictor", TwoIslands)
+    monkeypatch.setattr(figures, "load_model", lambda run_dir, selection: (selection, record.run, 300))
+    data = SimpleNamespace(task=TASKS["abdomen"], case=lambda case_id, factor: case(case_id))
+    monkeypatch.setattr(figures, "open_dataset", lambda _: data)
+    predict = figures.Predictions()
+    assert np.count_nonzero(predict(record, "mr_0")) == 4
+    assert np.count_nonzero(predict(record, "mr_7")) == 5
+    assert asked == ["last", 0.5, 0.0]
 
 
 def test_slice_with_every_organ_is_shown_around_them():
