@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -259,3 +263,12 @@ def test_nothing_to_draw_is_one_line(target, message, tmp_path):
     with pytest.raises(InputError, match=message):
         figures.draw(target, [], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_program_tells_the_files_and_nothing_of_their_fonts(tmp_path):
+    lines = [{"step": 0, "kd_loss": 0.1, "q": {}}]
+    write_run(tmp_path / "runs", specs("fig7")[0], None, knowledge=lines)
+    command = [sys.executable, "-m", "experiments.figures", "--figure=fig7", "--runs_dir=runs", "--out_dir=new"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=True)
+    assert (done.stdout, done.stderr) == ("new/fig7.pdf and .png\n", "")

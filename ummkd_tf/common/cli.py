@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.notes import note_aside, warnings_to
@@ -50,6 +50,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             )
             return 1
 
+    # absl would show what other libraries log as information, such as every table of a font in a PDF.
+    verbosity = flags.FLAGS["verbosity"]
+    verbosity.value, verbosity.using_default_value = logging.WARNING, False
     for flag in (flags.FLAGS[name] for name in flags.FLAGS):
         if any("must have a value other than None" in validator.message for validator in flag.validators):
             flag.help += " Required."
