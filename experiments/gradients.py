@@ -102,6 +102,12 @@ def main(_: list[str]) -> None:
     if not files:
         raise InputError("no checkpoint", where=run_dir, fix="train the run first")
     dataset = open_dataset(values.data_dir or record["data_dir"])
+    if dataset.split_checksum != record["split_sha256"]:
+        raise InputError(
+            f"another split ({dataset.split_name}) than the run was trained with ({record['split_name']})",
+            where=dataset.directory,
+            fix="give the run's own data as --data_dir",
+        )
     start_tensorflow()
     # Here, because these import TensorFlow.
     import keras

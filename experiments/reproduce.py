@@ -19,10 +19,8 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median
 from types import FrameType
 from typing import Any, Protocol, get_args
@@ -230,18 +228,10 @@ def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) 
 
 
 class Stop:
-    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave.
+    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave."""
 
-    Args:
-        jobs: Commands that run at a time. Each has its share of the cores, because two that use all of them disturb
-            each other.
-    """
-
-    def __init__(self, jobs: int = 1) -> None:
+    def __init__(self) -> None:
         self.number: int | None = None
-        self._cores = SimpleQueue[set[int]]()
-        for share in shares(sorted(os.sched_getaffinity(0)) if CAN_DIVIDE else [], jobs):
-            self._cores.put(share)
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
@@ -272,23 +262,10 @@ class Stop:
                 self._processes.add(process)
             if self.number is not None:
                 process.terminate()
-            cores = self._cores.get()
             try:
-                if CAN_DIVIDE:
-                    with suppress(ProcessLookupError):  # it has ended
-                        os.sched_setaffinity(process.pid, cores)  # its threads, which start later, inherit this
                 return process.wait()
             finally:
-                self._cores.put(cores)
                 self._processes.discard(process)
-
-
-def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
-    """Divides cores evenly among commands that run at a time; with fewer cores than commands, each has them all."""
-    if jobs > len(cores):
-        return [set(cores)] * jobs
-    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
-    return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 class Doable(Protocol):
@@ -355,11 +332,28 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
+    """Divides cores evenly among runs that go on at a time; with fewer cores than runs, each has them all."""
+    if jobs > len(cores):
+        return [set(cores)] * jobs
+    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
+    return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
+
+
 def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) -> Outcome:
-    """Does what is missing of all runs, `jobs` at a time; a failed one does not keep the others."""
+    """Does what is missing of all runs; a failed one does not keep the others.
+
+    `jobs` of them go on at a time, each on its share of the cores, because two that use all cores disturb each other.
+    """
     outcome = Outcome()
+    left = shares(sorted(os.sched_getaffinity(0)), jobs) if CAN_DIVIDE else []
+
+    def take_share() -> None:
+        if CAN_DIVIDE:
+            os.sched_setaffinity(0, left.pop())  # of this thread, and of the commands that it starts
+
     with (
-        ThreadPoolExecutor(jobs) as pool,
+        ThreadPoolExecutor(jobs, initializer=take_share) as pool,
         progress(total=len(works), unit="run", desc="runs", disable=not works) as bar,
     ):
         futures = {pool.submit(execute, work, runner, stop): work for work in works}
@@ -507,7 +501,7 @@ def main(_: list[str]) -> int:
         return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
-    with Stop(values.jobs) as stop:
+    with Stop() as stop:
         outcome = execute_all(works, values.jobs, stop.run, stop)
     if stop.number is not None:
         name = signal.Signals(stop.number).name

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -335,23 +334,26 @@ def test_shares_of_the_cores():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot divide its cores")
-def test_two_commands_at_a_time_have_a_share_of_the_cores_each(tmp_path):
+def test_runs_that_go_on_at_a_time_have_a_share_of_the_cores_each(options, tmp_path):
     script = (
         "import os, pathlib, sys, time\n"
         "mine, other = map(pathlib.Path, sys.argv[1:])\n"
-        "mine.touch()\n"
-        "while not other.exists(): time.sleep(0.01)\n"
-        "time.sleep(0.1)\n"  # both run, and have their cores
-        "print(sorted(os.sched_getaffinity(0)))\n"
+        "mine.write_text(str(sorted(os.sched_getaffinity(0))))\n"
+        "while not other.exists(): time.sleep(0.01)\n"  # so that one thread cannot do both
+        "sys.exit(1)\n"  # which ends the run
     )
-    names = ["a", "b"]
-    with Stop(jobs=2) as stop, ThreadPoolExecutor(2) as pool:
-        commands = [
-            [sys.executable, "-c", script, str(tmp_path / n), str(tmp_path / m)] for n, m in (names, names[::-1])
-        ]
-        assert list(pool.map(stop.run, commands, [tmp_path / f"{name}.log" for name in names])) == [0, 0]
-    found = [json.loads((tmp_path / f"{name}.log").read_text(encoding="utf-8").splitlines()[-1]) for name in names]
-    assert sorted(map(set, found), key=min) == shares(sorted(os.sched_getaffinity(0)), 2)
+    works = plan(["table2"], [0], [0], options, ["joint", "ours"])
+    files = {str(work.run_dir): tmp_path / work.spec.setting for work in works}
+
+    def runner(command, log):
+        mine = files[next(flag for flag in command if flag.startswith("--run_dir=")).removeprefix("--run_dir=")]
+        (other,) = set(files.values()) - {mine}
+        return subprocess.run([sys.executable, "-c", script, mine, other], timeout=60, check=False).returncode
+
+    before = os.sched_getaffinity(0)
+    execute_all(works, 2, runner, Stop())
+    found = [set(json.loads(path.read_text(encoding="utf-8"))) for path in files.values()]
+    assert sorted(found, key=min) == shares(sorted(before), 2) and os.sched_getaffinity(0) == before
 
 
 def program(*flags):
