@@ -179,6 +179,12 @@ def test_incomplete_seeds_are_named(tmp_path):
     table, tests = (builders.build(target, load_records(tmp_path)) for target in ("table2", "table4"))
     assert [row.title for row in table.blocks[0].rows if row.cells[1].text] == ["Joint (1 of 2 runs)", "Ours"]
     assert tests.notes[-1] == "Incomplete: abdomen-joint 1 of 2 runs."
+    beside = builders.build("table2", load_records(tmp_path), compare=True).blocks[0].rows
+    assert [row.title for row in beside if "Joint" in row.title and "KD" not in row.title] == [
+        "Joint (1 of 2 runs)",
+        "Joint, paper",
+        "Joint, difference",
+    ]
     assert "PHANTOM" not in table.caption and "Data: btcv" in table.caption
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.table import Cell, Row, RowGroup, Table
+from ummkd_tf.settings import SETTINGS
 
 
 @cache
@@ -30,10 +31,12 @@ def _compared_block(block: RowGroup, paper: Mapping[str, Sequence[str]]) -> RowG
         rows.append(row)
         if row.key in paper and len(paper[row.key]) == len(row.cells):  # other modalities have no such numbers
             printed = [Cell(text) if text == "-" else Cell(text, _leading_number(text)) for text in paper[row.key]]
-            rows.append(Row(f"{row.title}, paper", row.key, tuple(printed)))
+            # Not the row's title, because that may say how many of our runs there are.
+            title = SETTINGS[row.key].title if row.key in SETTINGS else row.title
+            rows.append(Row(f"{title}, paper", row.key, tuple(printed)))
             if any(cell.value is not None for cell in row.cells):
                 differences = [_difference_cell(a, b, row.decimals) for a, b in zip(row.cells, printed, strict=True)]
-                rows.append(Row(f"{row.title}, difference", row.key, tuple(differences)))
+                rows.append(Row(f"{title}, difference", row.key, tuple(differences)))
     return replace(block, rows=tuple(rows))
 
 
