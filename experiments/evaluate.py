@@ -38,8 +38,8 @@ from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.environment import environment
-from ummkd_tf.runs.folder import config_of, evaluation_name, task_of
-from ummkd_tf.runs.loading import load_model
+from ummkd_tf.runs.folder import config_of, evaluation_name
+from ummkd_tf.runs.loading import load_model, open_run_data
 from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
@@ -97,16 +97,7 @@ def main(_: list[str]) -> None:
 def _evaluate_run(run_dir: Path) -> None:
 
     model, record, step = load_model(run_dir, FLAGS.selection)
-    dataset = open_dataset(FLAGS.data_dir or record["data_dir"])
-    if dataset.split_checksum != record["split_sha256"]:
-        raise InputError(
-            f"another split ({dataset.split_name}) than the run was trained with ({record['split_name']})",
-            where=dataset.directory,
-            fix="test cases may have been trained on; evaluate on the run's own data",
-        )
-    check_same_task(
-        dataset.task, task_of(record), dataset.directory, "evaluate on the run's own data, or prepare them for its task"
-    )
+    dataset = open_run_data(record, FLAGS.data_dir)
     part = "outlier" if FLAGS.outlier else FLAGS.part
     case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
     if not case_ids:

@@ -1,4 +1,4 @@
-"""How the parts of the loss pull at the network along a training: the size of their gradients, and their angles.
+"""Gradients of the loss's terms along a training: their norms, and the cosines of the angles between them.
 
     python -m experiments.train --setting=ours … --run_dir=runs/ours --checkpoint_every=300 --keep_checkpoints=100
     python -m experiments.gradients --run_dir=runs/ours --batches=16
@@ -24,10 +24,10 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cache import Cache
-from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.environment import free_memory
 from ummkd_tf.runs.folder import checkpoint_files, config_of, read_run
+from ummkd_tf.runs.loading import open_run_data
 
 if TYPE_CHECKING:
     from ummkd_tf.model.segmenter import UnpairedModel
@@ -101,13 +101,7 @@ def main(_: list[str]) -> None:
     files = sorted(checkpoint_files(run_dir))
     if not files:
         raise InputError("no checkpoint", where=run_dir, fix="train the run first")
-    dataset = open_dataset(values.data_dir or record["data_dir"])
-    if dataset.split_checksum != record["split_sha256"]:
-        raise InputError(
-            f"another split ({dataset.split_name}) than the run was trained with ({record['split_name']})",
-            where=dataset.directory,
-            fix="give the run's own data as --data_dir",
-        )
+    dataset = open_run_data(record, values.data_dir)
     start_tensorflow()
     # Here, because these import TensorFlow.
     import keras

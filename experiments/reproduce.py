@@ -346,11 +346,11 @@ def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) ->
     `jobs` of them go on at a time, each on its share of the cores, because two that use all cores disturb each other.
     """
     outcome = Outcome()
-    left = shares(sorted(os.sched_getaffinity(0)), jobs) if CAN_DIVIDE else []
+    free = shares(sorted(os.sched_getaffinity(0)), jobs) if CAN_DIVIDE else []
 
     def take_share() -> None:
         if CAN_DIVIDE:
-            os.sched_setaffinity(0, left.pop())  # of this thread, and of the commands that it starts
+            os.sched_setaffinity(0, free.pop())  # of this thread, and of the commands that it starts
 
     with (
         ThreadPoolExecutor(jobs, initializer=take_share) as pool,

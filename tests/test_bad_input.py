@@ -305,7 +305,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
     "evaluate: another split": (EVALUATE, data_file("dataset.json", fewer_cases), "",
         "{data}: another split (blocks) than the run was trained with (blocks): test cases may have been trained on; "
-        "evaluate on the run's own data"),
+        "give the run's own data"),
     "evaluate: half a case": (EVALUATE, data_file("cases/ct_3.h5", halve), "",
         "{data}/cases/ct_3.h5: not a readable HDF5 file: delete it and prepare the case again"),
     "evaluate: another case's file": (EVALUATE, data_file("cases/ct_3.h5", other_case), "",

@@ -291,7 +291,7 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
     done("data_prep.prepare", *source, f"--out={data}")
     refused = program("experiments.evaluate", *flags(run_dir=run_dir))
     assert refused.returncode == 1
-    assert f"{data}: has another task: region is image_center, not body; evaluate on the run's own" in refused.stderr
+    assert f"{data}: has another task: region is image_center, not body; give the run's own" in refused.stderr
     refused = program("experiments.train", *train)
     assert (
         refused.returncode == 1 and f"{run_dir}: has another task: region is body, not image_center" in refused.stderr

@@ -64,9 +64,9 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     assert record["flags"]["learning_rate"] > 0 and record["flags"]["seed"] == 0 and record["seconds"] > 0
     assert record["flags"]["precision"] == "float32"
 
-    pulls = program("experiments.gradients", f"--run_dir={run_dir}", "--batches=1")
-    assert pulls.returncode == 0, pulls.stderr
-    assert [line.split("|")[1].strip() for line in pulls.stdout.splitlines()[2:]] == ["1", "4"]  # its checkpoints
+    measured = program("experiments.gradients", f"--run_dir={run_dir}", "--batches=1")
+    assert measured.returncode == 0, measured.stderr
+    assert [line.split("|")[1].strip() for line in measured.stdout.splitlines()[2:]] == ["1", "4"]  # its checkpoints
 
     slices = tmp_path / "slices.html"
     evaluated = program("experiments.evaluate", f"--run_dir={run_dir}", f"--viewer={slices}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.results import builders, rendering
 from experiments.results.records import load_records
@@ -48,3 +51,45 @@ def test_the_means_in_the_text_are_the_table_s(folds, rows):
 def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
     for path in (RESULTS / "table2").glob("*/*.json*"):
         assert '"/' not in path.read_text(encoding="utf-8").replace('"/physical_device:', ""), path
+
+
+def case_means(*evaluations: str) -> dict[str, float]:
+    """Mean Dice of each case over its organs in %, from evaluation files below docs/."""
+    means = {}
+    for name in evaluations:
+        content = json.loads((RESULTS.parent / name).read_text(encoding="utf-8"))
+        for case_id, case in content["cases"].items():
+            means[case_id] = 100 * np.mean([organ["dice"] for organ in case["classes"].values()])
+    return means
+
+
+def of_table(setting: str, *folds: int) -> list[str]:
+    return [f"results/table2/abdomen-{setting}-seed0-fold{fold}/evaluation_test.json" for fold in folds]
+
+
+STUDY = "study/ours_{}/evaluation_test{}.json"
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower", "difference", "p"),
+    [
+        (of_table("chilopod", 0, 1), of_table("ours", 0, 1), "1.8 ± 2.6", "0.002"),
+        (of_table("chilopod", 0), of_table("ours", 0), "1.7 ± 2.6", "0.04"),
+        (of_table("joint", 0), of_table("joint_kd", 0), "2.4 ± 2.0", "0.001"),
+        (of_table("joint", 0, 1), of_table("chilopod", 0, 1), "0.6 ± 1.8", "0.13"),
+        (of_table("chilopod", 0), [STUDY.format("skip", "")], "1.0 ± 2.5", "0.13"),
+        ([STUDY.format("skip", "")], of_table("ours", 0), "0.7 ± 2.3", "0.64"),
+        (of_table("ours", 0), [STUDY.format("memory", "_overlap_component")], "0.1 ± 4.3", "0.74"),
+        ([STUDY.format("fold0of3", "_overlap_component")], of_table("ours", 0), "0.7 ± 1.9", "0.15"),
+    ],
+)
+def test_differences_in_the_text_are_those_of_the_recorded_cases(higher, lower, difference, p):
+    """Mean and standard deviation of the differences of the cases' means, and Wilcoxon's signed-rank test of them."""
+    one, other = case_means(*higher), case_means(*lower)
+    assert one.keys() == other.keys()
+    differences = np.array([one[case_id] - other[case_id] for case_id in one])
+    assert f"{differences.mean():.1f} ± {differences.std():.1f}" == difference
+    assert f"{stats.wilcoxon(differences).pvalue:.{len(p) - 2}f}" == p
+    text = (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+    text += (RESULTS.parent / "results.md").read_text(encoding="utf-8")
+    assert difference in text and f"p = {p}" in text

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.runs.folder import RUN, config_of, read_run, task_of
-from ummkd_tf.tasks import differences
+from ummkd_tf.tasks import check_same_task, differences
 
 if TYPE_CHECKING:
+    from ummkd_tf.data.dataset import Dataset
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
     from ummkd_tf.model.segmenter import UnpairedModel
 
@@ -38,6 +40,29 @@ def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[Unpai
             f"describes no model ({error})", where=Path(run_dir) / RUN, fix="restore it from a copy"
         ) from error
     return model, record, restore(path, model, with_optimizer=False).step
+
+
+def open_run_data(record: Mapping[str, Any], data_dir: str | Path | None = None) -> Dataset:
+    """The data set that a run was trained on.
+
+    Args:
+        record: The run's `run.json`.
+        data_dir: Where the data are; None: where they were for the training.
+
+    Raises:
+        InputError: None there, or one of another split or task.
+    """
+    dataset = open_dataset(data_dir or record["data_dir"])
+    if dataset.split_checksum != record["split_sha256"]:
+        raise InputError(
+            f"another split ({dataset.split_name}) than the run was trained with ({record['split_name']})",
+            where=dataset.directory,
+            fix="test cases may have been trained on; give the run's own data",
+        )
+    check_same_task(
+        dataset.task, task_of(record), dataset.directory, "give the run's own data, or prepare them for its task"
+    )
+    return dataset
 
 
 def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
