@@ -1,11 +1,12 @@
 """The paper's figures from recorded runs, as PDF and PNG.
 
     python -m experiments.figures --runs_dir=runs/paper --figure=fig8 --out_dir=results/paper
+    python -m experiments.figures --runs_dir=runs/paper --figure=fig5 --folds=1
 
 Rows and panels are the runs' modalities: CT and MRI in the paper. Fig. 6 to 8 read recorded numbers only. Fig. 4, 5 and
 9 show segmentations, so they load the runs' checkpoints and predict the cases shown: of each modality the test case
-whose Dice by Ours is the median, at the slice with the most foreground. What was not run is an empty panel
-that says so.
+whose Dice by Ours is the median, at the slice with the most foreground. Fig. 6 and 7 show every seed and fold; the
+others show one run of each kind, all of the same seed and fold. What was not run is an empty panel that says so.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from numpy.typing import NDArray
 
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.captions import counts, provenance
-from experiments.results.records import Record, load_records, modalities_of, of_spec
+from experiments.results.records import Record, load_records, modalities_of, of_spec, seeds_and_folds, select
 from experiments.results.table import class_title, modality_title
+from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
@@ -47,6 +49,7 @@ FIGURES = tuple(name for name, target in TARGETS.items() if target.is_figure)
 # Okabe and Ito's, which colour-blind readers tell apart
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 STYLES = ("-", "--", "-.", ":", (0, (1, 1)))
+EVERY_RUN = ("fig6", "fig7")  # the others show one run of each kind
 Q_STEPS = 5  # columns of Fig. 8
 AMPLIFIED = 5  # "five-times scaling" of the difference (Fig. 8)
 NORMAL_CASES = 3  # beside the outlier in Fig. 9
@@ -81,6 +84,8 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
         raise InputError(
             "none of its runs is finished", where=target, fix=f"expected at least one; run `make {target}`"
         )
+    if target not in EVERY_RUN:
+        records = same_split(records)
     with rc_context(_STYLE):
         figure = _DRAW[target](TARGETS[target].specs, records)
         caption = [provenance(records)]
@@ -90,6 +95,22 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
         figure.supxlabel("\n".join(lines), fontsize=5, color="0.3")
         for suffix in (".pdf", ".png"):
             pictures.save_figure(figure, out_dir / f"{target}{suffix}", dpi=220)
+
+
+def same_split(records: Sequence[Record]) -> list[Record]:
+    """The runs with the seed and fold of the first run of Ours.
+
+    Otherwise a case that one network is tested on may be among those that another one was trained on.
+
+    Args:
+        records: At least one; where Ours is not among them, the first decides.
+    """
+
+    def split(record: Record) -> str:
+        return record.name.rpartition("-seed")[2]
+
+    first = next((record for record in records if record.run["setting"]["name"] == "ours"), records[0])
+    return [record for record in records if split(record) == split(first)]
 
 
 # --- Fig. 4, 5, 9: segmentations -------------------------------------------------------------------------------------
@@ -416,6 +437,8 @@ def _define_flags() -> None:
     flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
     flags.DEFINE_enum("figure", None, list(FIGURES), "Which one.", required=True)
     flags.DEFINE_string("out_dir", "results", "Folder for the figure.")
+    flags.DEFINE_list("seeds", None, "Seeds that belong in it; default: all that are there.")
+    flags.DEFINE_list("folds", None, "Folds that belong in it; default: all that are there.")
 
 
 def main(_: list[str]) -> None:
@@ -424,7 +447,10 @@ def main(_: list[str]) -> None:
     if not Path(values.runs_dir).is_dir():
         raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")
     records = load_records(values.runs_dir)
-    wanted = [record for spec in TARGETS[values.figure].specs for record in of_spec(records, spec)]
+    seeds, folds = seeds_and_folds(
+        records, values.figure, *(whole_numbers(flag, values[flag].value) for flag in ("seeds", "folds"))
+    )
+    wanted = select(records, TARGETS[values.figure].runs(seeds, folds))
     draw(values.figure, wanted, Path(values.out_dir))
     print(f"{Path(values.out_dir) / values.figure}.pdf and .png")
 

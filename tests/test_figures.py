@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,6 +180,32 @@ def test_segmentations_beside_the_reference(tmp_path, shown_cases):
     assert texts(panels[1, 5]) == ["not run"]
 
 
+def test_no_network_is_shown_on_a_case_of_another_fold(tmp_path, shown_cases, monkeypatch):
+    """It may be among those that this network was trained on."""
+    for spec, folds in zip(specs("fig5"), [(0,), (0, 1), (1,), (0, 1), (), (), (1, 0)], strict=True):
+        for fold in folds:
+            cases = evaluation_cases("abdomen", np.random.default_rng(0), range(10 * fold, 10 * fold + 1))
+            write_run(tmp_path, replace(spec, fold=fold), cases)
+    asked, captions = [], []
+
+    def predict(record, case_id):
+        asked.append(record.name)
+        return np.zeros_like(case(case_id).label)
+
+    monkeypatch.setattr(figures, "Predictions", lambda: predict)
+    monkeypatch.setattr(Figure, "supxlabel", lambda self, text, **more: captions.append(text.replace("\n", " ")))
+    records = load_records(tmp_path)
+    figures.draw("fig5", records, tmp_path)
+    assert shown_cases == ["ct_0", "mr_0"]
+    assert [name for name in asked if "fold1" in name] == [] and len(asked) == 2 * 4
+    assert "n = 1 CT + 1 MRI test cases" in captions[0]
+    # As `--folds=1` draws it.
+    shown_cases.clear()
+    asked.clear()
+    figures.draw("fig5", [record for record in records if record.name.endswith("fold1")], tmp_path)
+    assert shown_cases == ["ct_10", "mr_10"] and len(asked) == 2 * 4
+
+
 def test_segmentations_shown_are_those_evaluated(tmp_path, monkeypatch):
     """With the evaluation's checkpoint, overlap and largest component; of another case, as the network gives it."""
     chosen = {"selection": "last", "overlap": 0.5, "largest_component": True}
@@ -270,5 +297,11 @@ def test_the_program_tells_the_files_and_nothing_of_their_fonts(tmp_path):
     write_run(tmp_path / "runs", specs("fig7")[0], None, knowledge=lines)
     command = [sys.executable, "-m", "experiments.figures", "--figure=fig7", "--runs_dir=runs", "--out_dir=new"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=True)
-    assert (done.stdout, done.stderr) == ("new/fig7.pdf and .png\n", "")
+
+    def program(*more):
+        return subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+
+    done = program("--folds=0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "new/fig7.pdf and .png\n", "")
+    done = program("--folds=1")
+    assert done.returncode == 1 and "none of its runs is finished" in done.stderr
