@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import keras
 
 from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
@@ -13,7 +16,8 @@ from ummkd_tf.output.text_tables import markdown
 
 def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str:
     """Table of stages, and the trainable parameters beside the paper's; draws the network into the file `diagram`."""
-    model = model_of(model_arguments)
+    with keras.StatelessScope(initialize_variables=False):  # the counts need shapes only, and values take seconds
+        model = model_of(model_arguments)
     if not isinstance(model, UnpairedSegmenter):
         return _describe_keras(model)
     if diagram:
@@ -21,7 +25,7 @@ def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str
         save_figure(network_diagram(model.network, model.setting, model.modalities, **sizes), diagram)
     rows = []
     for stage in model.stages:
-        count = sum(v.value.shape.num_elements() for v in stage.trainable_variables)
+        count = sum(math.prod(v.shape) for v in stage.trainable_variables)
         rows.append(
             [
                 stage.row.name,
@@ -30,7 +34,7 @@ def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str
                 f"{count:,}",
             ]
         )
-    total = sum(v.value.shape.num_elements() for v in model.trainable_variables)
+    total = sum(math.prod(v.shape) for v in model.trainable_variables)
     setting = model.setting
     paper = model.network.paper_parameters.get(setting.name)
     as_in_paper = model_arguments["width"] == 16 and model_arguments["normalization"] == "batch" and paper
@@ -52,7 +56,7 @@ def _describe_keras(model: UnpairedModel) -> str:
     """Of a Keras model, which has no stages."""
 
     def count(variables: list) -> int:
-        return sum(v.value.shape.num_elements() for v in variables if v.trainable)
+        return sum(math.prod(v.shape) for v in variables if v.trainable)
 
     total, one = count(model.variables), count(model.variables_of(model.modalities[:1]))
     own = (total - one) // max(1, len(model.modalities) - 1)  # what each further modality adds

@@ -78,7 +78,8 @@ def test_running_statistics_move_once_though_activations_are_recomputed():
         moved = []
         for fast in (False, True):
             keras.utils.set_random_seed(0)
-            model = UnpairedSegmenter(network, width=4, dropout=0.0, initialization="glorot", fast=fast)
+            arguments = {"width": 4, "num_classes": 2, "dropout": 0.0, "initialization": "glorot"}
+            model = UnpairedSegmenter(network, **arguments, fast=fast)
             model.compile(Adam(1e-3))
             images = {m: normal(*shape, seed=i) for i, m in enumerate(model.modalities)}
             model.optimize(images, {m: tf.zeros(shape[:-1], tf.int32) for m in images})
