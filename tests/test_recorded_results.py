@@ -53,6 +53,22 @@ def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
         assert '"/' not in path.read_text(encoding="utf-8").replace('"/physical_device:', ""), path
 
 
+@pytest.mark.parametrize("setting", ["individual", "joint", "chilopod", "ours"])
+def test_learning_in_the_study_is_that_of_the_recorded_runs(setting):
+    """Validation along training, and the means of training and test cases."""
+    run = RESULTS / "table2" / f"abdomen-{setting}-seed0-fold0"
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    validation = {line["step"]: line["validation_dice"] for line in lines if "validation_dice" in line}
+    cells = [validation[step] for step in (300, 600, 900, 1200, 1500)]
+    for modality in ("ct", "mr"):
+        for part in ("train", "test"):
+            evaluation = json.loads((run / f"evaluation_{part}.json").read_text(encoding="utf-8"))
+            assert evaluation["part"] == part and evaluation["overlap"] == 0.5 and evaluation["largest_component"]
+            cells.append(evaluation["summary"]["dice"][modality]["mean"])
+    row = f"| {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |"
+    assert row in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+
+
 def case_means(*evaluations: str) -> dict[str, float]:
     """Mean Dice of each case over its organs in %, from evaluation files below docs/."""
     means = {}
