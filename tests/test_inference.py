@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function import polymorphic_function as tracing
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import chunk_starts
@@ -33,6 +34,16 @@ def test_every_slice_is_predicted_in_its_place(rank, depth):
     probabilities = Predictor(Stub(rank), batch_size=2).probabilities(image, "ct")
     assert probabilities.shape == (8, 8, depth, 2)
     np.testing.assert_allclose(probabilities[..., 1], 1 / (1 + np.exp(-2 * image)), atol=1e-6)
+
+
+def test_many_networks_one_after_the_other_are_no_reason_for_a_warning(caplog, monkeypatch):
+    """As of an ensemble, or of a figure's seven settings; TensorFlow warns of functions that are traced often."""
+    # A new one, because it warns twice and no more, and another test may have caused that.
+    monkeypatch.setattr(tracing, "_frequent_tracing_detector_manager", tracing._FrequentTracingDetectorManager())
+    image = np.zeros((8, 8, 8), np.float32)
+    for _ in range(8):
+        Predictor(Stub(3)).probabilities(image, "ct")
+    assert not caplog.records
 
 
 def test_enlarged_probabilities_stay_in_place_and_sum_to_one():

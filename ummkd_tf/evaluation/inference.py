@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,10 @@ class ProbabilityModel(Protocol):
         """As `Predictor.probabilities`."""
 
 
+def _probabilities(model: UnpairedModel, images: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {m: tf.nn.softmax(tf.cast(x, tf.float32)) for m, x in model(images).items()}
+
+
 class Predictor:
     """Runs a model over whole volumes.
 
@@ -48,10 +53,8 @@ class Predictor:
 
     def __init__(self, model: UnpairedModel, batch_size: int = 4) -> None:
         self.model, self.batch_size = model, batch_size
-        self._forward = tf.function(
-            lambda images: {m: tf.nn.softmax(tf.cast(x, tf.float32)) for m, x in model(images).items()},
-            reduce_retracing=True,
-        )
+        # A partial, because TensorFlow counts the traces of a lambda in all predictors together, and warns of them.
+        self._forward = tf.function(partial(_probabilities, model), reduce_retracing=True)
 
     def probabilities(
         self,
