@@ -12,6 +12,7 @@ from scipy import stats
 
 from experiments.results import builders, rendering
 from experiments.results.records import load_records
+from ummkd_tf.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -72,6 +73,19 @@ def test_learning_in_the_study_is_that_of_the_recorded_runs(setting):
             cells.append(evaluation["summary"]["dice"][modality]["mean"])
     row = f"| {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |"
     assert row in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("run", "way"),
+    [(f"ours_{name}", way) for name in ("practice", "none") for way in ("", "_overlap_component")]
+    + [("chilopod_practice", ""), ("chilopod_practice", "_overlap_component"), ("ours_fold0of3", "_overlap_component")],
+)
+def test_rows_of_other_runs_are_those_of_the_study_s(run, way):
+    path = RESULTS.parent / "study" / run / f"evaluation_test{way}.json"
+    dice = json.loads(path.read_text(encoding="utf-8"))["summary"]["dice"]
+    organs = [dice[m][name]["mean"] for m in ("ct", "mr") for name in TASKS["abdomen"].table_classes]
+    row = f"| {' | '.join(f'{100 * value:.1f}' for value in (*organs, dice['overall']))} |"
+    assert row in (RESULTS.parent / "results.md").read_text(encoding="utf-8")
 
 
 def case_means(*evaluations: str) -> dict[str, float]:
