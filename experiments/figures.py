@@ -192,6 +192,7 @@ def _segmentations(specs: Sequence[RunSpec], records: Sequence[Record], predict:
             if found:
                 shown.show(axes, task, predict(found[0], case_id))
             else:
+                axes.set_box_aspect(shown.height)
                 _not_run(axes)
     for axes, title in zip(panels[0], ("Reference", *(SETTINGS[s.setting].title for s in specs)), strict=True):
         axes.set_title(title)
