@@ -44,7 +44,8 @@ def summary(runs: str, folds: Sequence[int]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("runs", "folds", "number"), [("table2", [0], 7), ("table2", [0, 1], 4), ("table2_paper", [0], 2)]
+    ("runs", "folds", "number"),
+    [("table2", [0], 7), ("table2", [0, 1], 4), ("table2_paper", [0], 3), ("nine_mr", [0], 2)],
 )
 def test_the_means_in_the_text_are_the_table_s(runs, folds, number):
     text = (RESULTS.parent / "results.md").read_text(encoding="utf-8")
@@ -59,10 +60,13 @@ def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
         assert '"/' not in path.read_text(encoding="utf-8").replace('"/physical_device:', ""), path
 
 
-@pytest.mark.parametrize("setting", ["individual", "joint", "chilopod", "ours"])
-def test_learning_in_the_study_is_that_of_the_recorded_runs(setting):
+@pytest.mark.parametrize(
+    ("runs", "setting"),
+    [*(("table2", setting) for setting in ("individual", "joint", "chilopod", "ours")), ("table2_paper", "ours")],
+)
+def test_learning_in_the_study_is_that_of_the_recorded_runs(runs, setting):
     """Validation along training, and the means of training and test cases."""
-    run = RESULTS / "table2" / f"abdomen-{setting}-seed0-fold0"
+    run = RESULTS / runs / f"abdomen-{setting}-seed0-fold0"
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     validation = {line["step"]: line["validation_dice"] for line in lines if "validation_dice" in line}
     cells = [validation[step] for step in (300, 600, 900, 1200, 1500)]
@@ -98,8 +102,12 @@ def case_means(*evaluations: str) -> dict[str, float]:
     return means
 
 
-def of_table(setting: str, *folds: int) -> list[str]:
-    return [f"results/table2/abdomen-{setting}-seed0-fold{fold}/evaluation_test.json" for fold in folds]
+def of_table(setting: str, *folds: int, runs: str = "table2") -> list[str]:
+    return [f"results/{runs}/abdomen-{setting}-seed0-fold{fold}/evaluation_test.json" for fold in folds]
+
+
+def without_augmentation(setting: str) -> list[str]:
+    return of_table(setting, 0, runs="table2_paper")
 
 
 STUDY = "study/ours_{}/evaluation_test{}.json"
@@ -114,6 +122,11 @@ STUDY = "study/ours_{}/evaluation_test{}.json"
         (of_table("joint", 0, 1), of_table("chilopod", 0, 1), "0.6 ± 1.8", "0.13"),
         (of_table("chilopod", 0, 1), of_table("individual", 0, 1), "1.2 ± 2.5", "0.02"),
         (of_table("individual", 0, 1), of_table("ours", 0, 1), "0.6 ± 3.0", "0.34"),
+        (without_augmentation("chilopod"), without_augmentation("joint"), "3.7 ± 6.9", "0.006"),
+        (without_augmentation("chilopod"), without_augmentation("ours"), "0.4 ± 2.2", "0.50"),
+        (of_table("joint", 0), without_augmentation("joint"), "5.2 ± 7.2", "0.002"),
+        (of_table("chilopod", 0), without_augmentation("chilopod"), "1.2 ± 2.8", "0.13"),
+        (without_augmentation("ours"), of_table("ours", 0), "0.2 ± 3.3", "0.95"),
         (of_table("chilopod", 0), [STUDY.format("skip", "")], "1.0 ± 2.5", "0.13"),
         ([STUDY.format("skip", "")], of_table("ours", 0), "0.7 ± 2.3", "0.64"),
         (of_table("ours", 0), [STUDY.format("memory", "_overlap_component")], "0.1 ± 4.3", "0.74"),
