@@ -123,7 +123,10 @@ def test_sharing_by_identity_and_after_updates(network, setting):
         "conv": NETWORKS[network].regions[row.separate_kernels],
         "norm": NETWORKS[network].regions[row.separate_norms],
     }
-    state = lambda: {v.path: v.numpy() for v in (*model.variables, *model.optimizer.variables)}  # noqa: E731
+
+    def state():
+        return {v.path: v.numpy() for v in (*model.variables, *model.optimizer.variables)}
+
     start = state()
     model.optimize(images, labels)
     layers = per_modality_layers(model)
