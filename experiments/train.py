@@ -137,6 +137,13 @@ flags.DEFINE_enum(
     "selection", "best", list(get_args(Selection)), "Checkpoint that evaluation uses: best validation Dice, or last."
 )
 flags.DEFINE_integer("validate_every", None, "Steps between validations; by default the preset's.", lower_bound=1)
+flags.DEFINE_integer(
+    "norm_batches",
+    None,
+    "Training batches from which batch normalization's statistics are estimated anew before each validation; 0 keeps "
+    "the running ones; by default the preset's.",
+    lower_bound=0,
+)
 flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
 flags.DEFINE_integer(
     "keep_checkpoints", 2, "How many of the newest checkpoints to keep, beside the best.", lower_bound=1
@@ -287,7 +294,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         ema=FLAGS.ema,
         selection=FLAGS.selection,
         validate_every=chosen("validate_every"),
-        norm_batches=preset.norm_batches,
+        norm_batches=chosen("norm_batches"),
         seed=FLAGS.seed,
         precision=_precision(network),
         deterministic=FLAGS.deterministic,

@@ -35,6 +35,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", list(PARTS), f"Parts to run: {', '.join(PARTS)}.")
 flags.DEFINE_integer("rounds", 5, "How often every contender runs.", lower_bound=1)
 flags.DEFINE_string("out_dir", "results/benchmark", "Where benchmark.json, benchmark.md and the plots go.")
+flags.DEFINE_bool("gpu_compiled", True, "Part gpu also with XLA and torch.compile, which take minutes to start.")
 flags.DEFINE_bool("quick", False, "Tiny sizes: shows that everything runs; its numbers say nothing.")
 
 
@@ -116,7 +117,7 @@ def measures(quick: bool, rounds: int, out_dir: Path, done: dict[str, Part]) -> 
         return cases.measure(cases.QUICK if quick else cases.FULL, rounds)
 
     def on_gpu() -> Part:
-        return gpu.measure(steps.QUICK if quick else gpu.FULL, rounds)
+        return gpu.measure(steps.QUICK if quick else gpu.FULL, rounds, compiled=FLAGS.gpu_compiled)
 
     return dict(zip(PARTS, (step, infer, feed, evaluate, prepare, start_up, scale, many_cases, on_gpu), strict=True))
 
