@@ -55,10 +55,10 @@ class Cubes:
         return (image[..., None], label) if self.rank == 3 else (image[..., :3], label[..., 1])
 
 
-def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform", **of_adam):
+def compiled_model(network="toy3d", setting="ours", rate=1e-2, absent="uniform", xla=False, **of_adam):
     keras.utils.set_random_seed(0)
     model = UnpairedSegmenter(network=network, setting=setting, width=4, num_classes=2)
-    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8, **of_adam), l2_weight=0.0, absent=absent, jit_compile=False)
+    model.compile(keras.optimizers.Adam(rate, epsilon=1e-8, **of_adam), l2_weight=0.0, absent=absent, jit_compile=xla)
     return model
 
 
@@ -113,6 +113,17 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, network, setting, a
     assert histories[0] == histories[1]
     steps = [json.loads(line)["step"] for line in histories[0].splitlines()]
     assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]  # each step, and after it the validation
+
+
+def test_xla_changes_no_more_than_rounding(tmp_path):
+    plain, compiled = (compiled_model(absent="memory", xla=xla) for xla in (False, True))
+    before = weights(plain)
+    for model, name in ((plain, "plain"), (compiled, "compiled")):
+        run(model, tmp_path / name, 4)
+    after = weights(compiled)
+    assert any(not np.array_equal(before[path], value) for path, value in after.items())
+    for path, value in weights(plain).items():
+        np.testing.assert_allclose(after[path], value, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 def test_memory_of_classes_moves_in_training_steps_only_and_is_stored_where_chosen():

@@ -48,6 +48,7 @@ class SessionOptions:
             What does not fit is read from disk when it is needed.
         knowledge_on: Part whose confusion matrices q are recorded with each validation.
         strategy: One device, several of this machine, or several machines.
+        xla: Compile the training step with XLA; on one device.
         accept_changes: Continue a run although its settings differ, and record that.
         on_start: Called with the sampler before the first step, e.g. to draw what the network is fed.
     """
@@ -60,6 +61,7 @@ class SessionOptions:
     cache_gb: float | None = None
     knowledge_on: Literal["none", "validation", "test"] = "none"
     strategy: Strategy = "default"
+    xla: bool = False
     accept_changes: bool = False
     on_start: Callable[[UnpairedSampler], None] | None = None
 
@@ -84,6 +86,8 @@ def run_training(
     dataset.check_copies()
     devices = Devices(options.strategy)
     devices.check_batch(config.batch_size)
+    if options.xla and devices.replicas > 1:
+        raise InputError(f"--xla: works on one device, and --strategy={options.strategy} has {devices.replicas} here")
     settings = (config.to_dict(), model_arguments, dataset.task.name, [dataset.ids(p) for p in ("train", "validation")])
     devices.check_same("flags or data", settings, "start all workers with the same ones")
     keras.utils.set_random_seed(config.seed)
@@ -95,7 +99,7 @@ def run_training(
     modalities = tuple(dict.fromkeys((*(before["model"]["modalities"] if before else ()), *dataset.modalities)))
     model_arguments = {**model_arguments, "modalities": modalities}
     with devices.scope():
-        model = make_model(config, model_arguments)
+        model = make_model(config, model_arguments, xla=options.xla)
     if config.local_batch_norm:
         for layer in model._flatten_layers():
             if isinstance(layer, BatchNorm):
@@ -181,8 +185,8 @@ def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -
     return UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
 
 
-def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> UnpairedModel:
-    """The compiled model of a run."""
+def make_model(config: RunConfig, model_arguments: Mapping[str, Any], *, xla: bool = False) -> UnpairedModel:
+    """The compiled model of a run; its step with XLA if asked for, which is slower on a CPU (docs/performance.md)."""
     # Deterministic runs keep to TensorFlow's and Keras's own operations: the optimized ones round differently.
     model = model_of(model_arguments, fast=False if config.deterministic else None)
     if config.freeze == "kernels":
@@ -204,7 +208,7 @@ def make_model(config: RunConfig, model_arguments: Mapping[str, Any]) -> Unpaire
         absent=config.absent,
         l2_on=config.l2_on,
         l2_weight=config.l2_weight,
-        jit_compile=False,  # measured on a CPU: XLA is four times slower in 2D, more than ten times in 3D
+        jit_compile=xla,
     )
     return model
 
