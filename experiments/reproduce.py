@@ -68,6 +68,8 @@ class ReproduceOptions:
         validate_every: Steps between validations, or None for the preset's.
         precision: Of convolutions and activations.
         cache_gb: Of `experiments.train`, for each run; None for its default.
+        threads: Likewise.
+        xla: Likewise.
         outlier: Case id of Table VI's outlier, or None.
         overlap: Share of a 3D chunk that the next one sees again, in evaluation.
         largest_component: Whether evaluation keeps the largest connected part of each class alone.
@@ -81,6 +83,8 @@ class ReproduceOptions:
     validate_every: int | None = None
     precision: Precision = "float32"
     cache_gb: float | None = None
+    threads: int | None = None
+    xla: bool | None = None
     outlier: str | None = None
     overlap: float = 0.0
     largest_component: bool = False
@@ -117,7 +121,8 @@ class Work:
         """The command that does one of the steps in `missing`."""
         python = [sys.executable, "-m"]
         if step == "train":
-            more = {name: getattr(self.options, name) for name in ("steps", "validate_every", "precision", "cache_gb")}
+            names = ("steps", "validate_every", "precision", "cache_gb", "threads", "xla")
+            more = {name: getattr(self.options, name) for name in names}
             return [
                 *python,
                 "experiments.train",
@@ -486,6 +491,8 @@ def main(_: list[str]) -> int:
         validate_every=values.validate_every,
         precision=values.precision,
         cache_gb=values.cache_gb,
+        threads=values.threads,
+        xla=values.xla,
         outlier=values.outlier,
         overlap=values.overlap,
         largest_component=values.largest_component,
@@ -501,6 +508,8 @@ def main(_: list[str]) -> int:
         return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
+    if values.jobs > 1:  # else the first run takes all memory of a GPU
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with Stop() as stop:
         outcome = execute_all(works, values.jobs, stop.run, stop)
     if stop.number is not None:
@@ -561,6 +570,8 @@ def _define_flags() -> None:
     flags.DEFINE_float(
         "cache_gb", None, "GB of images in memory, for each of the --jobs runs at a time.", lower_bound=0
     )
+    flags.DEFINE_integer("threads", None, "Threads that prepare batches, for each run; a GPU wants 8.", lower_bound=1)
+    flags.DEFINE_bool("xla", None, "As experiments.train has it; for a GPU.")
     flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
     flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")

@@ -221,6 +221,8 @@ def test_commands(options):
     ]  # fmt: skip
     rounded = work_of(replace(values, precision="mixed_bfloat16", cache_gb=0.0))
     assert rounded.command("train")[-2:] == ["--precision=mixed_bfloat16", "--cache_gb=0.0"]
+    on_gpu = work_of(replace(values, threads=8, xla=True))
+    assert on_gpu.command("train")[-2:] == ["--threads=8", "--xla=True"]
     assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", f"--run_dir={work.run_dir}"]
     assert work.command("evaluate outlier")[-1] == "--outlier=ct_7"
     beyond = work_of(replace(options, overlap=0.5, largest_component=True))
