@@ -36,6 +36,10 @@ def fresh_programs() -> Iterator[None]:
         sys.modules.update(modules)
         for module, flag in before.values():
             flags.DEFINE_flag(flag, module_name=module)
+        if "tensorflow" in sys.modules:  # what --deterministic switched on
+            from tensorflow.python.framework.config import disable_op_determinism
+
+            disable_op_determinism()
 
 
 class Done(NamedTuple):

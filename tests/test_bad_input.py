@@ -339,6 +339,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",
         "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
         "mixed_bfloat16 or float32"),
+    "XLA with deterministic operations": (TRAIN, nothing, "--xla --deterministic",
+        "--xla: TensorFlow has no deterministic operations for it: leave out --xla or --deterministic"),
     "train: no run named": (TRAIN, nothing, "--run_dir=",
         "--data_dir and --run_dir are needed to train: give both, or use --describe"),
     "train: no data": (TRAIN, data_file("dataset.json", Path.unlink), "",

@@ -88,6 +88,8 @@ def run_training(
     devices.check_batch(config.batch_size)
     if options.xla and devices.replicas > 1:
         raise InputError(f"--xla: works on one device, and --strategy={options.strategy} has {devices.replicas} here")
+    if options.xla and config.deterministic:
+        raise InputError("--xla: TensorFlow has no deterministic operations for it: leave out --xla or --deterministic")
     settings = (config.to_dict(), model_arguments, dataset.task.name, [dataset.ids(p) for p in ("train", "validation")])
     devices.check_same("flags or data", settings, "start all workers with the same ones")
     keras.utils.set_random_seed(config.seed)
