@@ -570,7 +570,7 @@ def _define_flags() -> None:
     flags.DEFINE_float(
         "cache_gb", None, "GB of images in memory, for each of the --jobs runs at a time.", lower_bound=0
     )
-    flags.DEFINE_integer("threads", None, "Threads that prepare batches, for each run; a GPU wants 8.", lower_bound=1)
+    flags.DEFINE_integer("threads", None, "Threads that prepare batches, for each run.", lower_bound=1)
     flags.DEFINE_bool("xla", None, "As experiments.train has it; for a GPU.")
     flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
     flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
