@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.interpolate import RegularGridInterpolator
 
 _ELASTIC_GRID = 5
 """Control points of the elastic deformation along a side."""
@@ -66,8 +67,8 @@ class Augmentation:
             places = _places(label.shape[:2], matrix, shift, elastic)
             # Outside the picture is black background, as in the corners of the authors' records. Repeating the edge
             # would stretch an organ that touches it into a stripe.
-            image = _at(image, places, order=1, outside=image.min())
-            label = _at(label, places, order=0, outside=0)
+            image = _at(image, places, "linear", outside=image.min())
+            label = _at(label, places, "nearest", outside=0)
 
         scale, offset, gamma, noise = (
             float(drawn(limit)) for limit in (self.intensity_scale, self.intensity_shift, self.gamma, self.noise)
@@ -102,13 +103,11 @@ def _places(
     return places
 
 
-def _at(array: NDArray, places: NDArray[np.float64], order: int, outside: float) -> NDArray:
-    """Values of every slice or channel at the same places, by nearest (order 0) or linear (order 1) interpolation."""
-    planes = array.reshape(*array.shape[:2], -1)
-    result = np.empty_like(planes)
-    for k in range(planes.shape[2]):
-        result[..., k] = ndimage.map_coordinates(planes[..., k], places, order=order, mode="constant", cval=outside)
-    return result.reshape(array.shape)
+def _at(array: NDArray, places: NDArray[np.float64], method: str, outside: float) -> NDArray:
+    """Values of every slice and channel at the same places, by "nearest" or "linear" interpolation."""
+    grid = [np.arange(side) for side in places.shape[1:]]
+    values = RegularGridInterpolator(grid, array, method, bounds_error=False, fill_value=outside)
+    return values(np.moveaxis(places, 0, -1)).astype(array.dtype)
 
 
 NONE = "none"
