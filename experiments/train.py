@@ -152,7 +152,12 @@ flags.DEFINE_integer("log_every", 10, "Steps between log lines.", lower_bound=1)
 flags.DEFINE_float(
     "max_hours", None, "Stop cleanly after this time, for batch queues; run again to continue.", lower_bound=0
 )
-flags.DEFINE_integer("threads", 1, "Threads that prepare batches; the batches do not depend on it.", lower_bound=1)
+flags.DEFINE_integer(
+    "threads",
+    None,
+    "Threads that prepare batches, which do not depend on it; by default 1, and for a GPU up to 8.",
+    lower_bound=1,
+)
 flags.DEFINE_float(
     "cache_gb",
     None,

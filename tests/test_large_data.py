@@ -284,6 +284,13 @@ def test_free_memory_of_a_control_group(tmp_path):
     assert environment.free_memory() > 0
 
 
+@pytest.mark.parametrize(("gpu", "cores", "threads"), [(False, 16, 1), (True, 4, 4), (True, 16, 8)])
+def test_a_gpu_gets_more_threads_that_prepare_batches(monkeypatch, gpu, cores, threads):
+    monkeypatch.setattr(environment, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(environment, "available_cores", lambda: cores)
+    assert environment.batch_threads() == threads
+
+
 def test_many_cases_for_the_benchmark(tmp_path):
     cases_part.write_many(tmp_path, 8, depth=3)
     dataset = Dataset.load(tmp_path)

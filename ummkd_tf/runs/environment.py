@@ -69,6 +69,12 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def batch_threads() -> int:
+    """Threads that prepare batches: one beside steps on the CPU, which need the cores themselves; up to 8 for a GPU,
+    which one thread does not keep busy (docs/performance.md#on-a-gpu)."""
+    return min(8, available_cores()) if has_gpu() else 1
+
+
 def device() -> str:
     """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
     # Here, to start without TensorFlow.

@@ -27,7 +27,7 @@ from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.devices import Devices, Strategy, without_graph_optimizer
-from ummkd_tf.runs.environment import device, free_memory
+from ummkd_tf.runs.environment import batch_threads, device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
 from ummkd_tf.runs.model_folder import read_description
@@ -43,7 +43,7 @@ class SessionOptions:
         keep_checkpoints: How many of the newest to keep.
         log_every: Steps between log lines.
         max_hours: Stop cleanly after this time.
-        threads: Threads that prepare batches.
+        threads: Threads that prepare batches; None for as many as suit the device.
         cache_gb: GB (10⁹ bytes) of images and class maps kept in memory; None for half of what is free at the start.
             What does not fit is read from disk when it is needed.
         knowledge_on: Part whose confusion matrices q are recorded with each validation.
@@ -57,7 +57,7 @@ class SessionOptions:
     keep_checkpoints: int = 2
     log_every: int = 10
     max_hours: float | None = None
-    threads: int = 1
+    threads: int | None = None
     cache_gb: float | None = None
     knowledge_on: Literal["none", "validation", "test"] = "none"
     strategy: Strategy = "default"
@@ -140,7 +140,7 @@ def run_training(
         keep_checkpoints=options.keep_checkpoints,
         log_every=options.log_every,
         max_hours=options.max_hours,
-        num_threads=options.threads,
+        num_threads=options.threads or batch_threads(),
         knowledge=knowledge if watched else None,
         devices=devices,
     )
