@@ -68,6 +68,18 @@ def test_the_means_in_the_text_are_the_table_s(runs, folds, number):
     assert len(rows) == number and "\n".join(rows) in text
 
 
+@pytest.mark.parametrize("setting", ["individual", "joint", "chilopod", "ours"])
+def test_the_means_of_the_paper_s_own_evaluation_are_in_the_text(setting):
+    path = RESULTS / "table2_full_long" / f"abdomen-{setting}-seed0-fold0" / "evaluation_test_plain.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["overlap"] == 0 and not content["largest_component"] and content["step"] == 4500
+    dice = content["summary"]["dice"]
+    row = f"| {content['setting']['title']} | " + " | ".join(
+        f"{100 * mean:.1f}" for mean in (dice["ct"]["mean"], dice["mr"]["mean"], dice["overall"])
+    )
+    assert f"\n{row} | " in (RESULTS.parent / "results.md").read_text(encoding="utf-8")
+
+
 def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
     paths = [*RESULTS.glob("*/*/*.json*"), *(RESULTS.parent / "study").glob("*/*.json*")]
     assert len(paths) > 50
