@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from ummkd_tf.data.augmentation import AUGMENTATIONS, Augmentation, in_plane_matrix
+from ummkd_tf.data.augmentation import AUGMENTATIONS, Augmentation, _nearest, in_plane_matrix
 from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.output.pictures import batch_figure
 from ummkd_tf.tasks import TASKS
@@ -122,6 +123,20 @@ def test_slices_of_a_patch_change_alike():
     changed, classes = SPATIAL(image, label, np.random.default_rng(3))
     assert np.any(changed != image)
     assert np.ptp(changed, axis=2).max() == 0 and np.ptp(classes, axis=2).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(17, 24), (24, 17, 8)])
+def test_nearest_classes_are_those_of_scipy(shape):
+    """Also on the edges, in the middle between two voxels, and outside."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, shape).astype(np.uint8)
+    places = rng.uniform(-3, 27, (2, *shape[:2]))
+    places[:, :4] = np.round(2 * places[:, :4]) / 2
+    found = _nearest(label, places)
+    assert found.dtype == np.uint8 and np.mean(found > 0) > 0.3
+    for k in np.ndindex(shape[2:]):
+        expected = ndimage.map_coordinates(label[:, :, *k], places, order=0, mode="constant", cval=0)
+        np.testing.assert_array_equal(found[:, :, *k], expected)
 
 
 def test_outside_is_background_and_as_dark_as_the_image():

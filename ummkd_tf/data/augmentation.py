@@ -12,7 +12,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.interpolate import RegularGridInterpolator
 
 _ELASTIC_GRID = 5
 """Control points of the elastic deformation along a side."""
@@ -67,8 +66,8 @@ class Augmentation:
             places = _places(label.shape[:2], matrix, shift, elastic)
             # Outside the picture is black background, as in the corners of the authors' records. Repeating the edge
             # would stretch an organ that touches it into a stripe.
-            image = _at(image, places, "linear", outside=image.min())
-            label = _at(label, places, "nearest", outside=0)
+            image = _linear(image, places, outside=float(image.min()))
+            label = _nearest(label, places)
 
         scale, offset, gamma, noise = (
             float(drawn(limit)) for limit in (self.intensity_scale, self.intensity_shift, self.gamma, self.noise)
@@ -103,11 +102,26 @@ def _places(
     return places
 
 
-def _at(array: NDArray, places: NDArray[np.float64], method: str, outside: float) -> NDArray:
-    """Values of every slice and channel at the same places, by "nearest" or "linear" interpolation."""
-    grid = [np.arange(side) for side in places.shape[1:]]
-    values = RegularGridInterpolator(grid, array, method, bounds_error=False, fill_value=outside)
-    return values(np.moveaxis(places, 0, -1)).astype(array.dtype)
+def _linear(image: NDArray[np.float32], places: NDArray[np.float64], outside: float) -> NDArray[np.float32]:
+    """Values of every slice and channel at the same places, interpolated between the four voxels around."""
+    planes = image.reshape(*image.shape[:2], -1)
+    result = np.empty_like(planes)
+    for k in range(planes.shape[2]):
+        result[..., k] = ndimage.map_coordinates(planes[..., k], places, order=1, mode="constant", cval=outside)
+    return result.reshape(image.shape)
+
+
+def _nearest(label: NDArray[np.uint8], places: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Classes of all slices in the nearest voxel; background outside.
+
+    `map_coordinates` with order 0 gives the same, one slice after another, and takes nine times as long for eight.
+    """
+    last = np.reshape(label.shape[:2], (2, 1, 1)) - 1
+    inside = np.all((places >= 0) & (places <= last), axis=0)
+    rows, columns = np.floor(np.where(inside, places, 0) + 0.5).astype(np.intp)
+    classes = label[rows, columns]
+    classes[~inside] = 0
+    return classes
 
 
 NONE = "none"
