@@ -11,12 +11,13 @@ from __future__ import annotations
 import inspect
 import runpy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from absl import flags
 
-from experiments.recipes import PRESETS, RECIPES
+from experiments.recipes import PRESETS, RECIPES, Recipe
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
@@ -73,7 +74,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum("decoder", "paper", list(DECODERS), "Decoder of unet3d: Table II's counts, or the upload's.")
 flags.DEFINE_enum("normalization", "batch", list(get_args(Normalization)), "Normalization (Table V).")
-flags.DEFINE_enum("initialization", None, list(get_args(Initialization)), "How kernels start; by default the preset's.")
+flags.DEFINE_enum(
+    "initialization",
+    None,
+    list(get_args(Initialization)),
+    "How kernels start; by default the preset's or the recipe's.",
+)
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
 flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
 flags.DEFINE_float(
@@ -141,7 +147,7 @@ flags.DEFINE_integer(
     "norm_batches",
     None,
     "Training batches from which batch normalization's statistics are estimated anew before each validation; 0 keeps "
-    "the running ones; by default the preset's.",
+    "the running ones; by default the preset's or the recipe's.",
     lower_bound=0,
 )
 flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
@@ -275,16 +281,20 @@ def _precision(network: Network) -> Precision:
     return auto_precision(network.name)
 
 
+def _recipe(network: Network) -> Recipe:
+    # A network from a file is trained like the paper's network of the same rank.
+    return RECIPES[FLAGS.recipe]["dilated2d" if network.rank == 2 else "unet3d"]
+
+
+def _chosen(network: Network, name: str) -> Any:
+    """What a flag says, or else the preset, or else the recipe."""
+    sources = (FLAGS, PRESETS[FLAGS.preset], _recipe(network))
+    return next(value for source in sources if (value := getattr(source, name, None)) is not None)
+
+
 def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfig:
     """The flags that decide a run's result, with recipe and preset filled in."""
-    preset = PRESETS[FLAGS.preset]
-    # A network from a file is trained like the paper's network of the same rank.
-    recipe = RECIPES[FLAGS.recipe]["dilated2d" if network.rank == 2 else "unet3d"]
-
-    def chosen(name: str) -> Any:
-        candidates = (getattr(FLAGS, name), getattr(preset, name, None), getattr(recipe, name, None))
-        return next(value for value in candidates if value is not None)
-
+    preset, recipe, chosen = PRESETS[FLAGS.preset], _recipe(network), partial(_chosen, network)
     return RunConfig(
         task=task.name,
         setting=FLAGS.setting,
@@ -336,7 +346,7 @@ def main(_: list[str]) -> int:
             "width": PRESETS[FLAGS.preset].width,
             "normalization": FLAGS.normalization,
             "decoder": FLAGS.decoder,
-            "initialization": FLAGS.initialization or PRESETS[FLAGS.preset].initialization,
+            "initialization": _chosen(network, "initialization"),
         }
     else:
         _check_keras_network()

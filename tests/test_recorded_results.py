@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import fresh_programs
 from scipy import stats
 
 from experiments.results import builders, rendering
 from experiments.results.records import load_records
+from ummkd_tf.model.networks import get_network
 from ummkd_tf.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -78,6 +80,20 @@ def test_the_means_of_the_paper_s_own_evaluation_are_in_the_text(setting):
         f"{100 * mean:.1f}" for mean in (dice["ct"]["mean"], dice["mr"]["mean"], dice["overall"])
     )
     assert f"\n{row} | " in (RESULTS.parent / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("runs", "preset"), [("table2_full_long", "paper"), ("table2_long", "small")])
+def test_recipe_practice_is_what_was_measured(runs, preset):
+    """What a user of the recipe gets by default, beside what the recorded runs were told, flag by flag."""
+    recorded = json.loads((RESULTS / runs / "abdomen-ours-seed0-fold0" / "run.json").read_text(encoding="utf-8"))
+    given = [f"--{name}={recorded['flags'][name]}" for name in ("steps", "validate_every", "precision")]
+    with fresh_programs():
+        from experiments import train
+
+        train.FLAGS(["train", f"--preset={preset}", "--recipe=practice", *given])
+        network = get_network("unet3d")
+        assert train.resolve(network, TASKS["abdomen"], ("ct", "mr")).to_dict() == recorded["flags"]
+        assert train._chosen(network, "initialization") == recorded["model"]["initialization"]
 
 
 def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
