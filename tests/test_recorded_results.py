@@ -126,7 +126,7 @@ def test_learning_in_the_study_is_that_of_the_recorded_runs(runs, setting):
     ("run", "way"),
     [(f"ours_{name}", way) for name in ("practice", "none") for way in ("", "_overlap_component")]
     + [("chilopod_practice", ""), ("chilopod_practice", "_overlap_component"), ("ours_fold0of3", "_overlap_component")]
-    + [("ours_2d", ""), ("individual_2d", "")],
+    + [("ours_2d", ""), ("joint_2d", ""), ("individual_2d", "")],
 )
 def test_rows_of_other_runs_are_those_of_the_study_s(run, way):
     path = RESULTS.parent / "study" / run / f"evaluation_test{way}.json"
