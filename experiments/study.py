@@ -45,6 +45,7 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
         "length": {"steps-4000": {"steps": 4000}},
         "batch": {"batch-4": {"batch_size": 4}},
+        "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)},
         "precision": {"bfloat16": {"precision": "mixed_bfloat16"}},
     }
 )

@@ -22,7 +22,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.opening import open_dataset
-from ummkd_tf.data.sampling import UnpairedSampler
+from ummkd_tf.data.sampling import LABELLED_SHARE, UnpairedSampler
 from ummkd_tf.model.architectures import NETWORKS, Initialization, Network, Normalization
 from ummkd_tf.model.networks import DECODERS, check_network, network_to_dict
 from ummkd_tf.output.pictures import batch_figure, save_figure
@@ -95,6 +95,13 @@ flags.DEFINE_float(
     "ema",
     0.0,
     "Moving average of weights with this decay, e.g. 0.99, to validate and as the best checkpoint; 0: none.",
+    lower_bound=0,
+    upper_bound=1,
+)
+flags.DEFINE_float(
+    "labelled_share",
+    LABELLED_SHARE,
+    "3D network: share of patches that are centred inside the labelled slices; the others are the chunks of testing.",
     lower_bound=0,
     upper_bound=1,
 )
@@ -306,6 +313,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         schedule=chosen("schedule"),
         decay_every=recipe.decay_every,
         batch_size=chosen("batch_size") if FLAGS.global_batch is None else _share(FLAGS.global_batch, modalities),
+        labelled_share=FLAGS.labelled_share,
         augmentation=chosen("augmentation"),
         alpha=FLAGS.alpha,
         temperature=FLAGS.temperature,
@@ -340,6 +348,8 @@ def main(_: list[str]) -> int:
         raise InputError(
             f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network.name}; leave it out"
         )
+    if network.rank == 2 and FLAGS.labelled_share != LABELLED_SHARE:
+        raise InputError(f"--labelled_share={FLAGS.labelled_share:g}: {network.name} takes no patches; leave it out")
     model_arguments = {"network": stored, "setting": FLAGS.setting, "num_classes": task.num_classes}
     if network.stages:
         model_arguments |= {

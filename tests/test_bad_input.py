@@ -334,6 +334,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "splits: no such split": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split=nothing",
         "nothing: no such split: expected seeded, k_fold, abdomen_paper_size, mmwhs_sifa or the path of a split file"),
+    "describe: patches of the other network": (TRAIN, nothing, "--task=cardiac --labelled_share=1 --describe",
+        "--labelled_share=1: dilated2d takes no patches; leave it out"),
     "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out"),
     "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",

@@ -14,6 +14,7 @@ from scipy import stats
 from experiments.results import builders, rendering
 from experiments.results.records import load_records
 from ummkd_tf.model.networks import get_network
+from ummkd_tf.runs.folder import config_of
 from ummkd_tf.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -92,7 +93,7 @@ def test_recipe_practice_is_what_was_measured(runs, preset):
 
         train.FLAGS(["train", f"--preset={preset}", "--recipe=practice", *given])
         network = get_network("unet3d")
-        assert train.resolve(network, TASKS["abdomen"], ("ct", "mr")).to_dict() == recorded["flags"]
+        assert train.resolve(network, TASKS["abdomen"], ("ct", "mr")) == config_of(recorded)
         assert train._chosen(network, "initialization") == recorded["model"]["initialization"]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from recorded_runs import run_config
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.sampling import (
     PatchExamples,
@@ -16,6 +18,7 @@ from ummkd_tf.data.sampling import (
     chunk,
     chunk_starts,
 )
+from ummkd_tf.runs.session import make_sampler
 from ummkd_tf.scans.geometry import Grid
 
 
@@ -61,13 +64,26 @@ def test_slices_are_uniform_over_all_slices_of_all_cases():
     assert np.mean(middle >= 10) == pytest.approx(20 / 40, abs=0.03)  # only the long case has these slices
 
 
-def test_patches_are_half_chunks_and_half_around_labelled_slices():
-    examples = PatchExamples([case(40, labelled=[20])])
+@pytest.mark.parametrize("given", [(), (0.0,), (0.25,), (1.0,)])
+def test_some_patches_are_chunks_and_the_others_around_labelled_slices(given):
+    examples = PatchExamples([case(40, labelled=[20])], *given)
     rng = np.random.default_rng(0)
     starts = [int(examples.draw(rng)[0][0, 0, 0, 0]) for _ in range(4000)]
-    # Centred on slice 20: start 16, which is also one of the five chunks, so ½ + ½ · 1/5.
-    assert np.mean(np.array(starts) == 16) == pytest.approx(0.6, abs=0.03)
-    assert set(starts) == {0, 8, 16, 24, 32}
+    # Centred on slice 20: start 16, which is also one of the five chunks.
+    share = given[0] if given else 0.5
+    assert np.mean(np.array(starts) == 16) == pytest.approx(share + (1 - share) / 5, abs=0.03)
+    assert set(starts) == ({16} if share == 1 else {0, 8, 16, 24, 32})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_a_run_s_config_is_what_its_batches_have(prepared_dataset, share):
+    cases = {m: prepared_dataset.stored_cases("train", m, 4) for m in ("ct", "mr")}
+    expected, other = (
+        UnpairedSampler({m: PatchExamples(c, s) for m, c in cases.items()}, 8, seed=0).origins(0)
+        for s in (share, 1 - share)
+    )
+    config = run_config(labelled_share=share, batch_size=8, seed=0)
+    assert make_sampler(prepared_dataset, config, 3, Cache()).origins(0) == expected != other
 
 
 def test_patch_and_label_are_the_same_slices():

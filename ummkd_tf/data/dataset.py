@@ -26,7 +26,7 @@ from ummkd_tf.data.cases import (
     recipe_checksum,
 )
 from ummkd_tf.data.index import contents
-from ummkd_tf.data.sampling import Examples, PatchExamples, SliceExamples
+from ummkd_tf.data.sampling import LABELLED_SHARE, Examples, PatchExamples, SliceExamples
 from ummkd_tf.data.stored_case import StoredCase
 from ummkd_tf.settings import SHARED, are_modality_names
 from ummkd_tf.tasks import Task, stored_task
@@ -149,7 +149,14 @@ class Dataset:
         wanted = self.modalities if modality is None else (modality,)
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
-    def examples(self, modality: str, rank: int, factor: int = 1, cache: Cache | None = None) -> Examples:
+    def examples(
+        self,
+        modality: str,
+        rank: int,
+        factor: int = 1,
+        cache: Cache | None = None,
+        labelled_share: float = LABELLED_SHARE,
+    ) -> Examples:
         """Training examples of a modality, read from disk when they are drawn.
 
         Args:
@@ -157,9 +164,10 @@ class Dataset:
             rank: 2 for the 2D network, else 3.
             factor: In-plane reduction.
             cache: Keeps what was read, for all modalities alike; by default as much as there is.
+            labelled_share: Share of 3D patches that are centred inside the labelled slices.
         """
-        kind = SliceExamples if rank == 2 else PatchExamples
-        return kind(self.stored_cases("train", modality, factor, cache))
+        cases = self.stored_cases("train", modality, factor, cache)
+        return SliceExamples(cases) if rank == 2 else PatchExamples(cases, labelled_share)
 
     def stored_cases(
         self, part: str, modality: str | None = None, factor: int = 1, cache: Cache | None = None

@@ -19,6 +19,9 @@ from ummkd_tf.data.augmentation import Augmentation
 PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
 
+LABELLED_SHARE = 0.5
+"""Share of 3D patches that are centred inside the labelled slices; the rest are chunks (the authors' sampling)."""
+
 Example = tuple[NDArray[np.float32], NDArray[np.uint8]]
 """Network input `[height, width, 3]` or `[height, width, depth, 1]` with its class map `[height, width(, depth)]`."""
 
@@ -97,19 +100,21 @@ class SliceExamples:
 
 
 class PatchExamples:
-    """Patches of eight slices as the authors draw them: half from the chunks used in testing, half centred at random
-    inside the labelled slices (docs/reproduction.md#patches).
+    """Patches of eight slices as the authors draw them: some from the chunks used in testing, the others centred at
+    random inside the labelled slices (docs/reproduction.md#patches).
 
     Args:
         cases: Training cases of one modality.
+        labelled_share: Share of the others, 0 to 1.
     """
 
-    def __init__(self, cases: Sequence[SlicedCase]) -> None:
+    def __init__(self, cases: Sequence[SlicedCase], labelled_share: float = LABELLED_SHARE) -> None:
         self._cases = [(case, case.labelled) for case in cases]
+        self._labelled_share = labelled_share
 
     def _choose(self, rng: np.random.Generator) -> tuple[SlicedCase, int]:
         case, labelled = self._cases[rng.integers(len(self._cases))]
-        if rng.random() < 0.5 or labelled is None:
+        if rng.random() < 1 - self._labelled_share or labelled is None:
             start = int(rng.choice(chunk_starts(case.depth)))
         else:
             center = rng.integers(labelled[0], labelled[1] + 1)

@@ -182,7 +182,10 @@ def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -
     Raises:
         InputError: A modality without training cases, or none of them shows some class.
     """
-    examples = {m: dataset.examples(m, rank, config.factor(dataset.task), cache) for m in dataset.modalities}
+    examples = {
+        modality: dataset.examples(modality, rank, config.factor(dataset.task), cache, config.labelled_share)
+        for modality in dataset.modalities
+    }
     check_classes(examples, dataset.task.class_names)
     return UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
 
