@@ -30,7 +30,15 @@ from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
 
-COMMON = {"setting": "ours", "recipe": "practice", "steps": 1500, "validate_every": 100, "absent": "uniform"}
+COMMON = {
+    "setting": "ours",
+    "recipe": "practice",
+    "steps": 1500,
+    "validate_every": 150,
+    "precision": "mixed_bfloat16",
+    "absent": "uniform",
+}
+"""As in Table II on real scans (docs/study.md#the-protocol-of-table-ii)."""
 
 QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
@@ -43,10 +51,10 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "schedule": {"staircase": {"schedule": "staircase"}},
         "rate": {f"rate-{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3)},
         "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
-        "length": {"steps-4000": {"steps": 4000}},
+        "length": {"steps-4500": {"steps": 4500, "validate_every": 300}},
         "batch": {"batch-4": {"batch_size": 4}},
         "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)},
-        "precision": {"bfloat16": {"precision": "mixed_bfloat16"}},
+        "precision": {"float32": {"precision": "float32"}},
     }
 )
 """Question → run → flags of `experiments.train` that differ from `COMMON`."""
