@@ -20,7 +20,7 @@ from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-FOUR = ("individual", "joint", "chilopod", "ours")
+MAIN_SETTINGS = ("individual", "joint", "chilopod", "ours")
 
 
 @pytest.mark.parametrize(("target", "compare"), [("table2", True), ("table4", False)])
@@ -75,7 +75,7 @@ def test_the_means_in_the_text_are_the_table_s(runs, folds, number):
     assert len(rows) == number and "\n".join(rows) in text
 
 
-@pytest.mark.parametrize("setting", FOUR)
+@pytest.mark.parametrize("setting", MAIN_SETTINGS)
 def test_the_means_of_the_paper_s_own_evaluation_are_in_the_text(setting):
     path = RESULTS / "table2_full_long" / f"abdomen-{setting}-seed0-fold0" / "evaluation_test_plain.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -111,9 +111,9 @@ def test_recorded_runs_name_no_folder_of_the_machine_they_ran_on():
 @pytest.mark.parametrize(
     ("runs", "setting", "steps"),
     [
-        *(("table2", setting, 1500) for setting in FOUR),
+        *(("table2", setting, 1500) for setting in MAIN_SETTINGS),
         ("table2_paper", "ours", 1500),
-        *((runs, setting, 4500) for runs in ("table2_long", "table2_full_long") for setting in FOUR),
+        *((runs, setting, 4500) for runs in ("table2_long", "table2_full_long") for setting in MAIN_SETTINGS),
     ],
 )
 def test_learning_in_the_study_is_that_of_the_recorded_runs(runs, setting, steps):

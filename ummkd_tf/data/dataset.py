@@ -166,8 +166,15 @@ class Dataset:
             cache: Keeps what was read, for all modalities alike; by default as much as there is.
             labelled_share: Share of 3D patches that are centred inside the labelled slices.
         """
-        cases = self.stored_cases("train", modality, factor, cache)
-        return SliceExamples(cases) if rank == 2 else PatchExamples(cases, labelled_share)
+        if rank == 2:
+            return self._slices(modality, factor, cache)
+        return self._patches(modality, factor, cache, labelled_share)
+
+    def _slices(self, modality: str, factor: int, cache: Cache | None) -> Examples:
+        return SliceExamples(self.stored_cases("train", modality, factor, cache))
+
+    def _patches(self, modality: str, factor: int, cache: Cache | None, labelled_share: float) -> Examples:
+        return PatchExamples(self.stored_cases("train", modality, factor, cache), labelled_share)
 
     def stored_cases(
         self, part: str, modality: str | None = None, factor: int = 1, cache: Cache | None = None

@@ -18,7 +18,7 @@ from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import RELEASED, Dataset
 from ummkd_tf.data.reduction import reduce_image, reduce_label
-from ummkd_tf.data.sampling import LABELLED_SHARE, Example, Examples
+from ummkd_tf.data.sampling import Example, Examples
 from ummkd_tf.released.records import MODALITIES, TASK, OutsideLabel, read_record, without_outside
 from ummkd_tf.tasks import TASKS, stored_task
 
@@ -149,26 +149,16 @@ class ReleasedDataset(Dataset):
             raise InputError("a single slice", where=case_id, fix="only the test part has volumes; use --part=test")
         return super().case(case_id, factor, original_label=original_label)
 
-    def examples(
-        self,
-        modality: str,
-        rank: int,
-        factor: int = 1,
-        cache: Cache | None = None,
-        labelled_share: float = LABELLED_SHARE,
-    ) -> Examples:
-        """Training records of a modality; each is a small file, which is read whenever it is drawn.
-
-        Raises:
-            InputError: For the 3D network.
-        """
-        if rank != 2:
-            raise InputError(
-                "released records are slices with their neighbours",
-                where=self.directory,
-                fix="expected the 2D network, which needs no volumes; give --network=dilated2d",
-            )
+    def _slices(self, modality: str, factor: int, cache: Cache | None) -> Examples:
+        # Each record is a small file, which is read whenever it is drawn.
         return RecordExamples(self.records("train", modality), factor, self.outside)
+
+    def _patches(self, modality: str, factor: int, cache: Cache | None, labelled_share: float) -> Examples:
+        raise InputError(
+            "released records are slices with their neighbours",
+            where=self.directory,
+            fix="expected the 2D network, which needs no volumes; give --network=dilated2d",
+        )
 
     @property
     def split_checksum(self) -> str:

@@ -20,7 +20,7 @@ PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
 
 LABELLED_SHARE = 0.5
-"""Share of 3D patches that are centred inside the labelled slices; the rest are chunks (the authors' sampling)."""
+"""The authors' share of 3D patches that are centred inside the labelled slices."""
 
 Example = tuple[NDArray[np.float32], NDArray[np.uint8]]
 """Network input `[height, width, 3]` or `[height, width, depth, 1]` with its class map `[height, width(, depth)]`."""
@@ -100,12 +100,12 @@ class SliceExamples:
 
 
 class PatchExamples:
-    """Patches of eight slices as the authors draw them: some from the chunks used in testing, the others centred at
-    random inside the labelled slices (docs/reproduction.md#patches).
+    """Patches of eight slices as the authors draw them: each is either a chunk as in testing, or centred at random
+    inside the labelled slices (docs/reproduction.md#patches).
 
     Args:
         cases: Training cases of one modality.
-        labelled_share: Share of the others, 0 to 1.
+        labelled_share: Share of patches that are centred inside the labelled slices, 0 to 1.
     """
 
     def __init__(self, cases: Sequence[SlicedCase], labelled_share: float = LABELLED_SHARE) -> None:
