@@ -28,14 +28,7 @@ from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import warnings_to
-from ummkd_tf.data.cases import (
-    file_checksum,
-    read_image_checksum,
-    read_source_checksum,
-    recipe_checksum,
-    source_checksum,
-    write_case,
-)
+from ummkd_tf.data.cases import file_checksum, is_current, read_image_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
@@ -406,13 +399,9 @@ def _voxels_checksum(image: Volume) -> str:
 
 def _current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> Path | None:
     """The case as prepared from these sources by this recipe: in the data set, or put aside by an interrupted run."""
-    wanted = source_checksum(source), recipe_checksum(task)
-    for folder in (out / "cases", out / STAGING):
-        try:
-            if read_source_checksum(_path(folder, case)) == wanted:
-                return _path(folder, case)
-        except (InputError, OSError):  # nothing prepared yet, or damaged
-            pass
+    for path in (_path(folder, case) for folder in (out / "cases", out / STAGING)):
+        if is_current(path, case_id=case.case_id, modality=case.modality, task=task, source=source):
+            return path
     return None
 
 

@@ -20,7 +20,7 @@ from data_prep import pipeline
 from data_prep.sources.raw_case import Note, Problem, no_note
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
-from ummkd_tf.data.cases import file_checksum, read_source_checksum, recipe_checksum, source_checksum, write_case
+from ummkd_tf.data.cases import file_checksum, is_current, source_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.data.released_dataset import RECORD_PARTS, write_description
 from ummkd_tf.released.lists import FilesByName, files_by_name, find_listed
@@ -93,7 +93,7 @@ def find(raw: Path) -> Release:
     if len(with_validation) == 1:
         text = f"a validation list for {with_validation[0]} only"
         release.problems.append(Problem(str(raw), text, "expected one for both modalities or none; add or remove one"))
-    unnamed = sorted(n for n in files if n.endswith(".npz") and not _words(n) & _MODALITY_WORDS.keys())
+    unnamed = sorted(n for n in files if n.endswith(".npz") and not _modalities(n))
     if unnamed:
         release.notes.append(f"not used, because their names hold neither ct nor mr: {', '.join(unnamed)}")
     return release
@@ -103,10 +103,14 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[a-z]+", name.lower()))
 
 
+def _modalities(name: str) -> set[str]:
+    return {_MODALITY_WORDS[word] for word in _words(name) & _MODALITY_WORDS.keys()}
+
+
 def _find_lists(release: Release, files: FilesByName) -> None:
     for path in (path for paths in files.values() for path in paths):
         words = _words(path.stem)
-        modalities = {_MODALITY_WORDS[w] for w in words & _MODALITY_WORDS.keys()}
+        modalities = _modalities(path.stem)
         parts = {_PART_WORDS[w] for w in words & _PART_WORDS.keys()}
         # "nii": the released code's lists of reference NIfTI files, which lie beside the volumes here.
         if path.suffix not in _LIST_SUFFIXES or len(modalities) != 1 or len(parts) != 1 or "nii" in words:
@@ -152,10 +156,13 @@ def _check_listed_once(release: Release) -> None:
 def _find_volumes(release: Release, files: FilesByName, modality: str) -> None:
     paths = _listed(release, files, modality, "test")
     if (modality, "test") not in release.lists:
-        named = [path for name, same in files.items() if modality in _words(name) for path in same]
+        named = [path for name, same in files.items() if modality in _modalities(name) for path in same]
         paths = [path for path in named if path.suffix == ".npz"] or [
             path for path in named if path.name.startswith("image_") and label_file(path) in named
         ]
+    if not paths:
+        text = f"no {modality} test volume, so {modality} will not be evaluated"
+        release.notes.append(f"{text}: expected .npz files, or image_ and label_ NIfTI files, named with {modality}")
     for path in paths:
         case_id = re.sub(r"\.npz$|\.nii(\.gz)?$", "", path.name).removeprefix("image_")
         if case_id in release.volumes:
@@ -304,11 +311,7 @@ def prepare_release(
 def _convert(path: Path, target: Path, case_id: str, modality: str, source: Mapping[str, str]) -> None:
     """Writes a test volume as a case, unless it is there already."""
     task = get_task(TASK)
-    try:
-        current = read_source_checksum(target) == (source_checksum(source), recipe_checksum(task))
-    except InputError:  # nothing there yet, or damaged
-        current = False
-    if not current:
+    if not is_current(target, case_id=case_id, modality=modality, task=task, source=source):
         prepared = prepare_test_volume(path, task)
         write_case(target, prepared, case_id=case_id, modality=modality, task=task, source=source)
 

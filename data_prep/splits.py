@@ -182,7 +182,7 @@ def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collectio
 
 def shuffled(cases: Sequence[str], seed: int) -> list[str]:
     """Cases in a random order that depends on the seed and their ids alone."""
-    # By hash rather than by a generator: the same for every version of NumPy, and another case moves no other.
+    # By hash rather than by a generator: the same for every version of NumPy, and another case changes no order.
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
 
 

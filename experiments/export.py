@@ -20,7 +20,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
-from ummkd_tf.runs.folder import config_of, evaluation_name, read_run, task_of
+from ummkd_tf.runs.folder import evaluation_name, read_run, selected_step, task_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
@@ -43,7 +43,7 @@ def results_of(run_dir: Path, selection: str | None) -> str:
     record = read_run(run_dir)
     try:
         evaluation = read_json(path)
-        if evaluation["selection"] != (selection or config_of(record).selection):
+        if evaluation["step"] != selected_step(record, selection):
             return ""
         table = evaluation_table(evaluation, task_of(record))
         counts = counts_line(evaluation, task_of(record))

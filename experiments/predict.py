@@ -11,7 +11,8 @@ A folder is one DICOM series, or holds scans: NIfTI, NRRD and MetaImage files, a
 CSV has the columns case, modality and image (paths relative to it); others are ignored.
 
 With a file as --output, the label map is written there. With a folder: NAME.nii.gz for each scan, volumes.csv and
-volumes.json (voxels and millilitres), labels.label for ITK-SNAP and labels.ctbl for 3D Slicer.
+volumes.json (voxels and millilitres; a second call with the same model and options, as for the other modality, adds its
+scans), labels.label for ITK-SNAP and labels.ctbl for 3D Slicer.
 
 The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
 lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one. A scan larger than the
@@ -31,7 +32,7 @@ from absl import flags
 from tqdm import tqdm
 
 from ummkd_tf.common.cli import run, start_tensorflow
-from ummkd_tf.common.documents import plain_name
+from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import files_in_order, replacing, write_json
 from ummkd_tf.common.notes import note_aside
@@ -120,6 +121,8 @@ def main(_: list[str]) -> None:
         count = f"{number}/{len(scans)} " if len(scans) > 1 else ""
         try:
             result = _segment(scan, predictor, f"{count}{scan.name}")
+            write_nifti(targets[scan.name], Volume(result.labels, result.affine))
+            volumes[scan.name] = _volumes(result, scan)
             _write(result, scan, targets[scan.name], predictor, one_file)
         except InputError as error:
             if len(scans) == 1:
@@ -130,22 +133,13 @@ def main(_: list[str]) -> None:
         if viewer:
             label, spacing_mm = result.prepared_probabilities.argmax(-1), result.prepared_grid.spacing_mm
             viewer.add(scan.name, result.prepared_image, [label], spacing_mm=spacing_mm, words=scan.modality)
-        volumes[scan.name] = {
-            "modality": scan.modality,
-            "image": str(scan.path),
-            "windows": result.windows,
-            "classes": {
-                name: {"label": predictor.task.class_names.index(name), "voxels": n, "ml": result.milliliters[name]}
-                for name, n in result.voxels.items()
-            },
-        }
     if not one_file and volumes:
         _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
     if viewer and volumes:
         viewer.write(FLAGS.viewer, predictor.title)
         print(f"slices: {FLAGS.viewer}")
     if failed:
-        raise InputError(f"{len(failed)} of {len(scans)} scans were not segmented, see above: {', '.join(failed)}")
+        raise InputError(f"{len(failed)} of {len(scans)} scans have an error, see above: {', '.join(failed)}")
 
 
 def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
@@ -226,18 +220,29 @@ def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segme
     return predictor.predict_scan(scan.path, scan.modality, progress=progress)
 
 
+def _volumes(result: Segmentation, scan: ScanToSegment) -> dict[str, Any]:
+    """A scan's entry in volumes.json."""
+    classes = {
+        name: {"label": result.task.class_names.index(name), "voxels": n, "ml": result.milliliters[name]}
+        for name, n in result.voxels.items()
+    }
+    return {"modality": scan.modality, "image": str(scan.path), "windows": result.windows, "classes": classes}
+
+
 def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
+    """What there is to say and to write of a scan beside its label map."""
     base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
     labels = Volume(result.labels, result.affine)
-    write_nifti(target, labels)
     if FLAGS.probabilities:
         write_nifti(base.with_name(f"{base.name}_probabilities.nii.gz"), Volume(result.probabilities, result.affine))
     if FLAGS.dicom_seg:
         if not is_dicom_scan(scan.path):
             raise InputError("no DICOM series, which --dicom_seg needs", where=scan.path, fix="leave --dicom_seg out")
-        write_dicom_seg(
-            base.with_name(f"{base.name}.dcm"), labels, DicomSeries.open(scan.path), result.task, predictor.title
-        )
+        if labels.array.any():
+            path, series = base.with_name(f"{base.name}.dcm"), DicomSeries.open(scan.path)
+            write_dicom_seg(path, labels, series, result.task, predictor.title)
+        else:
+            print(f"{scan.path}: nothing was found, and a DICOM segmentation cannot be empty: none was written")
     print(f"{target}: {predictor.title}; shape {result.labels.shape}, orientation {result.grid.axes}")
     if result.windows > 1:
         print(f"{scan.path}: larger than the task's window, and covered with {result.windows} windows")
@@ -256,7 +261,24 @@ def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: S
 
 
 def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredictor, run_dirs: Sequence[str]) -> None:
-
+    """Writes the tables of a folder: also of scans that the same model and options have segmented there before."""
+    about = {
+        "model": predictor.title,
+        "run_dirs": list(run_dirs),
+        "task": predictor.task.name,
+        "overlap": predictor.overlap,
+        "largest_component": predictor.largest_component,
+    }
+    new = len(volumes)
+    try:
+        before = read_json(output / "volumes.json")
+        earlier = dict(before.pop("scans"))
+    except MALFORMED:  # none yet, or a damaged one, which is written anew
+        before, earlier = about, {}
+    if before == about:
+        volumes = {**earlier, **volumes}
+    elif left := [name for name in earlier if name not in volumes]:
+        print(f"{output}: segmented otherwise, so no longer in volumes.csv: {', '.join(left)}")
     rows = [
         (name, scan["modality"], class_name, entry["label"], entry["voxels"], f"{entry['ml']:.3f}")
         for name, scan in volumes.items()
@@ -266,19 +288,9 @@ def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredicto
         writer = csv.writer(stream)
         writer.writerow(("scan", "modality", "class", "label", "voxels", "ml"))
         writer.writerows(rows)
-    settings = {"overlap": predictor.overlap, "largest_component": predictor.largest_component}
-    write_json(
-        output / "volumes.json",
-        {
-            "model": predictor.title,
-            "run_dirs": list(run_dirs),
-            "task": predictor.task.name,
-            **settings,
-            "scans": volumes,
-        },
-    )
+    write_json(output / "volumes.json", {**about, "scans": volumes})
     files = write_label_files(output, predictor.task)
-    print(f"{output}: {len(volumes)} scans; volumes.csv, volumes.json, {', '.join(path.name for path in files)}")
+    print(f"{output}: {new} scans; volumes.csv, volumes.json, {', '.join(path.name for path in files)}")
 
 
 def _scan_name(path: Path) -> str:

@@ -41,7 +41,7 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
-from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step, read_run
+from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step, read_run, selected_step
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -161,8 +161,9 @@ class Work:
             result = self.run_dir / name
             current = result.is_file() and result.stat().st_mtime >= newest
             if current:
-                content = read_json(result) or {}
+                content, step_of = read_json(result) or {}, record and selected_step(record)
                 current = all((content.get(name) or 0) == value for name, value in self._beyond_protocol.items())
+                current = current and (step_of is None or content.get("step") == step_of)
             if step == "evaluate outlier" and current:
                 current = self.options.outlier in (read_json(result) or {}).get("cases", {})
             if not (trained and current):

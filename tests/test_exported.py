@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from prepared_data import blocks, write_prepared_dataset
-from programs import program
+from programs import fresh_programs, program
 from recorded_runs import run_config
 
 import ummkd_tf
@@ -142,7 +142,7 @@ def test_damage_and_edits_are_told(exported: Path, run_dir: Path, tmp_path: Path
         return folder
 
     for changes, message in (
-        ({"preparation": 0}, "prepared by version 0 of the steps"),
+        ({"preparation": 4}, "prepared by version 4 of the steps, and this program has version"),
         ({"format": 9}, "format 9, expected 1"),
         ({"task": {}}, "problems in the task"),
         ({"model": {"network": "unet4d"}}, "describes no model"),
@@ -158,6 +158,18 @@ def test_cases_of_training_are_recognized_under_another_name(model: ExportedMode
     check_not_seen(model.training, dataset, ["ct_3", "mr_3"])
     with pytest.raises(InputError, match=r"2 of 3 cases .* ct_0 \(there ct_0\), mr_2 \(there mr_2\)"):
         check_not_seen(model.training, dataset, ["ct_0", "ct_3", "mr_2"])
+
+
+def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    done = program("experiments.evaluate", f"--run_dir={run}")
+    assert done.returncode == 0, done.stderr
+    with fresh_programs():
+        from experiments.export import results_of
+    assert ", step 2 (best):" in results_of(run, None)
+    evaluation = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))
+    write_json(run / "evaluation_test.json", {**evaluation, "step": 1})
+    assert results_of(run, None) == ""
 
 
 def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_path: Path) -> None:

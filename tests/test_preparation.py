@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 import raw_data
 import SimpleITK as sitk
 from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_abdomen, write_mr, write_nifti
+from recorded_runs import run_config
 
 from data_prep import pipeline, qc
 from data_prep.phantom import sets
@@ -25,6 +27,8 @@ from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.runs.folder import check_run, start_run
+from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
@@ -298,15 +302,65 @@ def test_only_what_changed_is_prepared_again(raw, prepared, tmp_path):
     write_nifti(ct(changed, "img", "0002"), raw_data.image(99))
     (out / "cases/mr_1.h5").write_bytes(b"damaged")
     (out / "cases/mr_3.h5").unlink()
-    assert prepare(changed, out)[-1].startswith("3 cases prepared, 3 already up to date")
-    assert {case for case, when in times(out).items() if before.get(case) != when} == {"ct_0002", "mr_1", "mr_3"}
-    assert snapshot(out)["cases/mr_1.h5"] == snapshot(prepared[0])["cases/mr_1.h5"]
+    flip_a_byte(out / "cases/ct_0001.h5")
+    assert prepare(changed, out)[-1].startswith("4 cases prepared, 2 already up to date")
+    redone = {case for case, when in times(out).items() if before.get(case) != when}
+    assert redone == {"ct_0001", "ct_0002", "mr_1", "mr_3"}
+    for damaged in ("cases/ct_0001.h5", "cases/mr_1.h5"):
+        assert snapshot(out)[damaged] == snapshot(prepared[0])[damaged]
+
+
+def flip_a_byte(path):
+    """Of the image's last slice; attributes, time stamp and size stay."""
+    with h5py.File(path) as file:
+        place = file["image"].id.get_chunk_info(file["image"].id.get_num_chunks() - 1).byte_offset
+    when, content = path.stat().st_mtime_ns, bytearray(path.read_bytes())
+    content[place + 20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(when, when))
 
 
 def test_another_recipe_prepares_everything_again(raw, prepared, tmp_path, monkeypatch):
-    out = shutil.copytree(prepared[0], tmp_path / "out")
-    monkeypatch.setattr(preprocessing, "VERSION", preprocessing.VERSION + 1)
+    """And data of an earlier version start no run; runs that have begun with it go on, with no other data."""
+    out, run_dir = shutil.copytree(prepared[0], tmp_path / "out"), tmp_path / "run"
+    started = {"config": run_config(), "model": {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}}
+    record = start_run(run_dir, dataset=Dataset.load(out), **started)
+    before = preprocessing.VERSION
+    monkeypatch.setattr(preprocessing, "VERSION", before + 1)
+    earlier = Dataset.load(out)
+    assert earlier.preparation == record["preparation"] == before
+    check_run(run_dir, dataset=earlier, **started)
+    with pytest.raises(InputError, match=f"prepared by version {before} of the steps, and this program has version"):
+        start_run(tmp_path / "new", dataset=earlier, **started)
+    with pytest.raises(InputError, match=f"was trained on scans prepared by version {before} of the steps"):
+        read_agreeing_runs([run_dir])
     assert prepare(raw, out)[-1].startswith("6 cases prepared, 0 already up to date")
+    with pytest.raises(InputError, match=f"by version {before + 1} of the steps, and the run was started on"):
+        check_run(run_dir, dataset=Dataset.load(out), **started)
+    start_run(tmp_path / "new", dataset=Dataset.load(out), **started)
+
+
+def test_a_case_id_that_stands_for_another_scan_is_told(raw, prepared, tmp_path):
+    """Two CT exchange their names between training and test: nothing goes on with a run that has seen one of them."""
+    run_dir, dataset = tmp_path / "run", Dataset.load(prepared[0])
+    train, test = (dataset.ids(part, "ct")[0] for part in ("train", "test"))
+    model = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}
+    record = start_run(run_dir, config=run_config(), model=model, dataset=dataset)
+    changed, out = shutil.copytree(raw, tmp_path / "raw"), shutil.copytree(prepared[0], tmp_path / "out")
+    for folder in ("img", "label"):
+        one, other = (ct(changed, folder, case_id.removeprefix("ct_")) for case_id in (train, test))
+        contents = one.read_bytes(), other.read_bytes()
+        other.write_bytes(contents[0])
+        one.write_bytes(contents[1])
+    assert prepare(changed, out)[-1].startswith("2 cases prepared, 4 already up to date")
+    exchanged = Dataset.load(out)
+    assert exchanged.split_checksum == record["split_sha256"]
+    message = f"{min(train, test)}, {max(train, test)}: not the same scan as when the run was started"
+    with pytest.raises(InputError, match=message):
+        check_run(run_dir, config=run_config(), model=model, dataset=exchanged)
+    with pytest.raises(InputError, match=message):
+        open_run_data(record, out)
+    assert open_run_data(record).directory == prepared[0]
 
 
 def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path, monkeypatch):
@@ -488,6 +542,24 @@ def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
     assert Dataset.load(out).modalities == ("ct", "t1", "t2")
 
 
+def test_a_corrected_modality_prepares_again(tmp_path):
+    """Intensities were limited as the wrong modality's."""
+    options = write_own(tmp_path / "own", split="given")
+    right = options["csv"].read_text(encoding="utf-8")
+    exchanged = right.replace("t1_4,t1,", "t1_4,t2,").replace("t2_5,t2,", "t2_5,t1,")
+    options["csv"].write_text(exchanged, encoding="utf-8")
+    prepare(None, tmp_path / "out", "csv", **options)
+    options["csv"].write_text(right, encoding="utf-8")
+    assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("2 cases prepared, 7 already up to date")
+    assert Dataset.load(tmp_path / "out").case("t1_4").modality == "t1"
+
+
+def test_a_list_without_scans_is_told(tmp_path):
+    (tmp_path / "own.csv").write_text("case,modality,image,label,split\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"own\.csv: lists no scan: expected one a line under case,modality,"):
+        own.find(tmp_path / "own.csv", TASK)
+
+
 def test_another_label_map_prepares_again(tmp_path):
     options = write_own(tmp_path / "own")
     prepare(None, tmp_path / "out", "csv", **options)
@@ -609,7 +681,7 @@ def test_training_refuses_a_data_set_with_a_scan_twice(prepared, tmp_path):
     train, test = (dataset.ids(part, "ct")[0] for part in ("train", "test"))
     shutil.copy(dataset.path(train), dataset.path(test))
     with pytest.raises(InputError, match=f"{train} and {test} are the same scan, voxel for voxel"):
-        dataset.check_copies()
+        Dataset.load(folder).check_copies()
 
 
 def test_what_is_odd_in_a_scan_is_noted_once_kept_and_told_by_qc(raw, tmp_path, capfd):

@@ -26,7 +26,7 @@ from ummkd_tf.scans.preprocessing import (
     restore,
     task_grid,
 )
-from ummkd_tf.tasks import Clip, get_task
+from ummkd_tf.tasks import TASKS, Clip, get_task
 
 ABDOMEN, CARDIAC = get_task("abdomen"), get_task("cardiac")
 EYE = np.eye(4)
@@ -296,6 +296,17 @@ def test_restore_is_background_beyond_the_window():
     restored = restore(one_hot, Grid(spaced(1, 1, 1, (2, 2, 2)), (4, 4, 4)), Grid(EYE, (8, 8, 8)))
     assert (restored[2:6, 2:6, 2:6] == 3).all()
     assert (restored == 3).sum() == 64
+
+
+@pytest.mark.parametrize(("slices", "spacing_mm"), [(99, 1.0), (100, 1.0), (33, 3.0), (97, 1.0), (12, 8.0), (2, 1.5)])
+def test_both_ends_of_a_scan_can_get_a_class(slices, spacing_mm):
+    """100 mm are twelve and a half slices of 8 mm: an organ that a scan cuts through keeps its volume."""
+    scan = Grid(spaced(2, 2, spacing_mm), (32, 32, slices))
+    task = dataclasses.replace(TASKS["abdomen"], size=(16, 16), spacing_mm=(4.0, 4.0, 8.0))
+    grid = task_grid(scan, np.array([15.5, 15.5, 0]), task)
+    everywhere = np.zeros((*grid.shape, 2), np.float32)
+    everywhere[..., 1] = 1
+    assert restore(everywhere, grid, scan).all()
 
 
 # --- reduced presets -------------------------------------------------------------------------------------------------

@@ -437,6 +437,22 @@ def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
     assert validation_score(open_dataset(tmp_path / "out"), None) is None  # type: ignore[arg-type]
 
 
+def test_mri_in_a_name_is_mr_too(release: Path, tmp_path: Path) -> None:
+    """As in the lists; and a modality without test volumes is told."""
+    shutil.copytree(release, tmp_path / "raw")
+    volume = tmp_path / "raw" / "test" / "mr_test_0.npz"
+    found = preparation.find(tmp_path / "raw")
+    volume.rename(volume.with_name("mri_1007.npz"))
+    named = preparation.find(tmp_path / "raw")
+    assert found.notes == named.notes == []
+    assert [m for m, _ in named.volumes.values()] == [m for m, _ in found.volumes.values()] == ["ct", "mr"]
+    volume.with_name("mri_1007.npz").unlink()
+    assert preparation.find(tmp_path / "raw").notes == [
+        "no mr test volume, so mr will not be evaluated: expected .npz files, or image_ and label_ NIfTI files, named "
+        "with mr"
+    ]
+
+
 def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(release, raw)

@@ -146,6 +146,21 @@ def test_evaluation_by_another_protocol_is_done_again(options):
     assert work_of(replace(options, largest_component=True)).missing() == ["evaluate"]
 
 
+def test_evaluation_of_another_checkpoint_is_done_again(options):
+    """As after --selection=last, or of a run that was trained on since."""
+    work = work_of(options)
+    assert execute(work, FakeRunner(options), Stop()) is None
+    result = work.run_dir / "evaluation_test.json"
+    newest = result.stat().st_mtime
+    for evaluated, missing in ((250, []), (300, ["evaluate"])):
+        record = json.loads((work.run_dir / "run.json").read_text(encoding="utf-8"))
+        record["progress"] = {"step": 300, "best_step": 250, "best_dice": 0.5}
+        (work.run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        result.write_text(json.dumps({"cases": {}, "step": evaluated}), encoding="utf-8")
+        os.utime(result, (newest, newest))
+        assert work.missing() == missing
+
+
 def test_one_failed_run_keeps_no_other(options, capfd):
     works = plan(["table2"], [0], [0], options)
     outcome = execute_all(works, 1, FakeRunner(options, fails=("abdomen-joint-seed0-fold0",)), Stop())

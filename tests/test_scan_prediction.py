@@ -22,6 +22,7 @@ from experiments.plans import DATA, RunSpec
 from experiments.results.captions import provenance
 from experiments.results.records import Record
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
 from ummkd_tf.runs.folder import read_run
@@ -325,6 +326,26 @@ def test_folder_of_scans_with_tables_and_label_files(run_dir, tmp_path):
     assert "4 spleen 255 255 0 255" in (out / "labels.ctbl").read_text(encoding="utf-8").splitlines()
 
 
+def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
+    """Each call names one modality; a call with other options says which scans its table does not hold."""
+    write_scans(tmp_path / "scans")
+    flags = [f"--output={tmp_path / 'out'}"]
+
+    def scans():
+        return list(json.loads((tmp_path / "out/volumes.json").read_text(encoding="utf-8"))["scans"])
+
+    for modality, name, expected in (
+        ("ct", "a.nii.gz", ["a"]),
+        ("mr", "b.nii", ["a", "b"]),
+        ("ct", "c", ["a", "b", "c"]),
+    ):
+        done = predict(run_dir, f"--modality={modality}", f"--input={tmp_path / 'scans' / name}", *flags)
+        assert done.returncode == 0 and "out: 1 scans; volumes.csv" in done.stdout, done.stderr
+        assert scans() == expected
+    done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans/b.nii'}", "--largest_component", *flags)
+    assert "segmented otherwise, so no longer in volumes.csv: a, c" in done.stdout and scans() == ["b"]
+
+
 def test_csv_of_scans(run_dir, tmp_path):
     write_scans(tmp_path / "scans")
     rows = "case,modality,image,remark\n,,,\nfirst,ct,scans/a.nii.gz,x\nsecond,mr,scans/b.nii,\n\n,,,\n"
@@ -370,7 +391,7 @@ def test_one_bad_scan_of_many_is_named_and_the_others_are_done(run_dir, tmp_path
     (tmp_path / "scans/b.nii").write_bytes(b"no scan")
     done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 1
-    assert "1 of 3 scans were not segmented, see above: b" in done.stderr
+    assert "1 of 3 scans have an error, see above: b" in done.stderr
     assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"a.nii.gz", "c.nii.gz"}
 
 
@@ -427,6 +448,17 @@ def test_dicom_segmentation_lies_on_its_series(run_dir, tmp_path):
     assert labels.any() and np.array_equal(frames.T, labels)
 
 
+def test_a_series_in_which_nothing_is_found_counts_with_0_ml(run_dir, tmp_path, monkeypatch):
+    pytest.importorskip("highdicom", reason="DICOM segmentations need highdicom")
+    monkeypatch.setattr(scan_prediction, "restore", lambda probabilities, grid, own: np.zeros(own.shape, np.uint8))
+    write_series(tmp_path / "scans/a", reorient(patient(), "LPS"))
+    flags = ["--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}", "--dicom_seg"]
+    done = predict(run_dir, *flags)
+    assert done.returncode == 0 and "a DICOM segmentation cannot be empty: none was written" in done.stdout, done.stderr
+    scan = json.loads((tmp_path / "out/volumes.json").read_text(encoding="utf-8"))["scans"]["a"]
+    assert {organ["ml"] for organ in scan["classes"].values()} == {0.0} and not (tmp_path / "out/a.dcm").exists()
+
+
 def test_dicom_segmentation_without_highdicom_is_one_line(run_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
     done = predict(run_dir, "--modality=ct", f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--dicom_seg")
@@ -439,6 +471,10 @@ def test_caption_says_what_the_paper_does_not_do(tmp_path):
     plain = dataclasses.replace(record, evaluation={"overlap": 0.0, "largest_component": False, "cases": {}})
     assert "chunks overlapping by 50 % in 1 of 2 evaluations; commit" in provenance([record, plain])
     assert "overlapping" not in provenance([plain]) and "largest" not in provenance([plain])
+    trained_on = {**record.run, "progress": {"step": 300, "best_step": 250}}
+    other = dataclasses.replace(record, run=trained_on, evaluation={"step": 200, "cases": {}})
+    assert "; a EVALUATED AT STEP 200, not 250; commit" in provenance([other])
+    assert "EVALUATED" not in provenance([dataclasses.replace(other, evaluation={"step": 250, "cases": {}})])
 
 
 def run_with_evaluation(tmp_path: Path) -> Path:

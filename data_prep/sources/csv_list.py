@@ -127,6 +127,8 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
         raise InputError(
             f"not a readable CSV file ({error})", where=csv_file, fix="check the path and that it is UTF-8"
         ) from error
+    if not rows:
+        raise InputError("lists no scan", where=csv_file, fix=f"expected one a line under {','.join(COLUMNS)}")
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
+from ummkd_tf.runs.folder import selected_step
 
 MEANS = (
     "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
@@ -54,6 +55,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"seeds {', '.join(map(str, seeds))}",
         f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
         *_beyond_protocol([getattr(r, kind) or {} for r in records]),
+        *_other_checkpoints(records, kind),
         f"commit {each(r.run['environment']['commit'] for r in records)}",
     ]
     return "; ".join(parts) + "."
@@ -82,6 +84,14 @@ def _beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
             partly = "" if used.count(value) == len(used) else f" in {used.count(value)} of {len(used)} evaluations"
             found.append(text(value) + partly)
     return found
+
+
+def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
+    """Runs whose evaluation is not of the checkpoint that is their result: of an earlier end, or another selection."""
+    steps = {r.name: ((getattr(r, kind) or {}).get("step"), selected_step(r.run)) for r in records}
+    return [
+        f"{name} EVALUATED AT STEP {of}, not {own}" for name, (of, own) in steps.items() if own and of and of != own
+    ]
 
 
 def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:

@@ -180,12 +180,23 @@ def file_checksum(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def recipe_checksum(task: Task) -> str:
-    """Checksum of everything that decides how a scan is prepared: the task and the version of the steps."""
+def recipe_checksum(task: Task, version: int | None = None) -> str:
+    """Checksum of everything that decides how a scan is prepared: the task and the version of the steps.
+
+    Args:
+        task: Row of the task table.
+        version: As `preprocessing.VERSION`, which is the default.
+    """
     recipe = {k: v for k, v in task.to_dict().items() if k not in ("network", "table_classes", "class_colors")}
     recipe["roi"] = recipe.pop("region")  # the field's first name, so that cases prepared with it stay valid
-    recipe["steps"] = preprocessing.VERSION
+    recipe["steps"] = preprocessing.VERSION if version is None else version
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def preparation_version(recipe: str, task: Task) -> int:
+    """Which version of the steps a checksum of `recipe_checksum` is of; 0 where this program knows none."""
+    versions = range(preprocessing.VERSION, 0, -1)
+    return next((version for version in versions if recipe_checksum(task, version) == recipe), 0)
 
 
 def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> Case:
@@ -331,6 +342,15 @@ def reduced_grid(grid: Grid, factor: int) -> Grid:
     to_fine[:2, 3] = (factor - 1) / 2
     rows, columns, slices = grid.shape
     return Grid(grid.affine @ to_fine, (rows // factor, columns // factor, slices))
+
+
+def is_current(path: Path, *, case_id: str, modality: str, task: Task, source: Mapping[str, str]) -> bool:
+    """Whether a file holds a case, undamaged, as `write_case` would write it with these arguments."""
+    with contextlib.suppress(InputError, OSError):
+        if read_source_checksum(path) == (source_checksum(source), recipe_checksum(task)):
+            check_identity(read_case(path, original_label=True), case_id, modality, path)
+            return True
+    return False
 
 
 def read_source_checksum(path: Path) -> tuple[str, str]:

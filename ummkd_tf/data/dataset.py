@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from ummkd_tf.data.cases import (
     check_factor,
     check_identity,
     check_values,
+    preparation_version,
     read_case,
     read_image_checksum,
     recipe_checksum,
@@ -28,6 +30,7 @@ from ummkd_tf.data.cases import (
 from ummkd_tf.data.index import contents
 from ummkd_tf.data.sampling import LABELLED_SHARE, Examples, PatchExamples, SliceExamples
 from ummkd_tf.data.stored_case import StoredCase
+from ummkd_tf.scans import preprocessing
 from ummkd_tf.settings import SHARED, are_modality_names
 from ummkd_tf.tasks import Task, stored_task
 
@@ -47,6 +50,7 @@ class Dataset:
         split: Case ids by part ("train", "validation", "test").
         split_name: Where the split comes from.
         source: Where the scans come from; "phantom …" for generated ones.
+        preparation: Version of the steps (`preprocessing.VERSION`) that prepared them; 0 for an unknown one.
     """
 
     directory: Path
@@ -56,6 +60,7 @@ class Dataset:
     split: Mapping[str, tuple[str, ...]]
     split_name: str
     source: str
+    preparation: int = field(default=preprocessing.VERSION, kw_only=True)
 
     unit: ClassVar[str] = "cases"  # what the ids of the train part stand for
 
@@ -74,14 +79,16 @@ class Dataset:
             )
         try:
             content = read_json(path)
+            task = stored_task(content["task"], path)
             dataset = cls(
                 directory=directory,
-                task=stored_task(content["task"], path),
+                task=task,
                 modalities=strings(content["modalities"]),
                 case_modality={c: str(entry["modality"]) for c, entry in content["cases"].items()},
                 split={part: strings(content["split"][part]) for part in PARTS},
                 split_name=content["split_name"],
                 source=content.get("source", ""),
+                preparation=preparation_version(content["recipe"], task),
             )
         except InputError:
             raise
@@ -135,7 +142,7 @@ class Dataset:
         """
         by_content: dict[str, list[str]] = {}
         for case_id in (case_id for part in PARTS for case_id in self.split[part]):
-            by_content.setdefault(read_image_checksum(self.path(case_id)) or case_id, []).append(case_id)
+            by_content.setdefault(self.scan_checksums[case_id] or case_id, []).append(case_id)
         twice = next((ids for ids in by_content.values() if len(ids) > 1), None)
         if twice:
             raise InputError(
@@ -211,6 +218,11 @@ class Dataset:
                 )
             )
         return cases
+
+    @cached_property
+    def scan_checksums(self) -> Mapping[str, str]:
+        """sha256 of each scan's own voxels by case id: which scan it is, whatever its id; "" where it is not known."""
+        return {case_id: read_image_checksum(self.path(case_id)) for case_id in self.case_modality}
 
     @property
     def split_checksum(self) -> str:

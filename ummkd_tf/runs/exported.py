@@ -23,15 +23,15 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, write_json
 from ummkd_tf.data.cases import file_checksum, read_image_checksum, read_source_checksum
 from ummkd_tf.data.dataset import Dataset
-from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
 from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import model_variables, set_variables
-from ummkd_tf.runs.folder import config_of, task_of
+from ummkd_tf.runs.folder import check_preparation, config_of, task_of
 from ummkd_tf.runs.loading import load_model as load_run
+from ummkd_tf.runs.loading import open_run_data
 from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, read_description
 from ummkd_tf.scans import preprocessing
@@ -108,13 +108,7 @@ def load_model(folder: str | Path) -> ExportedModel:
     folder = Path(folder)
     content = read_description(folder)
     task = stored_task(content["task"], folder / MODEL)
-    if content["preparation"] != preprocessing.VERSION:
-        raise InputError(
-            f"was trained on scans prepared by version {content['preparation']} of the steps, and this program has"
-            f" version {preprocessing.VERSION}",
-            where=folder,
-            fix=f"use ummkd_tf {content.get('ummkd_tf')}, or train again",
-        )
+    check_preparation(content, folder)
     try:
         model = model_of(content["model"])
         arrays = read_npz(folder / WEIGHTS)
@@ -138,17 +132,11 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
         results: Text of the model card's results.
 
     Raises:
-        InputError: No run or no data set, or the folder exists.
+        InputError: No run; no data set, or not as it was for the training; or the folder exists.
     """
     model, record, step = load_run(run_dir, selection)
     config, task = config_of(record), task_of(record)
-    dataset = open_dataset(record["data_dir"])
-    if dataset.split_checksum != record["split_sha256"]:
-        raise InputError(
-            "has another split than the run was trained with, so nobody knows which scans it has seen",
-            where=dataset.directory,
-            fix="restore the data set",
-        )
+    dataset = open_run_data(record)  # the folder says which scans the model has seen
     progress = record.get("progress", {})
     training = {
         "data": record.get("source", ""),
@@ -167,7 +155,8 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
         "settings": config.to_dict(),
         "validation_dice": progress.get("best_dice") if (selection or config.selection) == "best" else None,
     }
-    return write_model(Path(out), model, record["model"], task, config.factor(task), training, results)
+    preparation = record.get("preparation", dataset.preparation)
+    return write_model(Path(out), model, record["model"], task, config.factor(task), training, results, preparation)
 
 
 def write_model(
@@ -178,6 +167,7 @@ def write_model(
     factor: int,
     training: Mapping[str, Any],
     results: str = "",
+    preparation: int = preprocessing.VERSION,
 ) -> Path:
     """Writes a model's folder whole or not at all.
 
@@ -189,6 +179,7 @@ def write_model(
         factor: In-plane reduction of the images it sees.
         training: Where it comes from.
         results: Text of the model card's results.
+        preparation: Version of the steps that prepared the scans it was trained on.
 
     Raises:
         InputError: The folder exists, or cannot be written.
@@ -200,7 +191,7 @@ def write_model(
         "ummkd_tf": ummkd_tf.__version__,
         "model": dict(arguments),
         "task": task.to_dict(),
-        "preparation": preprocessing.VERSION,
+        "preparation": preparation,
         "factor": factor,
         "size": [n // factor for n in task.size],
         "labels": [

@@ -30,6 +30,7 @@ from ummkd_tf.common.files import write_json
 from ummkd_tf.data.intensities import check_intensities
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import environment
+from ummkd_tf.scans import preprocessing
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import Task, check_same_task, stored_task
 
@@ -79,8 +80,9 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
             outer, _, inner = field.rpartition(".")
             if not isinstance((record[outer] if outer else record).get(inner), kind):
                 raise ValueError(f"no {field}")
-        if not isinstance(record.get("changes", []), list):
-            raise ValueError("no changes")
+        for field, kind in (("changes", list), ("scans", dict)):  # of which the oldest runs have none
+            if not isinstance(record.get(field, kind()), kind):
+                raise ValueError(f"no {field}")
         config_of(record).factor(task_of(record))
         check_intensities(record.get("intensities", {}))
     except MALFORMED as error:
@@ -104,6 +106,17 @@ def task_of(record: Mapping[str, Any]) -> Task:
         InputError: None is stored.
     """
     return stored_task(record["task"], RUN)
+
+
+def selected_step(record: Mapping[str, Any], selection: str | None = None) -> int | None:
+    """Optimizer steps of the checkpoint that is a run's result; None where its record does not say, as before its end.
+
+    Args:
+        record: Content of `run.json`.
+        selection: "best" or "last"; None for what the run was started with.
+    """
+    best = (selection or config_of(record).selection) == "best"
+    return record.get("progress", {}).get("best_step" if best else "step")
 
 
 def checkpoint_files(run_dir: Path) -> list[Path]:
@@ -205,6 +218,8 @@ def start_run(
         "source": dataset.source,
         "split_name": dataset.split_name,
         "cases": {part: dataset.ids(part) for part in dataset.split},
+        "scans": {case_id: checksum for case_id, checksum in dataset.scan_checksums.items() if checksum},
+        "preparation": dataset.preparation,
         "seed": config.seed,
         "environment": environment(),
         "command": sys.argv,
@@ -224,7 +239,8 @@ def check_run(
     Needs no TensorFlow, so that a program can refuse at once.
 
     Raises:
-        InputError: The folder holds a run with other flags, another model or another split, or a part of it is gone.
+        InputError: The folder holds a run with other flags, another model, another split or other scans, or a part of
+            it is gone; or a new run's data were not prepared by this program's steps.
     """
     checkpoints = newest_step(run_dir) is not None
     if checkpoints and not (run_dir / RUN).exists():
@@ -234,6 +250,12 @@ def check_run(
             fix=f"restore {RUN} from a copy, or choose another --run_dir",
         )
     if not (run_dir / RUN).exists():
+        if dataset.preparation != preprocessing.VERSION:
+            raise InputError(
+                f"prepared by {_steps(dataset.preparation)}, and this program has version {preprocessing.VERSION}",
+                where=dataset.directory,
+                fix="prepare the data again with the same command, so that training and prediction prepare alike",
+            )
         return None, []
     record = read_run(run_dir)
     if not checkpoints and record.get("status") in ("finished", "stopped"):
@@ -243,6 +265,7 @@ def check_run(
             fix="restore them from a copy, or choose another --run_dir to train again",
         )
     check_same_task(task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir")
+    check_same_scans(record, dataset)
     changed = config_of(record).differences(config)
     fixed = _differences(record["model"], _as_stored(model))
     fixed += _differences({"split": record["split_sha256"]}, {"split": dataset.split_checksum})
@@ -253,6 +276,50 @@ def check_run(
             "--run_dir" + ("" if fixed else "; --accept_changes continues all the same, and records that")
         )
     return record, changed
+
+
+def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuses a data set whose case ids stand for other scans than when a run was started, or prepared otherwise.
+
+    Runs that do not say so, because they are older, are not checked.
+
+    Raises:
+        InputError: Names the cases, or both versions of the steps.
+    """
+    before = record.get("scans", {})
+    others = [c for c, checksum in dataset.scan_checksums.items() if before.get(c, checksum) != checksum]
+    if others:
+        raise InputError(
+            f"{', '.join(others[:5])}{', …' if others[5:] else ''}: not the same scan as when the run was started",
+            where=dataset.directory,
+            fix="test cases may have been trained on; give the run's own data, or train again in another --run_dir",
+        )
+    version = record.get("preparation", dataset.preparation)
+    if version != dataset.preparation:
+        raise InputError(
+            f"prepared by {_steps(dataset.preparation)}, and the run was started on scans of {_steps(version)}",
+            where=dataset.directory,
+            fix="give the run's own data, or train again in another --run_dir",
+        )
+
+
+def check_preparation(record: Mapping[str, Any], where: str | Path) -> None:
+    """Refuses to segment scans with a run that has seen scans prepared by other steps than this program's.
+
+    Raises:
+        InputError: It has; runs that do not say so, because they are older, are not checked.
+    """
+    version = record.get("preparation", preprocessing.VERSION)
+    if version != preprocessing.VERSION:
+        raise InputError(
+            f"was trained on scans prepared by {_steps(version)}, and this program has version {preprocessing.VERSION}",
+            where=where,
+            fix=f"use ummkd_tf {record.get('ummkd_tf', 'of that time')}, or train again",
+        )
+
+
+def _steps(version: int) -> str:
+    return f"version {version} of the steps" if version else "steps of an unknown version"
 
 
 def _as_stored(model: Mapping[str, Any]) -> dict[str, Any]:

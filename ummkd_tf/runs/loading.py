@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
-from ummkd_tf.runs.folder import RUN, config_of, read_run, task_of
+from ummkd_tf.runs.folder import RUN, check_preparation, check_same_scans, config_of, read_run, task_of
 from ummkd_tf.tasks import check_same_task, differences
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def open_run_data(record: Mapping[str, Any], data_dir: str | Path | None = None)
         data_dir: Where the data are; None: where they were for the training.
 
     Raises:
-        InputError: None there, or one of another split or task.
+        InputError: None there, or one of another split, another task or other scans.
     """
     dataset = open_dataset(data_dir or record["data_dir"])
     if dataset.split_checksum != record["split_sha256"]:
@@ -62,6 +62,7 @@ def open_run_data(record: Mapping[str, Any], data_dir: str | Path | None = None)
     check_same_task(
         dataset.task, task_of(record), dataset.directory, "give the run's own data, or prepare them for its task"
     )
+    check_same_scans(record, dataset)
     return dataset
 
 
@@ -69,11 +70,13 @@ def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The records of runs whose predictions can be averaged.
 
     Raises:
-        InputError: As `read_run`; or a run that differs from the first in task, modalities or image size.
+        InputError: As `read_run` and `check_preparation`; or a run that differs from the first in task, modalities or
+            image size.
     """
     records = [read_run(run_dir) for run_dir in run_dirs]
     first = records[0]
     for run_dir, record in zip(run_dirs, records, strict=True):
+        check_preparation(record, run_dir)
         different = differences(task_of(first), task_of(record))
         different += [
             f"{name} {there} instead of {here}"

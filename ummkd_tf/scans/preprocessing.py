@@ -352,9 +352,9 @@ def task_grid(scan: Grid, center: NDArray[np.float64], task: Task, size: tuple[i
     """The task's grid over a scan that already has the task's axes.
 
     In the plane: `task.size` voxels of the task's spacing around `center` (cropping or padding as needed), or `size`.
-    Across: as many slices of the task's spacing as fit the scan, centred on it, so that no part of the scan is left
-    out. Over a tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm,
-    need it.
+    Across: the number of slices of the task's spacing that comes nearest to the scan's length, centred on it. No more
+    than a quarter of such a slice is left over at either end; `restore` gives it the class of its neighbour. Over a
+    tilted scan the task's grid is upright: a network that has seen upright patients, and distances in mm, need it.
 
     Raises:
         InputError: The scan is longer than any patient.
@@ -424,9 +424,18 @@ def _classes(probabilities: NDArray, grid: Grid, wanted: Grid) -> NDArray[np.uin
 
 
 def restored_probabilities(probabilities: NDArray, grid: Grid, wanted: Grid) -> Iterator[NDArray[np.float32]]:
-    """Each class's probability at the voxels of another grid, the background's first; beyond the window, background."""
+    """Each class's probability at the voxels of another grid, the background's first; beyond the window, background.
+
+    What `task_grid` leaves over at the ends of a scan has the probabilities of the first and last slice.
+    """
+    ends = grid.index(wanted.world(_CORNERS * np.asarray(wanted.shape) - 0.5))[:, 2]
+    left_over = max(-0.5 - ends.min(), ends.max() - (grid.shape[2] - 0.5))
+    added = 1 if 0 < left_over < 0.25 + 1e-6 else 0  # slices at either end
+    affine = grid.affine.copy()
+    affine[:3, 3] -= added * affine[:3, 2]
     for c in range(probabilities.shape[-1]):
-        source = around(Volume(probabilities[..., c], grid.affine), wanted)
+        values = np.pad(probabilities[..., c], ((0, 0), (0, 0), (added, added)), mode="edge")
+        source = around(Volume(values, affine), wanted)
         outside = 0.0 if c else 1.0
         if source.array.size:
             yield resample(source, wanted, "linear", outside)
