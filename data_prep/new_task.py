@@ -52,6 +52,7 @@ _DIRECTIONS = "RAS"
 _THICKER = 1.2  # slices are those across the largest spacing, if it is so much larger than the others
 _SHARE = 95  # per cent of the scans whose body the window must hold
 _SMALLEST, _LARGEST = 64, 512  # rows and columns
+_SMALL = 128  # of these, two cores train preset `paper` as fast as preset `small` of 256
 _FOREGROUND = (0.5, 99.5)  # percentiles of the labelled voxels, as nnU-Net clips CT
 _LEAST_HIGH = 95.0  # percentile; below it the surroundings of dark organs would lose their contrast
 _VOXELS = 10_000  # of each scan's foreground, so that every scan counts the same
@@ -183,7 +184,8 @@ def describe(
         "spacing_mm": f"rows, columns, slices: median of {len(scans)} scans",
         "size": f"rows and columns, the next multiples of {SIZE_MULTIPLE} that hold the body in {_SHARE} % of scans "
         f"({extent[0]:.0f} × {extent[1]:.0f} mm)"
-        + (f"; cut at {_LARGEST}: take a larger spacing to see all of it" if wanted.max() > _LARGEST else ""),
+        + (f"; cut at {_LARGEST}: take a larger spacing to see all of it" if wanted.max() > _LARGEST else "")
+        + ("; small enough to train with --preset=paper on a CPU, too" if max(size) <= _SMALL else ""),
         "region": "the window's centre: body, image_center, or label_centroid (small organs in a large scan)",
         **clip_notes,
         "table_classes": "optional: the classes in the order of tables' columns",
@@ -223,15 +225,12 @@ def _clip(scans: Sequence[Measured]) -> tuple[dict[str, dict[str, Any]], dict[st
     return {**ranges, "default": vars(DEFAULT_CLIP)}, notes
 
 
-def class_names(scans: Sequence[Measured], label_map: Path | None) -> dict[int, str]:
-    """Class name by label value, from a label map or, without one, class_<value>.
+def read_names(label_map: Path) -> dict[int, str]:
+    """Class name by label value.
 
     Raises:
-        InputError: No such label map, or one that lacks values of the scans.
+        InputError: No such label map.
     """
-    found = {value: scan.case for scan in reversed(scans) for value in scan.label_values}
-    if label_map is None:
-        return {value: f"class_{value}" for value in sorted(found)}
     try:
         names = {int(value): name for value, name in read_json(label_map).items()}
     except MALFORMED as error:
@@ -243,12 +242,24 @@ def class_names(scans: Sequence[Measured], label_map: Path | None) -> dict[int, 
         raise InputError(
             f"{', '.join(wrong)}", where=label_map, fix="expected a class name for every value; correct the entries"
         )
+    return names
+
+
+def class_names(scans: Sequence[Measured], names: Mapping[int, str] | None, label_map: Path | None) -> dict[int, str]:
+    """Class name by label value: those of a label map or, without one, class_<value>.
+
+    Raises:
+        InputError: The label map lacks values of the scans.
+    """
+    found = {value: scan.case for scan in reversed(scans) for value in scan.label_values}
+    if names is None:
+        return {value: f"class_{value}" for value in sorted(found)}
     missing = [f"{value} ({found[value].label})" for value in sorted(found.keys() - names.keys())]
     if missing:
         raise InputError(
             f"no name for label value {', '.join(missing)}", where=label_map, fix="add it, as background or a class"
         )
-    return names
+    return dict(names)
 
 
 def task_text(content: Mapping[str, Any], notes: Mapping[str, str]) -> str:
@@ -270,8 +281,9 @@ def first_task(
         Problems, or else the files to write: the task, and a label map where the label values are not 1, 2, ….
 
     Raises:
-        InputError: As `class_names` and `describe`, or a name no task can have.
+        InputError: As `read_names`, `class_names` and `describe`, or a name no task can have.
     """
+    named = read_names(label_map) if label_map else None  # before minutes of reading scans
     found = csv_list.list_cases(csv_file, {})
     for text in found.notes:
         note(text)
@@ -281,7 +293,7 @@ def first_task(
     problems = [*found.problems, *(problem for scan in scans for problem in scan.problems)]
     if problems or not scans:
         return problems or [Problem(str(csv_file), "no scan", "add a row for each scan")], {}
-    names = class_names(scans, label_map)
+    names = class_names(scans, named, label_map)
     if not any(scan.label_values for scan in scans):
         return [Problem(str(csv_file), "no label map has a voxel above 0", "check the label files")], {}
     content, notes = describe(scans, name=name, network=network, names=names)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.raw_case import Note, Problem, RawCase, source_names
+from data_prep.sources.raw_case import Found, Note, Problem, RawCase, source_names
 from data_prep.sources.table import RawOptions, Source
 from data_prep.splits import Choice, Split, by_part
 from data_prep.workers import Result, Workers
@@ -237,9 +237,7 @@ def prepare_source(
         note(text)
     if found.problems:
         return [*found.problems, *verify(found.cases, task, pool, note)]
-    modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
-    ids = {m: [case.case_id for case in found.cases if case.modality == m] for m in modalities}
-    split_name, split = choice.split(ids, found.split)
+    split_name, split = split_cases(source, found, choice)
     return prepare_cases(
         found.cases,
         task,
@@ -254,6 +252,20 @@ def prepare_source(
         overwrite=overwrite,
         shard=shard,
     )
+
+
+def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Split]:
+    """(name, split) of the cases found, as chosen.
+
+    Raises:
+        InputError: As `Choice.split`, or a part that lacks a modality.
+    """
+    modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
+    modality_of = {case.case_id: case.modality for case in found.cases}
+    ids = {m: [case_id for case_id, modality in modality_of.items() if modality == m] for m in modalities}
+    name, split = choice.split(ids, found.split)
+    check_split(by_part(split), modality_of, tuple(split), f"the split ({name})")
+    return name, split
 
 
 def prepare_cases(
@@ -300,7 +312,7 @@ def prepare_cases(
     parts = by_part(split)
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
-    check_split(parts, case_modality, tuple(split), f"split {split_name}")
+    check_split(parts, case_modality, tuple(split), f"the split ({split_name})")
     left_out = [case.case_id for case in cases if case.case_id not in chosen]
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")

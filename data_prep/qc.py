@@ -44,9 +44,8 @@ VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should
 HISTOGRAM_EDGES = np.linspace(-10.0, 10.0, 201)
 
 # (organ, direction, other organ): the first one's centre lies in that direction of the other's in every patient.
-ANATOMY = (
+ANATOMY = (  # beside every pair of classes whose names differ in "right" and "left" alone
     ("liver", "R", "spleen"),
-    ("right_kidney", "R", "left_kidney"),
     ("ascending_aorta", "S", "left_ventricle"),
     ("left_atrium", "P", "left_ventricle"),
 )
@@ -177,10 +176,17 @@ def _class_warnings(case: Case, task: Task, after: NDArray, before: NDArray) -> 
 
 
 def _side_warnings(case: Case, task: Task) -> Iterable[str]:
-    for organ, direction, other in ANATOMY:
-        if organ not in task.class_names or other not in task.class_names:
+    names = task.class_names
+    pairs = [
+        (name, "R", name.replace(a, b))
+        for name in names
+        for a, b in (("right", "left"), ("Right", "Left"))
+        if a in name
+    ]
+    for organ, direction, other in (*ANATOMY, *pairs):
+        if organ not in names or other not in names:
             continue
-        here, there = (np.argwhere(case.label == task.class_names.index(name)) for name in (organ, other))
+        here, there = (np.argwhere(case.label == names.index(name)) for name in (organ, other))
         axis, sign, expected, found = DIRECTIONS[direction]
         if (
             here.size
@@ -312,8 +318,8 @@ _RULES = (
     f"median of its modality. Asked only where at least {FEWEST_FOR_OUTLIERS} cases have the organ.",
     f"An organ's volume as prepared differs by more than {VOLUME_TOLERANCE:.0%} from its volume in the scan.",
     "An organ touches the first or last row or column of the prepared window, so part of it may be cut off.",
-    "An organ's centre lies on the wrong side of another's: the liver belongs right of the spleen, the right kidney "
-    "right of the left kidney, the ascending aorta above and the left atrium behind the left ventricle.",
+    "An organ's centre lies on the wrong side of another's: a class called right belongs right of the one called left, "
+    "the liver right of the spleen, the ascending aorta above and the left atrium behind the left ventricle.",
     f"The intensities' mean differs from 0, or their standard deviation from 1, by more than {SCORE_TOLERANCE:g}.",
     f"The scan is longer than {LONGEST_MM:.0f} mm or thinner than {SHORTEST_MM:.0f} mm, which is hardly a patient.",
     "More than half of what is not dark has one value, the brightest.",

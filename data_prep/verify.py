@@ -15,7 +15,9 @@ from absl import flags
 from data_prep import pipeline, source_flags
 from data_prep import release as released
 from data_prep.sources.raw_case import Problem
+from data_prep.splits import Choice
 from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note
 
 flags.adopt_module_key_flags(source_flags)
@@ -38,13 +40,25 @@ def main(argv: list[str]) -> int:
         start_tensorflow()
         return report(released.verify(options.folder(), note))
     task, found = source.task_for(options), source.find(options)
-    for text in found.notes:
+    notes = 0
+
+    def count(text: str) -> None:
+        nonlocal notes
+        notes += 1
         note(text)
+
+    for text in found.notes:
+        count(text)
     with source_flags.workers() as pool:
-        problems = pipeline.verify(found.cases, task, pool, note)
-    code = report([*found.problems, *problems])
+        problems = [*found.problems, *pipeline.verify(found.cases, task, pool, count)]
+    if not problems:
+        try:
+            pipeline.split_cases(source, found, Choice())
+        except InputError as error:
+            problems.append(Problem.of(error))
+    code = report(problems)
     if not code:
-        print(f"{len(found.cases)} cases, no problem")
+        print(f"{len(found.cases)} cases, no problem" + (f"; {notes} note(s) above to look at" if notes else ""))
     return code
 
 

@@ -22,6 +22,8 @@ PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "evaluate": ("experiments.evaluate", "metrics of a run on the test part"),
         "predict": ("experiments.predict", "segment scans"),
         "reproduce": ("experiments.reproduce", "run what a table or figure of the paper needs, and print it"),
+        "tables": ("experiments.tables", "a table of the paper, or of your own runs, from recorded runs"),
+        "figures": ("experiments.figures", "the paper's figures from recorded runs"),
         "export": ("experiments.export", "a trained model as one folder that needs no run, data or flags"),
         "import-tf1": ("experiments.import_tf1", "the authors' TensorFlow 1 checkpoints as such a folder"),
         "growing": ("experiments.growing", "what helps a trained model to learn a further modality, on phantoms"),

@@ -99,6 +99,7 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
         ("cost", "Cost", _cost(benchmark_dir)),
         ("not-run", "Not run", _not_run(sound)),
     ]
+    sections = [section for section in sections if section[2]]
     links = "\n".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections)
     body = "\n".join(f'<section id="{name}">\n{content}\n</section>' for name, _, content in sections)
     title = "Unpaired multi-modal segmentation via knowledge distillation: results"
@@ -242,9 +243,9 @@ def _figures(entries: Sequence[Entry], folder: Path) -> str:
         path = folder / f"{name}.png"
         if path.is_file():
             parts.append(_figure(path, title, badge))
-        else:
+        elif _of(name, entries):
             parts.append(f"<p>{escaped(title)}: not drawn yet: <code>make {name}</code></p>")
-    return "\n".join(parts)
+    return "\n".join(parts) if len(parts) > 1 else ""
 
 
 def _figure(path: Path, title: str, badge: str = "") -> str:
@@ -324,7 +325,7 @@ def _parameters(entries: Sequence[Entry]) -> str:
             by_width[model.get("width", "unknown")] = evaluation["parameters"]
     rows = []
     for table, task in (("table1", TASKS["cardiac"]), ("table2", TASKS["abdomen"])):
-        for name, setting in SETTINGS.items():
+        for name, setting in SETTINGS.items() if task.name in {name for name, _ in counted} else ():
             paper = paper_numbers()[table]["blocks"]["dice"][name][0]
             ours = [
                 (str(w), f"{n:,}", parameter_text(task.name, n)) for w, n in counted.get((task.name, name), {}).items()
@@ -334,6 +335,8 @@ def _parameters(entries: Sequence[Entry]) -> str:
                 rows.append(f"<tr>{_texts(setting.title, task.network)}{numbers}</tr>")
     columns = {"setting": "text", "network": "text"}
     columns |= dict.fromkeys(("width", "trainable parameters", "rounded", "paper (width 16)"), "")
+    if not rows:
+        return ""
     return (
         f"{_heading('Parameters', ())}\n<p>Of runs with batch normalization; a smaller preset has a smaller width. "
         "Without a run, <code>python -m experiments.train --describe</code> counts those of any network.</p>\n"

@@ -302,7 +302,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "output is the scan": (PREDICT, nothing, "--output={scan}",
         "--output={scan}: is the scan itself: expected another file; choose another name"),
     "evaluate: no data": (EVALUATE, nothing, "--data_dir={folder}",
-        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+        "{folder}/dataset.json: no prepared data set: run ummkd prepare first, or check --data_dir"),
     "evaluate: another split": (EVALUATE, data_file("dataset.json", fewer_cases), "",
         "{data}: another split (blocks) than the run was trained with (blocks): test cases may have been trained on; "
         "give the run's own data"),
@@ -321,7 +321,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "evaluate: more classes than the model": (EVALUATE, data_file("cases/ct_3.h5", label_seven), "",
         "{data}/cases/ct_3.h5: label value 7, but task abdomen has values 0 to 4: prepare the data again"),
     "qc: no data": (QC, nothing, "--data_dir={folder}",
-        "{folder}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+        "{folder}/dataset.json: no prepared data set: run ummkd prepare first, or check --data_dir"),
     "qc: half a case": (QC, data_file("cases/ct_0.h5", halve), "",
         "{data}/cases/ct_0.h5: not a readable HDF5 file: delete it and prepare the case again"),
     "qc: output below a file": (QC, nothing, "--out_dir={scan}",
@@ -346,7 +346,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "train: no run named": (TRAIN, nothing, "--run_dir=",
         "--data_dir and --run_dir are needed to train: give both, or use --describe"),
     "train: no data": (TRAIN, data_file("dataset.json", Path.unlink), "",
-        "{data}/dataset.json: no prepared data set: run one of the prepare targets, or check --data_dir"),
+        "{data}/dataset.json: no prepared data set: run ummkd prepare first, or check --data_dir"),
     "train: JSON of another kind": (TRAIN,
         data_file("dataset.json", lambda path: path.write_text("[]", encoding="utf-8")), "",
         "{data}/dataset.json: not a data set description (ValueError('a JSON list, expected an object')): prepare "
@@ -411,7 +411,9 @@ def test_bad_input_is_one_line_and_writes_nothing(name: str, at: Place) -> None:
     assert said == ["error: " + line.format(**vars(at))]
     assert code == 1
     index = "data/index.json"  # what training has learnt of the cases
-    assert {k: v for k, v in snapshot(at.folder).items() if k != index} == before
+    assert {k: v for k, v in snapshot(at.folder).items() if k != index} == {
+        k: v for k, v in before.items() if k != index
+    }
 
 
 # --- what works all the same -----------------------------------------------------------------------------------------

@@ -63,6 +63,22 @@ def test_help_marks_required_flags():
     assert "three planes. Required" not in help_text
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ((), "error: --input is needed: --help explains every flag"),
+        (
+            ("--inputs=a",),
+            "error: Unknown command line flag 'inputs'. Did you mean: input ?: --help explains every flag",
+        ),
+        (("--overlap=much",), "error: flag --overlap=much: could not convert string to float: 'much': --help explains"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, line):
+    done = program("experiments.predict", *flags)
+    assert done.returncode == 1 and done.stderr.startswith(line) and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_help_in_a_terminal_that_shows_ascii_alone(tmp_path):
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "experiments.train", "--help"]

@@ -339,7 +339,7 @@ CSV_DAMAGES = {
     "no such image": ([HEADER, *ROWS[1:], ROWS[0].replace("img0001", "img0099")], LABEL_MAP, "own.csv line 7",
         "btcv/img/img0099.nii.gz does not exist: correct the path"),
     "no label named": ([HEADER, *ROWS[1:], "ct_0001,ct,btcv/img/img0001.nii.gz,,"], LABEL_MAP, "own.csv line 7",
-        "does not exist"),
+        "no label: give one, or remove the row"),
     "the same case twice": ([HEADER, *ROWS, ROWS[0]], LABEL_MAP, "own.csv line 8", "the same case twice (ct_0001)"),
     "columns": ([HEADER.replace("split", "part"), *ROWS], LABEL_MAP, "own.csv",
         "columns case,modality,image,label,part"),

@@ -115,13 +115,16 @@ def test_a_modality_without_labels_is_refused():
 
 def test_classes_are_the_label_values(tmp_path):
     scans = [measured(values=(7,)), measured(values=(2, 7))]
-    assert new_task.class_names(scans, None) == {2: "class_2", 7: "class_7"}
+    assert new_task.class_names(scans, None, None) == {2: "class_2", 7: "class_7"}
     path = tmp_path / "names.json"
     path.write_text(json.dumps({"2": "left lung", "7": "right lung", "0": "background"}), encoding="utf-8")
-    names = new_task.class_names(scans, path)
+    names = new_task.class_names(scans, new_task.read_names(path), path)
     assert described(*scans, names=names)[0].class_names == ("background", "left lung", "right lung")
     path.write_text(json.dumps({"2": "both", "7": "both"}), encoding="utf-8")  # two values, one class
-    assert described(*scans, names=new_task.class_names(scans, path))[0].class_names == ("background", "both")
+    assert described(*scans, names=new_task.class_names(scans, new_task.read_names(path), path))[0].class_names == (
+        "background",
+        "both",
+    )
     for content, text in (
         ({"2": "a"}, r"no name for label value 7 \(a_label\.nii\): add it"),
         ({"2": 1, "7": "a"}, r"2 → 1: expected a class name"),
@@ -130,7 +133,7 @@ def test_classes_are_the_label_values(tmp_path):
     ):
         path.write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(InputError, match=text):
-            new_task.class_names(scans, path)
+            new_task.class_names(scans, new_task.read_names(path), path)
 
 
 # --- the program -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import raw_data
 import SimpleITK as sitk
+from programs import program
 from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_abdomen, write_mr, write_nifti
 from recorded_runs import run_config
 
@@ -554,6 +556,22 @@ def test_a_corrected_modality_prepares_again(tmp_path):
     assert Dataset.load(tmp_path / "out").case("t1_4").modality == "t1"
 
 
+def test_verify_refuses_a_split_that_prepare_refuses(tmp_path):
+    options = write_own(tmp_path / "own", split="given")
+    text = options["csv"].read_text(encoding="utf-8")
+    options["csv"].write_text(text.replace("validation", "train"), encoding="utf-8")
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    done = program("data_prep.verify", "--source=csv", *flags)
+    message = "the split (the CSV's split column): the validation part has no ct case: expected at least one"
+    assert done.returncode == 1 and message in done.stderr
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare(None, tmp_path / "out", "csv", **options)
+    rows = [line.rpartition(",")[0] for line in text.splitlines()]
+    options["csv"].write_text("\n".join(rows), encoding="utf-8")  # without the column, prepare draws a split
+    done = program("data_prep.verify", "--source=csv", *flags)
+    assert done.returncode == 0 and "9 cases, no problem" in done.stdout, done.stderr
+
+
 def test_a_list_without_scans_is_told(tmp_path):
     (tmp_path / "own.csv").write_text("case,modality,image,label,split\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"own\.csv: lists no scan: expected one a line under case,modality,"):
@@ -622,7 +640,7 @@ def test_help_does_not_load_tensorflow():
 
 def test_programs(raw, prepared, tmp_path):
     done = run("verify", "--source=abdomen", f"--dir={raw}", "--workers=1")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem; 4 note(s) above to look at")
     out = tmp_path / "out"
     done = run("prepare", "--source=abdomen", f"--raw={raw}", f"--out={out}", "--workers=1")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (

@@ -1,8 +1,8 @@
-"""Own data by a CSV file with the columns `case,modality,image,label,split`, one scan a row.
+"""Own data by a CSV file with the columns `case,modality,image,label` and, if wanted, `split`, one scan a row.
 
-`image` and `label` are NIfTI, NRRD or MetaImage files or DICOM folders, relative to the CSV's folder. `split` is
-train, validation or test, or empty in every row. A label map is a JSON object from the file's label value to a class
-name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
+`image` and `label` are NIfTI, NRRD or MetaImage files or DICOM folders, relative to the CSV's folder. `split` is train,
+validation or test in every row, or empty in every row, which is as good as no such column. A label map is a JSON object
+from the file's label value to a class name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
     notes = [f"{csv_file}: modality {m} is taken as {m.lower()}" for m in written if m != m.lower()]
     rows = [(line, {**row, "modality": row["modality"].lower()}) for line, row in rows]
     cases: dict[str, RawCase] = {}
-    problems: list[Problem] = []
+    first = {row["modality"]: line for line, row in reversed(rows)}
+    odd = [name for name in first if not re.fullmatch(r"(?!(shared|overall|default)$)[a-z]\w*", name, re.ASCII)]
+    fix = "expected letters, digits and '_' as in t1_in, a letter first, and not shared, overall or default; rename it"
+    problems = [Problem(f"{csv_file} line {first[name]}", f"modality {name!r}", fix) for name in odd]
     for line, row in rows:
         image, label = (csv_file.parent / row[column] for column in ("image", "label"))
         mistakes = _mistakes(row, image, label)
         if row["case"] in cases:
             mistakes.append((f"the same case twice ({row['case']})", "give every scan a name of its own"))
         problems += [Problem(f"{csv_file} line {line}", problem, fix) for problem, fix in mistakes]
-        if not mistakes:
+        if not mistakes and row["modality"] not in odd:
             cases[row["case"]] = RawCase(row["case"], row["modality"], image, label, classes, read_aligned)
     parts = {row["case"]: row["split"] for _, row in rows}
     unassigned = [case_id for case_id, part in parts.items() if not part]
@@ -106,8 +109,9 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with open(csv_file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
-            if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
-                found = ",".join(reader.fieldnames or ())
+            columns = reader.fieldnames or ()
+            if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:-1])):
+                found = ",".join(columns)
                 raise InputError(
                     f"columns {found or 'missing'}",
                     where=csv_file,
@@ -119,10 +123,10 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                     continue
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{csv_file} line {reader.line_num}: not {len(COLUMNS)} fields: expected {','.join(COLUMNS)}; "
+                        f"{csv_file} line {reader.line_num}: not {len(columns)} fields: expected {','.join(columns)}; "
                         "correct the line"
                     )
-                rows.append((reader.line_num, {column: text.strip() for column, text in row.items()}))
+                rows.append((reader.line_num, {"split": "", **{name: text.strip() for name, text in row.items()}}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"not a readable CSV file ({error})", where=csv_file, fix="check the path and that it is UTF-8"
@@ -135,13 +139,13 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
 def _mistakes(row: Mapping[str, str], image: Path, label: Path) -> list[tuple[str, str]]:
     mistakes = [
         (f"{column} file {path} does not exist", "correct the path; it is relative to the CSV's folder")
+        if row[column]
+        else (f"no {column}", "give one, or remove the row: a case is a scan with its label map")
         for column, path in (("image", image), ("label", label))
         if not row[column] or not _exists(path)
     ]
     if not re.fullmatch(r"\w[\w.-]*", row["case"], re.ASCII) or len(row["case"]) > MAX_NAME:
         mistakes.append((f"case name {row['case']!r}", f"use up to {MAX_NAME} letters, digits, '_', '-' and '.'"))
-    if not re.fullmatch(r"(?!(shared|overall|default)$)[a-z]\w*", row["modality"], re.ASCII):
-        mistakes.append((f"modality {row['modality']!r}", "use a name like ct, mr or t1_in"))
     if row["split"] not in ("", *PARTS):
         mistakes.append((f"split {row['split']!r}", f"use {', '.join(PARTS)}, or leave it empty in every row"))
     return mistakes

@@ -148,7 +148,7 @@ def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> 
         raise InputError(
             f"unknown label value {listed}",
             where=path,
-            fix=f"expected only {_ranges(sorted(classes))}; correct the label map",
+            fix=f"expected only {_ranges(sorted(classes))}; correct the file, or say what each value is (--label_map)",
         )
     return result
 

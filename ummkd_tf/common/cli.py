@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -57,7 +58,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         if any("must have a value other than None" in validator.message for validator in flag.validators):
             flag.help += " Required."
     with tolerant_output():
-        app.run(guarded)
+        app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does it, with one line where a flag is unknown, wrong or missing."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        text = str(error)
+        if missing := re.match(r"flag (--\w+)=None: .* must have a value other than None", text):
+            text = f"{missing[1]} is needed"
+        print(f"error: {text}: --help explains every flag", file=sys.stderr)
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,9 @@ class Dataset:
         path = directory / DATASET
         if not path.is_file():
             raise InputError(
-                "no prepared data set", where=path, fix="run one of the prepare targets, or check --data_dir"
+                "no prepared data set",
+                where=path,
+                fix="run ummkd prepare first, or check --data_dir",
             )
         try:
             content = read_json(path)

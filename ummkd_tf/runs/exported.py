@@ -305,11 +305,10 @@ def check_not_seen(
     found = []
     for case_id in case_ids if seen else ():
         names = [seen[value] for value in _checksums(dataset, case_id).values() if value in seen]
-        found += [f"{case_id} (there {name})" for name in names[:1]]
+        found += [case_id if name == case_id else f"{case_id} (there {name})" for name in names[:1]]
     if found:
         raise InputError(
-            f"{len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} part: "
-            f"{', '.join(found[:5])}",
+            f"{len(found)} of {len(case_ids)} cases were in the model's {' or '.join(parts)} part: {', '.join(found)}",
             where=where or dataset.directory,
             fix="expected scans that it has not seen; leave them out",
         )

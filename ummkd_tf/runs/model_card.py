@@ -48,7 +48,7 @@ def model_card(description: Mapping[str, Any], parameters: int, results: str) ->
         parameters: Number of weights and statistics.
         results: Text of the section "Results"; "" where nothing was evaluated.
     """
-    task, training = description["task"], description["training"]
+    task, training, factor = description["task"], description["training"], description["factor"]
     modalities = description["model"]["modalities"]
     classes = [name for name in task["class_names"] if name != "background"]
     return _CARD.format(
@@ -56,7 +56,7 @@ def model_card(description: Mapping[str, Any], parameters: int, results: str) ->
         classes=", ".join(classes),
         modalities=" and ".join(modalities),
         axes=task["axes"],
-        spacing=" × ".join(f"{v:g}" for v in task["spacing_mm"]),
+        spacing=" × ".join(f"{v * by:g}" for v, by in zip(task["spacing_mm"], (factor, factor, 1), strict=True)),
         rows=description["size"][0],
         columns=description["size"][1],
         folder="model",

@@ -152,8 +152,13 @@ def run_training(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
         )
         counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+        rows, columns = (n // factor for n in dataset.task.size)
+        high_mm, wide_mm = (factor * mm for mm in dataset.task.spacing_mm[:2])
         print(
-            f"{model.setting.title} with {model.network.name}, preset {config.preset}, {config.steps} steps; "
+            f"{model.setting.title} with {model.network.name}, preset {config.preset} ({rows} × {columns} pixels of "
+            f"{high_mm:g} × {wide_mm:g} mm"
+            + (f", 1/{factor} of the task's rows and columns" if factor > 1 else "")
+            + f"), {config.steps} steps; "
             f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
             + (f", {devices.replicas} devices" if devices.replicas > 1 else "")
             + (f", {config.precision}" if config.precision != "float32" else "")

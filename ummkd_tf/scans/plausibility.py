@@ -96,5 +96,5 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
             + f" Many values lie above {_BONE_HU:g}: is it stored as HU + 1024?" * bright
         )
     if machine(modality) == "MR" and lowest < _AIR_HU:
-        notes.append(f"values down to {lowest:g}, which looks like a CT: is its modality {modality}?")
+        notes.append(f"values down to {lowest:g}, which looks like a CT, but its modality is said to be {modality}")
     return problems, notes
