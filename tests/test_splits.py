@@ -54,6 +54,7 @@ def test_no_patient_is_in_two_parts(name):
         ("mmwhs, seeded", (14, 2, 4), (14, 2, 4)),
         ("abdomen, seeded", (21, 3, 6), (14, 2, 4)),
         ("abdomen_paper_size", (20, 3, 6), (6, 1, 2)),
+        ("abdomen_39", (14, 2, 8), (8, 2, 5)),
     ],
 )
 def test_sizes(name, ct, mr):
@@ -199,5 +200,5 @@ def test_not_a_split_file(text, tmp_path):
 
 
 def test_no_such_split():
-    with pytest.raises(InputError, match="nothing: no such split: expected seeded, k_fold, abdomen_paper_size, "):
+    with pytest.raises(InputError, match="nothing: no such split: expected seeded, k_fold, abdomen_39, "):
         splits.read("nothing")
