@@ -106,6 +106,7 @@ def compare(arguments: str, devices: Devices) -> None:
     if not devices.chief:
         return
     one = make(network, setting, modalities, absent)
+    tf.config.run_functions_eagerly(True)  # a few steps of one device take less time than tracing them
     expected, after_one = train(one, Devices())
     # Adam makes of gradients that are almost 0 steps of either sign: in 16 bits, weights part after a few steps.
     tolerance = TOLERANCE if precision == "float32" else 2e-2
@@ -122,6 +123,7 @@ def compare(arguments: str, devices: Devices) -> None:
             model.estimate_statistics([{m: tf.constant(x) for m, x in images.items()}])
         worst = max(worst, difference(state(one, Devices()), state(several, devices)))
         assert precision != "float32" or worst[0] < TOLERANCE, worst
+    tf.config.run_functions_eagerly(False)
     print(f"same: {arguments} losses {largest:.1e} variables {worst[0]:.1e}", flush=True)
 
 

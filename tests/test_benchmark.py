@@ -162,7 +162,7 @@ def test_slope_of_a_known_curve():
 
 
 def test_input_part_measures_every_way():
-    part = inputs.measure(depth=9, cases=1, batches=2, rounds=1, steps=None)
+    part = inputs.measure(depth=9, cases=1, batches=1, rounds=1, steps=None)
     assert len(part.rows) == 10 and all(row.timing for row in part.rows)
     assert [target.met is None for target in part.targets] == [False, True, True, True]
     assert sum(row.contender == inputs.AUGMENTED for row in part.rows) == 2

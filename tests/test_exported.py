@@ -41,6 +41,14 @@ ARGUMENTS = {
 SHORT = {"steps": 2, "size": 32, "validate_every": 2, "batch_size": 1}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _eager():
+    """For two steps, tracing takes longer than the steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def short_run(data: Path, run_dir: Path, **config) -> Path:
     run_training(Dataset.load(data), run_dir, run_config(**SHORT, **config), ARGUMENTS, SessionOptions())
     return run_dir

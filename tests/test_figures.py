@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from programs import program as in_this_process
 from recorded_runs import absent, class_metrics, evaluation_cases, write_run
 
 from experiments import figures
@@ -303,5 +304,5 @@ def test_the_program_tells_the_files_and_nothing_of_their_fonts(tmp_path):
 
     done = program("--folds=0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "new/fig7.pdf and .png\n", "")
-    done = program("--folds=1")
+    done = in_this_process("experiments.figures", "--figure=fig7", f"--runs_dir={tmp_path / 'runs'}", "--folds=1")
     assert done.returncode == 1 and "none of its runs is finished" in done.stderr

@@ -262,7 +262,7 @@ def test_training_step(network, fast):
     for path, expected in statistics.items():
         assert_close_to_maximum(ours[path], expected, STATISTIC, path)  # some means nearly cancel to zero
 
-    model = released_model(network, kd_weight=0.5 if network == "dilated2d" else 0.0, fast=fast)
+    load_released_weights(model, golden(NETWORKS[network]["weights"]))
     model.optimize(images, labels)
     after = {v.path: v.numpy() for v in model.variables}
     rate = NETWORKS[network]["rate"]

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import raw_data
 import SimpleITK as sitk
+from programs import program
 from raw_data import CT_AFFINE, NUM_SLICES, ct, mr, snapshot, write_nifti, write_png, write_slice, z_mm
 
 from data_prep import pipeline
@@ -230,11 +230,8 @@ def test_all_problems_are_reported_at_once_and_nothing_is_created(healthy, tmp_p
 def test_program_prints_the_lines_and_fails(healthy, tmp_path):
     raw = shutil.copytree(healthy[0], tmp_path / "raw")
     empty(ct(raw, "img"))
-    for program, flags in (("verify", [f"--dir={raw}"]), ("prepare", [f"--raw={raw}", f"--out={tmp_path / 'out'}"])):
-        done = subprocess.run(
-            [sys.executable, "-m", f"data_prep.{program}", "--source=abdomen", "--workers=1", *flags],
-            cwd=ROOT, capture_output=True, encoding="utf-8", check=False,
-        )  # fmt: skip
+    for name, flags in (("verify", [f"--dir={raw}"]), ("prepare", [f"--raw={raw}", f"--out={tmp_path / 'out'}"])):
+        done = program(f"data_prep.{name}", "--source=abdomen", "--workers=1", *flags)
         assert done.returncode == 1
         printed = done.stderr.splitlines()[-2:]
         assert printed == [

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from programs import program
 
 from data_prep.phantom import __main__ as phantom
 from data_prep.phantom import layouts, sets, templates
@@ -526,8 +527,7 @@ def test_program_writes_what_the_library_writes(tmp_path, abdomen):
 
 def test_program_fails_with_one_line(tmp_path):
     (tmp_path / "mine.txt").write_text("do not touch", encoding="utf-8")
-    command = [sys.executable, "-m", "data_prep.phantom", "--task=cardiac", f"--out={tmp_path}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    result = program("data_prep.phantom.__main__", "--task=cardiac", f"--out={tmp_path}")
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path}: not empty: expected a new or empty folder; " + (
         "give another --out or --overwrite\n"

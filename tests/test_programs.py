@@ -39,7 +39,10 @@ def assert_one_line(result, *expected):
 def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     """Stop, continue, evaluate and predict; what the programs print and write."""
     run_dir = tmp_path / "run"
-    common = train_flags(prepared_dataset.directory, run_dir, steps=4, validate_every=2)
+    # Quick to trace; the README's commands, which `make test-wheel` runs, train the paper's network.
+    common = train_flags(
+        prepared_dataset.directory, run_dir, steps=4, validate_every=2, network="tests/toy_networks.py:toy3d"
+    )
     stopped = new_process("experiments.train", *common, "--max_hours=0.000001")
     assert stopped.returncode == 0 and "the same command continues from here" in stopped.stdout, stopped.stderr
     assert json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"

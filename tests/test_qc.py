@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import h5py
 import numpy as np
 import pytest
+from programs import program
 
 from data_prep import qc
 from ummkd_tf.common.errors import InputError
@@ -363,7 +364,7 @@ def test_a_second_run_replaces_the_files_and_gives_the_same(report):
 
 
 def test_program_says_what_is_missing(tmp_path):
-    done = _run(f"--data_dir={tmp_path}")
+    done = program("data_prep.qc", f"--data_dir={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/dataset.json: no prepared data set")
     assert done.stderr.count("\n") == 1

@@ -14,7 +14,6 @@ from data_prep import pipeline
 from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers, default_workers
-from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
@@ -64,10 +63,8 @@ def prepared(raw_cases, tmp_path_factory):
 def scans(prepared):
     """(case, original label) of every scan."""
     dataset = prepared[0]
-    return [
-        (dataset.case(c), read_case(dataset.path(c), original_label=True).original_label)
-        for c in sorted(dataset.case_modality)
-    ]
+    cases = (dataset.case(c, original_label=True) for c in sorted(dataset.case_modality))
+    return [(case, case.original_label) for case in cases]
 
 
 def ml(voxels, grid):

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from programs import program
 from recorded_runs import write_run
 
 from experiments import reproduce
@@ -373,25 +374,20 @@ def test_runs_that_go_on_at_a_time_have_a_share_of_the_cores_each(options, tmp_p
     assert sorted(found, key=min) == shares(sorted(before), 2) and os.sched_getaffinity(0) == before
 
 
-def program(*flags):
-    command = [sys.executable, "-m", "experiments.reproduce", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60, check=False)
-
-
 def test_program(options, tmp_path):
     common = (f"--abdomen_data={options.data['abdomen']}", f"--runs_dir={options.runs_dir}", "--preset=tiny")
     first, *others = plan(["table2"], [0], [0], options)
     write_run(options.runs_dir, first.spec, {}, data_dir=options.data["abdomen"])  # 60 s for 300 steps
     before = sorted(options.runs_dir.rglob("*"))
-    listed = program("--dry_run", *common)
+    listed = program("experiments.reproduce", "--dry_run", *common)
     assert listed.returncode == 0 and "9 runs, 1 done; about 8 min of training" in listed.stdout
     assert sorted(options.runs_dir.rglob("*")) == before
-    wrong = program("--targets=table9", *common)
+    wrong = program("experiments.reproduce", "--targets=table9", *common)
     assert wrong.returncode == 1 and "--targets=table9: not known: expected some of table1, " in wrong.stderr
     for work in others:
         write_run(options.runs_dir, work.spec, {}, data_dir=options.data["abdomen"])
     out_dir = tmp_path / "results"
-    rendered = program("--targets=table2", f"--out_dir={out_dir}", *common)
+    rendered = program("experiments.reproduce", "--targets=table2", f"--out_dir={out_dir}", *common)
     assert rendered.returncode == 0, rendered.stderr
     assert "7 of 7 runs done" in rendered.stdout
     names = ["table2.csv", "table2.md", "table2.tex", "table2_beside_paper.md"]

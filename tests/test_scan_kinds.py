@@ -9,9 +9,7 @@ import gzip
 import logging
 import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ from pydicom import uid
 from scipy.spatial.transform import Rotation
 from test_dicom_series import assert_same
 
-from data_prep.workers import Workers, _lost
+from data_prep.workers import _lost
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import case_results
 from ummkd_tf.scans.dicom import DicomSeries
@@ -642,19 +640,6 @@ def test_paths_that_are_not_utf8(tmp_path):
     write_nifti(folder / "written.nii.gz", Volume(LABEL, AFFINE))
     with pytest.raises(InputError, match=r"caf\\udce9/none.nii: no such file"):
         read_volume(folder / "none.nii")
-
-
-def end(item: int) -> None:
-    if item == 2:
-        os.kill(os.getpid(), signal.SIGABRT)
-    time.sleep(5)
-
-
-def test_how_a_worker_ended_is_told_and_not_guessed():
-    """Item 2 ends its process, and with it the other, which is asleep."""
-    aborted = r"2: the worker process was ended by signal 6 \(Aborted\) during 'verify': finished cases are kept"
-    with Workers(2) as pool, pytest.raises(InputError, match=f"^{aborted}"):
-        list(pool.each(end, [1, 2], "verify"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import program
 from recorded_runs import absent, evaluation_cases, write_run
 from scipy import stats
 
@@ -353,10 +354,9 @@ def test_p_values_are_printed_as_in_the_paper(p, text):
 
 def test_program(tmp_path):
     write_target(tmp_path, "table2")
-    command = [sys.executable, "-m", "experiments.tables", f"--runs_dir={tmp_path}"]
 
     def start(*more):
-        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+        return program("experiments.tables", f"--runs_dir={tmp_path}", *more)
 
     result = start("--table=2", "--format=csv")
     assert result.stdout == rendering.to_csv(builders.build("table2", load_records(tmp_path)))
