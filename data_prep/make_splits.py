@@ -46,7 +46,7 @@ def contents() -> dict[str, dict[str, Any]]:
     drawn = f"in the seeded order of seed {SEED}"
     paper_sized = {m: splits.shuffled(ids, SEED)[: PAPER_NUM_CASES[m]] for m, ids in ABDOMEN.items()}
     at_hand = {m: [c for c in ids if c not in NOT_AT_HAND] for m, ids in ABDOMEN.items()}
-    result = {
+    result: dict[str, dict[str, Any]] = {
         "mmwhs_sifa": {
             "description": "MM-WHS: the test cases published by the same group (SIFA). Which two cases per modality "
             f"validate is our choice: the first of the rest {drawn}.",

@@ -1,1 +1,1 @@
-"""Command-line programs: train, evaluate, predict."""
+"""Command-line programs; `command.py` lists them."""

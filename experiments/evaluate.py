@@ -16,7 +16,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from absl import flags
@@ -37,9 +37,10 @@ from ummkd_tf.evaluation.summary import summarize_cases
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.runs.folder import config_of, evaluation_name
-from ummkd_tf.runs.loading import load_model, open_run_data
+from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ flags.DEFINE_enum("part", "test", ["train", "validation", "test"], "Part of the 
 flags.DEFINE_string(
     "outlier", None, "Evaluate this case alone instead of a part; never one that was trained or validated on."
 )
-flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
 flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all cases with prediction and reference.")
@@ -96,7 +97,7 @@ def main(_: list[str]) -> None:
 
 def _evaluate_run(run_dir: Path) -> None:
 
-    model, record, step = load_model(run_dir, FLAGS.selection)
+    model, record, step = load_run(run_dir, FLAGS.selection)
     dataset = open_run_data(record, FLAGS.data_dir)
     part = "outlier" if FLAGS.outlier else FLAGS.part
     case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)

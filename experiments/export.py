@@ -13,6 +13,7 @@ seed), a model card and checksums. In Python:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from absl import flags
 
@@ -20,12 +21,13 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
+from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.folder import evaluation_name, read_run, selected_step, task_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
 flags.DEFINE_string("out", None, "Folder to write; must not exist.")
-flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 for _name in ("run_dir", "out"):
     flags.mark_flag_as_required(_name)
 

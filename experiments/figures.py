@@ -37,7 +37,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output import pictures
-from ummkd_tf.runs.loading import load_model
+from ummkd_tf.runs.loading import load_run
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import Task
 
@@ -271,7 +271,7 @@ class Predictions:
         evaluations = (record.evaluation or {"cases": {}}, record.outlier or {"cases": {}})
         evaluation = next((e for e in evaluations if case_id in e["cases"]), {})
         if record.run_dir not in self._loaded:
-            model, _, _ = load_model(record.run_dir, evaluation.get("selection"))
+            model, _, _ = load_run(record.run_dir, evaluation.get("selection"))
             self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
         predictor, dataset = self._loaded[record.run_dir]
         factor = dataset.task.size[0] // record.run["flags"]["size"]

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
@@ -29,11 +29,8 @@ from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.environment import commit
-from ummkd_tf.runs.loading import load_model
+from ummkd_tf.runs.loading import load_run
 from ummkd_tf.tasks import TASKS
-
-if TYPE_CHECKING:
-    from ummkd_tf.data.dataset import Dataset
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "Folder for phantoms, runs and the first model.", required=True)
@@ -121,7 +118,7 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
         "initialization": PRESET.initialization,
     }
     run_training(dataset, run_dir, settings, arguments, SessionOptions(checkpoint_every=settings.steps))
-    model, _, _ = load_model(run_dir)
+    model, _, _ = load_run(run_dir)
     cases = dataset.stored_cases("test", factor=PRESET.factor)
     return mean_dice(Predictor(model), (case.load() for case in cases))["dice"]
 

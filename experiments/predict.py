@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 from tqdm import tqdm
@@ -40,6 +40,7 @@ from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
+from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.loading import load_scan_predictor, read_agreeing_runs
 from ummkd_tf.runs.model_folder import read_description
 from ummkd_tf.scans.dicom import DicomSeries
@@ -64,7 +65,7 @@ flags.DEFINE_string(
     "Picture to write (.png or .pdf): the scan with the label's contours in three planes; or a folder for pictures.",
 )
 flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all scans with the label's contours.")
-flags.DEFINE_enum("selection", None, ["best", "last"], "Checkpoint; by default what the run was started with.")
+flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; 0.5 smooths seams.")
 flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
 flags.DEFINE_bool("probabilities", False, "Also write NAME_probabilities.nii.gz, float32, one volume per class.")

@@ -19,7 +19,7 @@ from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.model.architectures import NETWORKS
 from ummkd_tf.model.networks import check_network, network_from_dict, network_to_dict
 from ummkd_tf.runs.exported import load_model
-from ummkd_tf.runs.loading import load_model as load_run
+from ummkd_tf.runs.loading import load_run
 
 MODALITIES = ("ct", "t1", "t2")
 

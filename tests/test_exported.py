@@ -23,7 +23,7 @@ from ummkd_tf.data.cases import file_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
-from ummkd_tf.runs.loading import load_model as load_run
+from ummkd_tf.runs.loading import load_run
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
 from ummkd_tf.runs.session import SessionOptions, run_training
 from ummkd_tf.scans.geometry import Volume

@@ -229,7 +229,7 @@ def test_segmentations_shown_are_those_evaluated(tmp_path, monkeypatch):
             return np.eye(5)[classes]
 
     monkeypatch.setattr("ummkd_tf.evaluation.inference.Predictor", TwoIslands)
-    monkeypatch.setattr(figures, "load_model", lambda run_dir, selection: (selection, record.run, 300))
+    monkeypatch.setattr(figures, "load_run", lambda run_dir, selection: (selection, record.run, 300))
     data = SimpleNamespace(task=TASKS["abdomen"], case=lambda case_id, factor: case(case_id))
     monkeypatch.setattr(figures, "open_dataset", lambda _: data)
     predict = figures.Predictions()

@@ -23,7 +23,7 @@ from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.scans.dicom import read_dicom_series
+from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.reading import read_volume
 from ummkd_tf.tasks import get_task
 
@@ -259,7 +259,7 @@ def _message_as_nobody(read, path, pipe):
     [
         (read_volume, "btcv/img/img0001.nii.gz", "not readable: check the file's permissions"),
         (read_volume, "chaos/Train_Sets/MR/1/T2SPIR/DICOM_anon", "Permission denied: check the path"),
-        (read_dicom_series, "chaos/Train_Sets/MR/1/T2SPIR/DICOM_anon/IMG-0004-00002.dcm", "not readable: check"),
+        (DicomSeries.open, "chaos/Train_Sets/MR/1/T2SPIR/DICOM_anon/IMG-0004-00002.dcm", "not readable: check"),
     ],
 )
 def test_unreadable_files(read, name, words, healthy):
@@ -269,7 +269,7 @@ def test_unreadable_files(read, name, words, healthy):
         (raw / name).chmod(0)
         context = multiprocessing.get_context("fork")  # the new user may not be allowed to start Python
         receive, send = context.Pipe(duplex=False)
-        path = (raw / name).parent if read is read_dicom_series else raw / name
+        path = (raw / name).parent if read == DicomSeries.open else raw / name
         child = context.Process(target=_message_as_nobody, args=(read, path, send))
         child.start()
         message = receive.recv() if receive.poll(20) else "no answer"

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.scans.dicom import read_dicom_series
+from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, same_geometry, to_sitk
 from ummkd_tf.scans.itk import read_png
 from ummkd_tf.scans.nifti import write_nifti
@@ -238,7 +238,8 @@ def read_with_itk(folder):
 def test_dicom_series_agrees_with_the_itk_series_reader(names, descending, tmp_path):
     scan = np.random.default_rng(1).integers(0, 4000, (7, 5, 12))
     write_series(tmp_path, scan, NAMES[names], descending)
-    volume, files = read_dicom_series(tmp_path)
+    series = DicomSeries.open(tmp_path)
+    volume, files = series.read(), list(series.file_of_slice)
     theirs = read_with_itk(tmp_path)
     assert np.array_equal(volume.array, sitk.GetArrayFromImage(theirs).T)
     assert np.array_equal(volume.array, scan)
@@ -253,7 +254,7 @@ def test_dicom_series_agrees_with_the_itk_series_reader(names, descending, tmp_p
 def test_dicom_coronal_slices(tmp_path):
     """Rows run left, columns down, slices from front to back: j is I, k is P."""
     write_series(tmp_path, np.zeros((4, 3, 5)), step=(0, 3.0, 0), row=(1, 0, 0), column=(0, 0, -1))
-    volume, _ = read_dicom_series(tmp_path)
+    volume = DicomSeries.open(tmp_path).read()
     assert volume.grid.axes == "LIP"
     np.testing.assert_allclose(volume.grid.world((0, 0, 4)), (-10, 20 - 12, 30), atol=1e-4)
 
@@ -271,17 +272,17 @@ def test_dicom_slice_distance_comes_from_positions(tmp_path):
         writer.SetFileName(str(path))
         writer.Execute(image)
     assert sitk.ReadImage(str(path)).GetMetaData("0018|0050").strip() == "3.2"
-    assert read_dicom_series(tmp_path)[0].grid.spacing_mm[2] == pytest.approx(2.5)
+    assert DicomSeries.open(tmp_path).read().grid.spacing_mm[2] == pytest.approx(2.5)
 
 
 def test_other_files_beside_dicom_are_left_out(tmp_path):
     write_series(tmp_path, np.ones((4, 3, 3)))
     (tmp_path / "notes.txt").write_text("not an image", encoding="utf-8")
     (tmp_path / ".hidden").write_text("", encoding="utf-8")
-    assert read_dicom_series(tmp_path)[0].array.shape == (4, 3, 3)
+    assert DicomSeries.open(tmp_path).read().array.shape == (4, 3, 3)
 
 
 def test_one_slice_is_no_volume(tmp_path):
     write_series(tmp_path, np.ones((4, 3, 1)))
     with pytest.raises(InputError, match="one DICOM slice: expected a volume of at least two"):
-        read_dicom_series(tmp_path)
+        DicomSeries.open(tmp_path).read()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,10 +21,6 @@ from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.data.sampling import Example, Examples
 from ummkd_tf.released.records import MODALITIES, TASK, OutsideLabel, read_record, without_outside
 from ummkd_tf.tasks import TASKS, stored_task
-
-if TYPE_CHECKING:
-    pass
-
 
 RECORD_PARTS = ("train", "validation")
 

@@ -1,6 +1,6 @@
 """Less memory for activations: recomputation (gradient checkpointing), and large tensors one after the other.
 
-The functions at the top take the place of those with the same names in `model/layers.py`.
+The functions at the top take the place of those with the same names in `model/operations.py`.
 """
 
 from __future__ import annotations

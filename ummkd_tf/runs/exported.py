@@ -30,8 +30,7 @@ from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import model_variables, set_variables
 from ummkd_tf.runs.folder import check_preparation, config_of, task_of
-from ummkd_tf.runs.loading import load_model as load_run
-from ummkd_tf.runs.loading import open_run_data
+from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, read_description
 from ummkd_tf.scans import preprocessing
@@ -128,7 +127,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
     Args:
         run_dir: The run's folder; its data set must still be there, since the folder says which scans it has seen.
         out: Folder to write; must not exist.
-        selection: As for `load_model` of a run.
+        selection: As for `load_run`.
         results: Text of the model card's results.
 
     Raises:

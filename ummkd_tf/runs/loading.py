@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ummkd_tf.model.segmenter import UnpairedModel
 
 
-def load_model(run_dir: str | Path, selection: str | None = None) -> tuple[UnpairedModel, dict[str, Any], int]:
+def load_run(run_dir: str | Path, selection: str | None = None) -> tuple[UnpairedModel, dict[str, Any], int]:
     """A trained model, its `run.json`, and the optimizer steps of the checkpoint used.
 
     Args:
@@ -106,19 +106,19 @@ def load_scan_predictor(
 
     Args:
         run_dirs: Folders of runs that agree, at least one.
-        selection: As for `load_model`.
+        selection: As for `load_run`.
         overlap: As for `ScanPredictor`.
         largest_component: As for `ScanPredictor`.
 
     Raises:
-        InputError: As `read_agreeing_runs` and `load_model`.
+        InputError: As `read_agreeing_runs` and `load_run`.
     """
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import Ensemble, Predictor
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
 
     record = read_agreeing_runs(run_dirs)[0]
-    loaded = [load_model(run_dir, selection) for run_dir in run_dirs]
+    loaded = [load_run(run_dir, selection) for run_dir in run_dirs]
     predictors = [Predictor(model) for model, _, _ in loaded]
     titles = dict.fromkeys(f"{model.setting.title}, step {step}" for model, _, step in loaded)
     return ScanPredictor(

@@ -20,7 +20,7 @@ from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
 from ummkd_tf.common.progress import progress as progress_bar
 from ummkd_tf.data.sampling import UnpairedSampler
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
 from ummkd_tf.runs.devices import Devices
 from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
@@ -31,7 +31,7 @@ NOT_FINITE = "not_finite.json"
 
 
 def train(
-    model: UnpairedSegmenter,
+    model: UnpairedModel,
     sampler: UnpairedSampler,
     run_dir: Path,
     *,
@@ -61,7 +61,7 @@ def train(
         validate: Gives validation scores; "dice" selects the best checkpoint. None: no validation, and no best one.
         validate_every: Steps between validations; the last step is always validated.
         checkpoint_every: Steps between checkpoints.
-        norm_batches: How many of the last batches `UnpairedSegmenter.estimate_statistics` takes before each
+        norm_batches: How many of the last batches `UnpairedModel.estimate_statistics` takes before each
             validation, or at its steps where there is none; 0 keeps the running statistics.
         log_every: Steps between log lines.
         keep_checkpoints: How many of the newest to keep.
@@ -170,7 +170,7 @@ def summary_tag(name: str, modalities: Sequence[str]) -> str:
     return "/".join(part for part in (group, modality, "total" if term == "loss" else term) if part)
 
 
-def _learning_rate(model: UnpairedSegmenter) -> float:
+def _learning_rate(model: UnpairedModel) -> float:
     optimizer: Any = model.optimizer
     return float(getattr(optimizer, "inner_optimizer", optimizer).learning_rate)
 
@@ -194,7 +194,7 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _averaged_weights(model: UnpairedSegmenter) -> Iterator[None]:
+def _averaged_weights(model: UnpairedModel) -> Iterator[None]:
     """Inside the block, the weights are the moving averages of an optimizer that has `use_ema`; after it, they are as
     before."""
     optimizer: Any = model.optimizer

@@ -235,16 +235,6 @@ class DicomSeries:
         return checked(array, self.grid.affine, self.place)
 
 
-def read_dicom_series(folder: str | Path) -> tuple[Volume, list[int]]:
-    """The volume of a folder's one series, and for each slice k the position of its file in file-name order.
-
-    Raises:
-        InputError: As `DicomSeries`.
-    """
-    series = DicomSeries.open(folder)
-    return series.read(), list(series.file_of_slice)
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

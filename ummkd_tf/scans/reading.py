@@ -1,8 +1,4 @@
-"""Reads volumes of every format, with their place in the patient.
-
-Convention: an array is indexed `[i, j, k]` and its affine maps that index to world millimetres in RAS
-(+x right, +y anterior, +z superior), as NIfTI does. SimpleITK's LPS and `[z, y, x]` stay inside this file.
-"""
+"""Reads volumes of every format, with their place in the patient."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.checks import check_content
-from ummkd_tf.scans.dicom import DicomSeries, is_dicom, read_dicom_series
+from ummkd_tf.scans.dicom import DicomSeries, is_dicom
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import read_itk
 from ummkd_tf.scans.nifti import read_nifti
@@ -79,7 +75,7 @@ def _read(path: Path, labels: bool = False) -> Volume:
     if path.is_file():
         check_content(path)
     if is_dicom_scan(path):
-        return read_dicom_series(path)[0]
+        return DicomSeries.open(path).read()
     if is_dicom(path):
         raise InputError(
             "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
