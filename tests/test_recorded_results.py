@@ -17,6 +17,7 @@ from data_prep.splits import by_part
 from experiments.results import builders, rendering
 from experiments.results.paper import paper_numbers
 from experiments.results.records import load_records
+from experiments.study import StudyRun
 from ummkd_tf.model.networks import get_network
 from ummkd_tf.runs.folder import config_of
 from ummkd_tf.settings import SETTINGS
@@ -139,6 +140,25 @@ def test_learning_in_the_study_is_that_of_the_recorded_runs(runs, setting, steps
             cells.append(evaluation["summary"]["dice"][modality]["mean"])
     row = f"| {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |"
     assert row in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+
+
+STUDY_RUNS = {
+    "Ours, `uniform`": "results/table2/abdomen-ours-seed0-fold0",
+    "Ours, `skip`": "study/ours_skip",
+    "Ours, `memory`": "study/ours_memory",
+    "Chilopod": "results/table2/abdomen-chilopod-seed0-fold0",
+    "Joint": "results/table2/abdomen-joint-seed0-fold0",
+    "float32": "study/ours_fold0of3",
+    "4500 steps": "results/table2_long/abdomen-ours-seed0-fold0",
+}
+
+
+@pytest.mark.parametrize("title", STUDY_RUNS)
+def test_rows_of_the_study_are_those_of_its_runs(title):
+    """As `experiments.study` prints them."""
+    folder = RESULTS.parent / STUDY_RUNS[title]
+    _, *cells = StudyRun(folder.name, {}, folder.parent).row()
+    assert f"| {title} | {' | '.join(cells)} |" in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
