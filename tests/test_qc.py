@@ -157,6 +157,16 @@ def test_warnings_of_one_case(changes, before, expected):
     assert _summary(_case(**changes), before).warnings == expected
 
 
+@pytest.mark.parametrize(("mirrored", "warned"), [(False, False), (True, True)])
+def test_sides_of_own_classes(mirrored, warned):
+    """Any two classes that are called alike but for right and left, as the kidneys are here."""
+    names = ("background", "liver", "hip (right)", "hip (left)", "spleen")
+    task = dataclasses.replace(TASK, class_names=names, table_classes=names[1:], class_colors={})
+    case = _case(label=_label()[:, ::-1] if mirrored else _label())
+    warnings = list(qc._side_warnings(case, task))
+    assert any("hip (right): lies left of the hip (left)" in warning for warning in warnings) == warned
+
+
 def test_an_odd_extent_is_a_warning():
     """A scan of 40 × 40 × 10 voxels, its spacing a tenth or 50 times what it was."""
     for factor, words in ((0.1, "6 × 6 × 8 mm large: are distances in cm"), (50, "3000 × 3000 × 4000 mm large, more")):

@@ -15,7 +15,6 @@ from experiments.results.paper import compared
 from experiments.results.records import Record, Runs, modalities_of, seeds_and_folds, unplanned
 from experiments.results.significance import compare, holm, unit_values
 from experiments.results.table import (
-    MEASURES,
     MODALITIES,
     Cell,
     Row,
@@ -29,7 +28,7 @@ from experiments.results.table import (
     task_title,
 )
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.evaluation.summary import POOLED, summarize_cases
+from ummkd_tf.evaluation.summary import MEASURES, POOLED, summarize_cases
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS, Task, differences
 

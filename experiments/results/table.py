@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ummkd_tf.evaluation.summary import METRICS, POOLED, POOLED_TITLE
+from ummkd_tf.evaluation.summary import MEASURES
 
 UNDEFINED = "–"  # run, but without a value: every case lacks the class
 MODALITIES = MappingProxyType({"ct": "CT", "mr": "MRI"})  # the paper's
@@ -27,7 +27,6 @@ _SHORT = MappingProxyType(
 _PARAMETERS: Mapping[str, Callable[[int], str]] = MappingProxyType(
     {"cardiac": lambda n: f"{n / 1e6:.2f}M", "abdomen": lambda n: f"{n / 1e3:.0f}K"}
 )
-MEASURES = MappingProxyType({**METRICS, POOLED: (POOLED_TITLE, 1.0, 2)})
 
 
 def modality_title(name: str) -> str:

@@ -17,7 +17,8 @@ METRICS = {
     "surface_dice": ("Surface Dice at 1 voxel (%)", 100.0, 1),
 }
 POOLED = "pooled_mm"
-POOLED_TITLE = "Paper-comparable (pooled surface distance, an assumption; mm)"
+MEASURES = {**METRICS, POOLED: ("Paper-comparable (pooled surface distance, an assumption; mm)", 1.0, 2)}
+"""Those of a case, and the one that only all cases together have."""
 
 
 def summarize_cases(

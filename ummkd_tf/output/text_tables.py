@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ummkd_tf.evaluation.summary import METRICS, POOLED, POOLED_TITLE
+from ummkd_tf.evaluation.summary import MEASURES
 from ummkd_tf.tasks import Task
 
 
@@ -21,7 +21,7 @@ def evaluation_table(evaluation: Mapping[str, Any], task: Task) -> str:
     for m in modalities:
         header += [f"{m} {name.replace('_', ' ')}" for name in task.table_classes] + [f"{m} mean"]
     rows = []
-    for metric, (title, factor, decimals) in {**METRICS, POOLED: (POOLED_TITLE, 1.0, 2)}.items():
+    for metric, (title, factor, decimals) in MEASURES.items():
         summary = evaluation["summary"][metric]
         row = [title]
         for m in modalities:
