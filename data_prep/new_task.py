@@ -245,21 +245,22 @@ def read_names(label_map: Path) -> dict[int, str]:
     return names
 
 
-def class_names(scans: Sequence[Measured], names: Mapping[int, str] | None, label_map: Path | None) -> dict[int, str]:
-    """Class name by label value: those of a label map or, without one, class_<value>.
+def class_names(scans: Sequence[Measured], label_map: Path | None) -> dict[int, str]:
+    """Class name by label value, from a label map or, without one, class_<value>.
 
     Raises:
-        InputError: The label map lacks values of the scans.
+        InputError: As `read_names`, or the label map lacks values of the scans.
     """
     found = {value: scan.case for scan in reversed(scans) for value in scan.label_values}
-    if names is None:
+    if label_map is None:
         return {value: f"class_{value}" for value in sorted(found)}
+    names = read_names(label_map)
     missing = [f"{value} ({found[value].label})" for value in sorted(found.keys() - names.keys())]
     if missing:
         raise InputError(
             f"no name for label value {', '.join(missing)}", where=label_map, fix="add it, as background or a class"
         )
-    return dict(names)
+    return names
 
 
 def task_text(content: Mapping[str, Any], notes: Mapping[str, str]) -> str:
@@ -281,9 +282,10 @@ def first_task(
         Problems, or else the files to write: the task, and a label map where the label values are not 1, 2, ….
 
     Raises:
-        InputError: As `read_names`, `class_names` and `describe`, or a name no task can have.
+        InputError: As `class_names` and `describe`, or a name no task can have.
     """
-    named = read_names(label_map) if label_map else None  # before minutes of reading scans
+    if label_map:
+        read_names(label_map)  # a wrong one is told now, and not after minutes of reading scans
     found = csv_list.list_cases(csv_file, {})
     for text in found.notes:
         note(text)
@@ -293,7 +295,7 @@ def first_task(
     problems = [*found.problems, *(problem for scan in scans for problem in scan.problems)]
     if problems or not scans:
         return problems or [Problem(str(csv_file), "no scan", "add a row for each scan")], {}
-    names = class_names(scans, named, label_map)
+    names = class_names(scans, label_map)
     if not any(scan.label_values for scan in scans):
         return [Problem(str(csv_file), "no label map has a voxel above 0", "check the label files")], {}
     content, notes = describe(scans, name=name, network=network, names=names)

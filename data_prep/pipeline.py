@@ -255,7 +255,7 @@ def prepare_source(
 
 
 def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Split]:
-    """(name, split) of the cases found, as chosen.
+    """(name, split) of the cases found, as chosen, and checked: so `verify` refuses what `prepare_cases` would.
 
     Raises:
         InputError: As `Choice.split`, or a part that lacks a modality.

@@ -44,7 +44,8 @@ VOLUME_TOLERANCE = 0.05  # relative; our choice: the most that resampling should
 HISTOGRAM_EDGES = np.linspace(-10.0, 10.0, 201)
 
 # (organ, direction, other organ): the first one's centre lies in that direction of the other's in every patient.
-ANATOMY = (  # beside every pair of classes whose names differ in "right" and "left" alone
+# `_side_warnings` adds every two classes whose names differ in right and left alone.
+ANATOMY = (
     ("liver", "R", "spleen"),
     ("ascending_aorta", "S", "left_ventricle"),
     ("left_atrium", "P", "left_ventricle"),

@@ -180,14 +180,6 @@ def of_two_classes():
 """
 
 
-@pytest.fixture
-def eager():
-    """For one or two steps, tracing takes longer than the steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.usefixtures("eager")
 def test_a_keras_model_goes_through_all_programs(tmp_path: Path, prepared_dataset: Dataset) -> None:
     file, run_dir, model = tmp_path / "my_net.py", tmp_path / "run", tmp_path / "model"

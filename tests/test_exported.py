@@ -42,8 +42,8 @@ SHORT = {"steps": 2, "size": 32, "validate_every": 2, "batch_size": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _eager():
-    """For two steps, tracing takes longer than the steps."""
+def _all_eager():
+    """As `eager` of conftest.py, also for the runs that several tests share."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)

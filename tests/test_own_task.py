@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import tensorflow as tf
 from own_scans import write_own_data
 from programs import program
 from recorded_runs import class_metrics, write_run
@@ -115,13 +114,13 @@ def test_a_modality_without_labels_is_refused():
 
 def test_classes_are_the_label_values(tmp_path):
     scans = [measured(values=(7,)), measured(values=(2, 7))]
-    assert new_task.class_names(scans, None, None) == {2: "class_2", 7: "class_7"}
+    assert new_task.class_names(scans, None) == {2: "class_2", 7: "class_7"}
     path = tmp_path / "names.json"
     path.write_text(json.dumps({"2": "left lung", "7": "right lung", "0": "background"}), encoding="utf-8")
-    names = new_task.class_names(scans, new_task.read_names(path), path)
+    names = new_task.class_names(scans, path)
     assert described(*scans, names=names)[0].class_names == ("background", "left lung", "right lung")
     path.write_text(json.dumps({"2": "both", "7": "both"}), encoding="utf-8")  # two values, one class
-    assert described(*scans, names=new_task.class_names(scans, new_task.read_names(path), path))[0].class_names == (
+    assert described(*scans, names=new_task.class_names(scans, path))[0].class_names == (
         "background",
         "both",
     )
@@ -133,7 +132,7 @@ def test_classes_are_the_label_values(tmp_path):
     ):
         path.write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(InputError, match=text):
-            new_task.class_names(scans, new_task.read_names(path), path)
+            new_task.class_names(scans, path)
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -299,14 +298,6 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
     assert (
         refused.returncode == 1 and f"{run_dir}: has another task: region is body, not image_center" in refused.stderr
     )
-
-
-@pytest.fixture
-def eager():
-    """For one or two steps, tracing takes longer than the steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def prepared(folder: Path, task: Task, modalities) -> Path:

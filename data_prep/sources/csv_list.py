@@ -1,7 +1,7 @@
 """Own data by a CSV file with the columns `case,modality,image,label` and, if wanted, `split`, one scan a row.
 
 `image` and `label` are NIfTI, NRRD or MetaImage files or DICOM folders, relative to the CSV's folder. `split` is train,
-validation or test in every row, or empty in every row, which is as good as no such column. A label map is a JSON object
+validation or test in every row, or empty in every row, or the column is left out. A label map is a JSON object
 from the file's label value to a class name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
 """
 
