@@ -340,8 +340,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out"),
     "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",
-        "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
-        "mixed_bfloat16 or float32"),
+        "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); "
+        "--precision=auto takes what suits the machine"),
     "XLA with deterministic operations": (TRAIN, nothing, "--xla --deterministic",
         "--xla: TensorFlow has no deterministic operations for it: leave out --xla or --deterministic"),
     "train: no run named": (TRAIN, nothing, "--run_dir=",

@@ -126,3 +126,19 @@ def test_auto_takes_16_bits_where_they_are_fast_and_studied(
     if flags:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
     assert devices.auto_precision(network) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warned"),
+    [
+        ("mixed_bfloat16", "fpu avx2", True),
+        ("mixed_bfloat16", "fpu avx512_bf16", False),
+        ("float32", "fpu avx2", False),
+    ],
+)
+def test_slow_16_bits_are_warned_of(monkeypatch, tmp_path, caplog, precision, flags, warned):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+    monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n", encoding="utf-8")
+    devices.check_precision(precision)
+    assert ["25 times as long as" in record.getMessage() for record in caplog.records] == [True] * warned

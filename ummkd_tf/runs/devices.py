@@ -26,13 +26,15 @@ from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs.config import Precision
 
+_LOG = logging.getLogger(__name__)
+
 Strategy = Literal["default", "mirrored", "multi_worker"]
 
 STUDIED_IN_BFLOAT16 = ("unet3d",)
 """Networks that were trained in bfloat16 and in float32 on real scans, with the same Dice (docs/study.md)."""
 
 _CPUINFO = Path("/proc/cpuinfo")
-_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # of a CPU; without them, bfloat16 is slower than float32
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # of a CPU
 
 _GONE = (
     tf.errors.UnavailableError,
@@ -171,18 +173,37 @@ def auto_precision(network: str) -> Precision:
         network: Its name.
 
     Returns:
-        "mixed_bfloat16" for a network of `STUDIED_IN_BFLOAT16` where every GPU, or without one the CPU, has
-        instructions for it (NVIDIA's have since compute capability 8.0); else "float32".
+        "mixed_bfloat16" for a network of `STUDIED_IN_BFLOAT16` on a machine with instructions for it; else "float32".
     """
-    if network not in STUDIED_IN_BFLOAT16:
-        return "float32"
+    return "mixed_bfloat16" if network in STUDIED_IN_BFLOAT16 and _has_bfloat16_instructions() else "float32"
+
+
+def check_precision(precision: Precision) -> None:
+    """Warns of bfloat16 where this machine is slow with it.
+
+    Raises:
+        InputError: float16 without a GPU.
+    """
+    if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+        raise InputError(
+            "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); "
+            "--precision=auto takes what suits the machine"
+        )
+    if precision == "mixed_bfloat16" and not _has_bfloat16_instructions():
+        # Measured on an AMD EPYC without AVX512 (Zen 3): 85 s a step, and 3.4 s in float32 (3D, preset small).
+        _LOG.warning(
+            "--precision=mixed_bfloat16: this machine seems to have no instructions for it; without them, a step can "
+            "take 25 times as long as in float32. For a new run, --precision=auto takes what suits the machine"
+        )
+
+
+def _has_bfloat16_instructions() -> bool:
+    """Whether every GPU, or without one the CPU, has them (NVIDIA's have since compute capability 8.0)."""
     if gpus := tf.config.list_physical_devices("GPU"):
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        fast = all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
-    else:
-        words = set(_CPUINFO.read_text(encoding="utf-8").split()) if _CPUINFO.is_file() else set()
-        fast = bool(words & _BFLOAT16_INSTRUCTIONS)
-    return "mixed_bfloat16" if fast else "float32"
+        return all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
+    words = set(_CPUINFO.read_text(encoding="utf-8").split()) if _CPUINFO.is_file() else set()
+    return bool(words & _BFLOAT16_INSTRUCTIONS)
 
 
 @contextlib.contextmanager

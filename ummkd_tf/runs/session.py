@@ -26,7 +26,7 @@ from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.devices import Devices, Strategy, without_graph_optimizer
+from ummkd_tf.runs.devices import Devices, Strategy, check_precision, without_graph_optimizer
 from ummkd_tf.runs.environment import batch_threads, device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
@@ -233,8 +233,4 @@ def _check(dataset: Dataset, config: RunConfig) -> None:
         )
     if config.ema and config.selection == "last":
         raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")
-    if config.precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
-        raise InputError(
-            "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); take "
-            "mixed_bfloat16 or float32"
-        )
+    check_precision(config.precision)
