@@ -12,7 +12,7 @@ of a cluster share a large set (--shard).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from absl import flags
 
@@ -44,7 +44,7 @@ _HOLD_OUT = flags.DEFINE_list(
 _LABEL_5 = flags.DEFINE_enum(
     "label_5",
     "ignored",
-    ["ignored", "background"],
+    list(get_args(OutsideLabel)),
     "What label 5 of --source=released, which is none of the five classes, is in training.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set of another source, task or modalities in --out.")

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.captions import counts, provenance
-from experiments.results.records import Record, load_records, modalities_of, of_spec, seeds_and_folds, select
+from experiments.results.records import Record, load_folder, modalities_of, of_spec, seeds_and_folds, select
 from experiments.results.table import class_title, modality_title
 from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run, start_tensorflow
@@ -445,9 +445,7 @@ def _define_flags() -> None:
 def main(_: list[str]) -> None:
     """Draws the figures that the flags ask for."""
     values = flags.FLAGS
-    if not Path(values.runs_dir).is_dir():
-        raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")
-    records = load_records(values.runs_dir)
+    records = load_folder(values.runs_dir)
     seeds, folds = seeds_and_folds(
         records, values.figure, *(whole_numbers(flag, values[flag].value) for flag in ("seeds", "folds"))
     )

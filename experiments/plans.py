@@ -55,12 +55,17 @@ class RunSpec:
             object.__setattr__(self, "alpha", 0.0)
 
     @property
-    def name(self) -> str:
-        """Folder of the run, e.g. "cardiac-ours-group-alpha0.5-seed0-fold0"."""
+    def stem(self) -> str:
+        """The name without seed and fold."""
         parts = [self.data, self.setting]
         parts += [self.normalization] if self.normalization != "batch" else []
         parts += [f"alpha{self.alpha:g}"] if self.alpha not in (0, ALPHA) else []
-        return "-".join([*parts, f"seed{self.seed}", f"fold{self.fold}"])
+        return "-".join(parts)
+
+    @property
+    def name(self) -> str:
+        """Folder of the run, e.g. "cardiac-ours-group-alpha0.5-seed0-fold0"."""
+        return f"{self.stem}-seed{self.seed}-fold{self.fold}"
 
     def flags(self) -> list[str]:
         """Flags of `experiments.train` that this run decides; data, folder, preset and length come on top."""
@@ -106,6 +111,11 @@ class Target:
     title: str
     specs: tuple[RunSpec, ...]
     outlier: bool = False
+
+    @property
+    def stems(self) -> set[str]:
+        """Names of its runs, without seed and fold."""
+        return {spec.stem for spec in self.specs}
 
     @property
     def is_figure(self) -> bool:

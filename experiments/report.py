@@ -25,7 +25,7 @@ from experiments.results import builders, captions
 from experiments.results.builders import TABLES
 from experiments.results.curves import MOST_POINTS, PANELS, Frame, frame, lines_of, panel
 from experiments.results.paper import paper_numbers
-from experiments.results.records import Entry, Points, Record, load_records, modalities_of, read_json
+from experiments.results.records import Entry, Points, Record, load_folder, modalities_of, read_json
 from experiments.results.table import MODALITIES, UNDEFINED, Cell, Table, modality_title, parameter_text
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
@@ -47,9 +47,7 @@ def load(runs_dir: str | Path) -> list[Entry]:
     Raises:
         InputError: No such folder, or a file that is no JSON.
     """
-    if not Path(runs_dir).is_dir():
-        raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
-    return [_entry(record) for record in load_records(runs_dir)]
+    return [_entry(record) for record in load_folder(runs_dir)]
 
 
 def _entry(record: Record) -> Entry:
@@ -122,8 +120,7 @@ def _is_phantom(entries: Iterable[Entry]) -> bool:
 
 def _of(target: str, entries: Sequence[Entry]) -> list[Entry]:
     """The finished runs that a target is made of, whatever their seeds and folds."""
-    stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
-    return [e for e in entries if e.record.finished and e.record.name.rpartition("-seed")[0] in stems]
+    return [e for e in entries if e.record.finished and e.record.stem in TARGETS[target].stems]
 
 
 def _is_run(target: str, entries: Sequence[Entry]) -> bool:

@@ -20,12 +20,11 @@ Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from experiments.results.builders import TABLES, build, own_tables
-from experiments.results.records import load_records
+from experiments.results.records import load_folder
 from experiments.results.rendering import FORMATS
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
@@ -59,9 +58,7 @@ def main(_: list[str]) -> None:
     """Prints or writes the tables that the flags ask for."""
     values = flags.FLAGS
     name = f"table{values.table}" if values.table.isdecimal() else values.table
-    if not Path(values.runs_dir).is_dir():
-        raise InputError(f"--runs_dir={values.runs_dir}: no such folder: expected one that experiments.reproduce wrote")
-    records = load_records(values.runs_dir)
+    records = load_folder(values.runs_dir)
     if name == OWN:
         if values.compare or values.seeds or values.folds:
             raise InputError(f"--table={OWN}: shows every run as it is: leave --compare, --seeds and --folds out")

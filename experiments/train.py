@@ -26,7 +26,7 @@ from ummkd_tf.data.sampling import LABELLED_SHARE, UnpairedSampler
 from ummkd_tf.model.architectures import NETWORKS, Initialization, Network, Normalization
 from ummkd_tf.model.networks import DECODERS, check_network, network_to_dict
 from ummkd_tf.output.pictures import batch_figure, save_figure
-from ummkd_tf.runs.config import Freeze, Precision, RunConfig, Schedule, Selection
+from ummkd_tf.runs.config import Freeze, KnowledgeOn, Precision, RunConfig, Schedule, Selection, Strategy
 from ummkd_tf.runs.folder import RUN, check_run, config_of, read_run
 from ummkd_tf.settings import SETTINGS, AbsentClass
 from ummkd_tf.tasks import TASKS, Task, check_same_task, get_task
@@ -126,7 +126,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "strategy",
     "default",
-    ["default", "mirrored", "multi_worker"],
+    list(get_args(Strategy)),
     "One device; all GPUs of this machine; or the machines of TF_CONFIG. The result is the same.",
 )
 flags.DEFINE_bool(
@@ -196,7 +196,7 @@ flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine;
 flags.DEFINE_enum(
     "knowledge_on",
     "none",
-    ["none", "validation", "test"],
+    list(get_args(KnowledgeOn)),
     "Part whose q matrices and distillation loss are recorded along training, with each validation (Fig. 7, Fig. 8).",
 )
 flags.DEFINE_bool(

@@ -40,6 +40,11 @@ class Record:
     knowledge: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def stem(self) -> str:
+        """Its `RunSpec.stem`; "" where the folder's name has no seed."""
+        return self.name.rpartition("-seed")[0]
+
+    @property
     def task(self) -> Task:
         """What it was trained for, as stored with it."""
         return task_of(self.run)
@@ -64,6 +69,17 @@ def load_records(runs_dir: str | Path) -> list[Record]:
     return [_load(path.parent) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
 
 
+def load_folder(runs_dir: str | Path) -> list[Record]:
+    """`load_records` of the --runs_dir of a program that shows runs.
+
+    Raises:
+        InputError: No such folder, or a damaged JSON file.
+    """
+    if not Path(runs_dir).is_dir():
+        raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
+    return load_records(runs_dir)
+
+
 def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
     """The records of planned runs, in the plan's order; those not there are left out."""
     by_name = {record.name: record for record in records}
@@ -72,14 +88,13 @@ def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
 
 def of_spec(records: Iterable[Record], spec: RunSpec) -> list[Record]:
     """The records of a planned run, whatever their seed and fold."""
-    stem = spec.name.rpartition("-seed")[0]
-    return [record for record in records if record.name.rpartition("-seed")[0] == stem]
+    return [record for record in records if record.stem == spec.stem]
 
 
 def unplanned(records: Iterable[Record]) -> list[Record]:
     """The records of runs that no table and no figure of the paper needs."""
-    stems = {spec.name.rpartition("-seed")[0] for target in TARGETS.values() for spec in target.specs}
-    return [record for record in records if record.name.rpartition("-seed")[0] not in stems]
+    stems = set().union(*(target.stems for target in TARGETS.values()))
+    return [record for record in records if record.stem not in stems]
 
 
 def modalities_of(records: Iterable[Record]) -> tuple[str, ...]:
@@ -165,7 +180,7 @@ class Runs:
 def seeds_and_folds(
     records: Iterable[Record], target: str, seeds: Sequence[int] | None, folds: Sequence[int] | None
 ) -> tuple[Sequence[int], Sequence[int]]:
-    stems = {spec.name.rpartition("-seed")[0] for spec in TARGETS[target].specs}
+    stems = TARGETS[target].stems
     found = [
         (int(match[2]), int(match[3]))
         for record in records

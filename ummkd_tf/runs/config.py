@@ -15,6 +15,8 @@ Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Selection = Literal["best", "last"]
 L2On = Literal["all", "kernels"]
 Freeze = Literal["none", "kernels"]
+KnowledgeOn = Literal["none", "validation", "test"]
+Strategy = Literal["default", "mirrored", "multi_worker"]
 
 
 @dataclass(frozen=True, kw_only=True)

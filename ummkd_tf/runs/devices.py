@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,11 +24,9 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import Batch
 from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
-from ummkd_tf.runs.config import Precision
+from ummkd_tf.runs.config import Precision, Strategy
 
 _LOG = logging.getLogger(__name__)
-
-Strategy = Literal["default", "mirrored", "multi_worker"]
 
 STUDIED_IN_BFLOAT16 = ("unet3d",)
 """Networks that were trained in bfloat16 and in float32 on real scans, with the same Dice (docs/study.md)."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,8 +25,8 @@ from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs import training
 from ummkd_tf.runs.checkpoints import Progress
-from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.devices import Devices, Strategy, check_precision, without_graph_optimizer
+from ummkd_tf.runs.config import KnowledgeOn, RunConfig, Strategy
+from ummkd_tf.runs.devices import Devices, check_precision, without_graph_optimizer
 from ummkd_tf.runs.environment import batch_threads, device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
@@ -59,7 +59,7 @@ class SessionOptions:
     max_hours: float | None = None
     threads: int | None = None
     cache_gb: float | None = None
-    knowledge_on: Literal["none", "validation", "test"] = "none"
+    knowledge_on: KnowledgeOn = "none"
     strategy: Strategy = "default"
     xla: bool = False
     accept_changes: bool = False

@@ -16,39 +16,15 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box [rows, columns, slices] with all voxels of a mask; None where it has none."""
-    along = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(int(a[0]), int(a[-1]) + 1) for a in along) if along[0].size else None
-
-
-def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
-    """The part of the index ranges [start, stop) that lies in the grid."""
-    limits = np.clip([start, stop], 0, grid.shape).astype(int).T
-    return tuple(slice(*limit) for limit in limits.tolist())
-
-
-def shifted(affine: Affine, window: tuple[slice, ...]) -> Affine:
-    """Affine of an array cut by `window`."""
-    result = affine.copy()
-    result[:3, 3] = Grid(affine, (1, 1, 1)).world([s.start for s in window])
-    return result
-
-
-def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
-    """The part of a volume inside a box of indices, in the same place."""
-    part = volume.array[box]
-    return Volume(part, shifted(volume.affine, tuple(slice(s.start or 0, None) for s in box)))
-
-
 Affine = NDArray[np.float64]
 Interpolation = Literal["nearest", "linear", "bspline"]
+
+CORNERS = np.array(list(np.ndindex(2, 2, 2)))
+"""Of the unit cube, [8, 3]."""
 
 _BLOCK_VOXELS = 2**25  # resampled at a time; ITK holds several copies, of 128 MiB each
 _ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
 _EXACT = 1e-6  # largest dot product of perpendicular directions; ITK allows ten times as much
-_CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 _INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
 
 
@@ -126,7 +102,7 @@ def straightened(grid: Grid) -> Grid:
     triangular, signs = np.linalg.qr(directions[:, order])
     axes = np.empty((3, 3))
     axes[:, order] = triangular * np.sign(np.diag(signs))
-    edges = (grid.world(_CORNERS * np.asarray(grid.shape) - 0.5)) @ axes  # the outer corners, along the new axes
+    edges = (grid.world(CORNERS * np.asarray(grid.shape) - 0.5)) @ axes  # the outer corners, along the new axes
     first, last = edges.min(axis=0), edges.max(axis=0)
     shape = np.ceil((last - first) / spacing - 1e-6).astype(int)
     affine = np.eye(4)
@@ -163,7 +139,7 @@ def pixels(image: sitk.Image) -> NDArray:
 
 
 def _corners_apart_mm(a: Grid, b: Grid) -> float:
-    corners = _CORNERS * (np.asarray(a.shape) - 1)
+    corners = CORNERS * (np.asarray(a.shape) - 1)
     return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
 
 
@@ -200,7 +176,6 @@ def reorient(volume: Volume, axes: str) -> Volume:
 
 def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
-
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -228,7 +203,7 @@ def part(grid: Grid, window: tuple[slice, ...]) -> Grid:
 
 def around(volume: Volume, grid: Grid) -> Volume:
     """The part of a volume that linear interpolation at a grid's voxels needs; may be empty."""
-    corners = volume.grid.index(grid.world(_CORNERS * (np.asarray(grid.shape) - 1)))
+    corners = volume.grid.index(grid.world(CORNERS * (np.asarray(grid.shape) - 1)))
     box = window(volume.grid, np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2)
     return Volume(volume.array[box], shifted(volume.affine, box))
 
@@ -260,7 +235,6 @@ def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: 
 
 
 def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float) -> NDArray:
-
     array = volume.array
     if interpolation in ("linear", "bspline"):
         array = array.astype(np.float32, copy=False)
@@ -273,3 +247,28 @@ def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside:
     resampler.SetOutputOrigin(lps[:3, 3].tolist())
     resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
     return pixels(resampler.Execute(to_sitk(array, volume.affine)))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box [rows, columns, slices] with all voxels of a mask; None where it has none."""
+    along = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(a[0]), int(a[-1]) + 1) for a in along) if along[0].size else None
+
+
+def window(grid: Grid, start: NDArray, stop: NDArray) -> tuple[slice, ...]:
+    """The part of the index ranges [start, stop) that lies in the grid."""
+    limits = np.clip([start, stop], 0, grid.shape).astype(int).T
+    return tuple(slice(*limit) for limit in limits.tolist())
+
+
+def shifted(affine: Affine, window: tuple[slice, ...]) -> Affine:
+    """Affine of an array cut by `window`."""
+    result = affine.copy()
+    result[:3, 3] = Grid(affine, (1, 1, 1)).world([s.start for s in window])
+    return result
+
+
+def crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """The part of a volume inside a box of indices, in the same place."""
+    part = volume.array[box]
+    return Volume(part, shifted(volume.affine, tuple(slice(s.start or 0, None) for s in box)))

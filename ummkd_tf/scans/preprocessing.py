@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import (
+    CORNERS,
     Grid,
     Volume,
     around,
@@ -40,7 +41,6 @@ _LOG = logging.getLogger(__name__)
 VERSION = 5
 
 _LONGEST_MM = 3000  # no scan is longer; a wrong header would otherwise fill the memory with empty slices
-_CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 # Voxels of a label map restored at a time, because the probabilities of all classes take many times its memory
 _RESTORED_VOXELS = 2**24
 _BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
@@ -409,7 +409,7 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
 def _covering(box: tuple[slice, ...], grid: Grid, other: Grid) -> tuple[slice, ...]:
     """The part of another grid that holds a box of this one and one voxel around it."""
     first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
-    corners = other.index(grid.world(np.where(_CORNERS, last, first - 1)))
+    corners = other.index(grid.world(np.where(CORNERS, last, first - 1)))
     return window(other, np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1)
 
 
@@ -428,7 +428,7 @@ def restored_probabilities(probabilities: NDArray, grid: Grid, wanted: Grid) -> 
 
     What `task_grid` leaves over at the ends of a scan has the probabilities of the first and last slice.
     """
-    ends = grid.index(wanted.world(_CORNERS * np.asarray(wanted.shape) - 0.5))[:, 2]
+    ends = grid.index(wanted.world(CORNERS * np.asarray(wanted.shape) - 0.5))[:, 2]
     left_over = max(-0.5 - ends.min(), ends.max() - (grid.shape[2] - 0.5))
     added = 1 if 0 < left_over < 0.25 + 1e-6 else 0  # slices at either end
     affine = grid.affine.copy()
