@@ -139,7 +139,13 @@ class Worker(Program):
 
 def contenders() -> tuple[list[str], list[str]]:
     """Those that can run here, ours first; and a line for each that cannot."""
-    found, missing = [OURS, OURS_BFLOAT16], []
+    from ummkd_tf.runs.devices import has_bfloat16_instructions  # here, to start without TensorFlow
+
+    found, missing = [OURS], []
+    if has_bfloat16_instructions():
+        found.append(OURS_BFLOAT16)
+    else:
+        missing.append(f"{OURS_BFLOAT16} is left out: this machine has no instructions for it, so a step takes minutes")
     for name, (package, module) in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")

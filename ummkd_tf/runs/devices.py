@@ -173,7 +173,7 @@ def auto_precision(network: str) -> Precision:
     Returns:
         "mixed_bfloat16" for a network of `STUDIED_IN_BFLOAT16` on a machine with instructions for it; else "float32".
     """
-    return "mixed_bfloat16" if network in STUDIED_IN_BFLOAT16 and _has_bfloat16_instructions() else "float32"
+    return "mixed_bfloat16" if network in STUDIED_IN_BFLOAT16 and has_bfloat16_instructions() else "float32"
 
 
 def check_precision(precision: Precision) -> None:
@@ -187,7 +187,7 @@ def check_precision(precision: Precision) -> None:
             "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); "
             "--precision=auto takes what suits the machine"
         )
-    if precision == "mixed_bfloat16" and not _has_bfloat16_instructions():
+    if precision == "mixed_bfloat16" and not has_bfloat16_instructions():
         # Measured on an AMD EPYC without AVX512 (Zen 3): 85 s a step, and 3.4 s in float32 (3D, preset small).
         _LOG.warning(
             "--precision=mixed_bfloat16: this machine seems to have no instructions for it; without them, a step can "
@@ -195,7 +195,7 @@ def check_precision(precision: Precision) -> None:
         )
 
 
-def _has_bfloat16_instructions() -> bool:
+def has_bfloat16_instructions() -> bool:
     """Whether every GPU, or without one the CPU, has them (NVIDIA's have since compute capability 8.0)."""
     if gpus := tf.config.list_physical_devices("GPU"):
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
