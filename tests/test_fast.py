@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter
+from ummkd_tf.common import processor
 from ummkd_tf.fast import winograd
 from ummkd_tf.fast.adam import Adam
-from ummkd_tf.fast.convolutions import Conv2D
+from ummkd_tf.fast.convolutions import Conv2D, Conv3D
 from ummkd_tf.fast.recompute import leaky_relu, recomputed
 from ummkd_tf.model import operations
 from ummkd_tf.model.operations import PLAIN
@@ -53,6 +54,34 @@ def test_winograd_of_whole_numbers_is_exact():
     """Entries 0…3 and kernels of even numbers: no rounding, and the middle of a box of nine ones times two is 18."""
     images = tf.ones((1, 5, 5, 1))
     np.testing.assert_array_equal(winograd.convolve(images, tf.fill((3, 3, 1, 1), 2.0)), tf.fill((1, 3, 3, 1), 18.0))
+
+
+@pytest.mark.parametrize(
+    ("sides", "channels", "filters", "blocks"), [((3, 3, 3), 32, 16, 2), ((3, 3, 1), 48, 32, 6), ((3, 3, 3), 3, 5, 1)]
+)
+def test_gradient_by_a_3d_kernel_in_blocks(sides, channels, filters, blocks, monkeypatch, tmp_path):
+    """As on a processor with AVX2 alone: result and gradients are those of Keras's layer."""
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    images, counts, found = normal(2, 6, 5, 4, channels), [], []
+    for flags in ("avx2", "avx2 avx512f"):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n", encoding="utf-8")
+        keras.utils.set_random_seed(0)
+        layer = Conv3D(filters, sides, padding="same", use_bias=False)
+        layer.build(images.shape)
+
+        @tf.function(autograph=False)
+        def differentiate(x, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return [y, *tape.gradient(y, (x, *layer.trainable_weights), normal(*y.shape, seed=1))]
+
+        found.append(differentiate(images))
+        operations_of = differentiate.get_concrete_function(images).graph.get_operations()
+        counts.append(sum(op.type == "Conv3DBackpropFilterV2" for op in operations_of))
+    assert counts == [blocks, 1]
+    for in_blocks, whole in zip(*found, strict=True):
+        np.testing.assert_allclose(in_blocks, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_recomputed_is_not_kept():

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from ummkd_tf import UnpairedSegmenter
+from ummkd_tf.common import processor
 from ummkd_tf.fast.adam import Adam
 from ummkd_tf.runs import devices
 from ummkd_tf.runs.checkpoints import Progress, restore, write_checkpoint
@@ -122,7 +123,7 @@ def test_auto_takes_16_bits_where_they_are_fast_and_studied(
     """GPUs by compute capability, a CPU without one by its flags; other systems have no such file."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: capabilities)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
-    monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     if flags:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
     assert devices.auto_precision(network) == expected
@@ -138,7 +139,7 @@ def test_auto_takes_16_bits_where_they_are_fast_and_studied(
 )
 def test_slow_16_bits_are_warned_of(monkeypatch, tmp_path, caplog, precision, flags, warned):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
-    monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n", encoding="utf-8")
     devices.check_precision(precision)
     assert ["25 times as long as" in record.getMessage() for record in caplog.records] == [True] * warned

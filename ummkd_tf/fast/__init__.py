@@ -4,7 +4,7 @@
 else depends on this folder.
 
 - `winograd.py`, `convolutions.py`: wide 3×3 convolutions with 2.25 times fewer multiplications; 3D convolutions of two
-  inputs without concatenating them.
+  inputs without concatenating them, and their gradients in blocks of channels where that is faster.
 - `recompute.py`: normalizations and activations are computed a second time for the gradient instead of being kept
   (gradient checkpointing), and large temporary tensors one after the other instead of all at once.
 - `adam.py`: Adam in one TensorFlow operation per variable.

@@ -13,7 +13,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.processor import instructions
 from ummkd_tf.data.sampling import Batch
 from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
@@ -30,9 +30,6 @@ _LOG = logging.getLogger(__name__)
 
 STUDIED_IN_BFLOAT16 = ("unet3d",)
 """Networks that were trained in bfloat16 and in float32 on real scans, with the same Dice (docs/study.md)."""
-
-_CPUINFO = Path("/proc/cpuinfo")
-_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # of a CPU
 
 _GONE = (
     tf.errors.UnavailableError,
@@ -200,8 +197,7 @@ def has_bfloat16_instructions() -> bool:
     if gpus := tf.config.list_physical_devices("GPU"):
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         return all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
-    words = set(_CPUINFO.read_text(encoding="utf-8").split()) if _CPUINFO.is_file() else set()
-    return bool(words & _BFLOAT16_INSTRUCTIONS)
+    return bool(instructions() & {"avx512_bf16", "amx_bf16"})
 
 
 @contextlib.contextmanager
