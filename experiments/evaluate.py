@@ -39,7 +39,7 @@ from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import environment
-from ummkd_tf.runs.folder import config_of, evaluation_name
+from ummkd_tf.runs.folder import commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.tasks import check_same_task
 
@@ -114,7 +114,7 @@ def _evaluate_run(run_dir: Path) -> None:
         "step": step,
         "selection": FLAGS.selection or config.selection,
         "part": part,
-        "trained_at_commit": record["environment"]["commit"],
+        "trained_at_commit": " / ".join(commits_of(record)),
     }
     path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
     _evaluate(model, dataset, case_ids, config.factor(dataset.task), about, path)

@@ -416,6 +416,7 @@ def _run(entry: Entry) -> str:
     }
     told |= {"Damaged": entry.flaw} if entry.flaw else {}
     told |= {"Changed since its start": run["changes"]} if "changes" in run else {}
+    told |= {"Continued": run["continued"]} if "continued" in run else {}
     badge = PHANTOM if not entry.flaw and _is_phantom([entry]) else ""
     state = "damaged" if entry.flaw else told["Status"]
     return (

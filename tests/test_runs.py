@@ -52,6 +52,23 @@ def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_
     assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
 
 
+def test_a_run_continued_by_another_commit_says_so(tmp_path, prepared_dataset, monkeypatch):
+    start(tmp_path, prepared_dataset)
+    assert "continued" not in start(tmp_path, prepared_dataset)
+    monkeypatch.setattr(runs, "environment", lambda: {"commit": "b"})
+    checkpoint = tmp_path / "checkpoints" / "step-00000001.npz"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    record = start(tmp_path, prepared_dataset)
+    assert [(part["step"], part["environment"]) for part in record["continued"]] == [(1, {"commit": "b"})]
+    assert runs.commits_of(record) == [record["environment"]["commit"], "b"]
+    assert start(tmp_path, prepared_dataset) == runs.read_run(tmp_path) == record
+    # A finished run is not continued, whoever looks at it.
+    monkeypatch.setattr(runs, "environment", lambda: {"commit": "c"})
+    checkpoint.rename(checkpoint.with_name(f"step-{CONFIG.steps:08}.npz"))
+    assert start(tmp_path, prepared_dataset) == record
+
+
 def test_another_model_is_never_accepted(tmp_path, prepared_dataset):
     start(tmp_path, prepared_dataset)
     with pytest.raises(InputError, match=r"setting is 'joint', was 'ours'.*or another --run_dir$"):

@@ -496,6 +496,7 @@ def test_the_time_a_run_will_take_is_told(monkeypatch):
     """The median step counts: neither the first, which traces, nor one with a validation behind it."""
     ends = [100.0, 102.0, 104.0, 150.0, 152.0, 154.0]
     assert training.time_left(ends, 1000) is None  # 33 minutes
+    assert training.time_left(ends, 2000) == "2 s a step: 2000 more take about an hour, and validation comes on top"
     assert training.time_left(ends, 9000) == "2 s a step: 9000 more take about 5 hours, and validation comes on top"
     monkeypatch.setattr(training.tf.config, "list_physical_devices", lambda kind: [])
     assert training.time_left(ends, 90000).startswith("warning: no GPU: 2 s a step: 90000 more take about 50 hours")

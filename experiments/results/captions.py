@@ -8,7 +8,7 @@ from typing import Any
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
-from ummkd_tf.runs.folder import selected_step
+from ummkd_tf.runs.folder import commits_of, selected_step
 
 MEANS = (
     "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
@@ -56,7 +56,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
         *_beyond_protocol([getattr(r, kind) or {} for r in records]),
         *_other_checkpoints(records, kind),
-        f"commit {each(r.run['environment']['commit'] for r in records)}",
+        f"commit {each(commit for r in records for commit in commits_of(r.run))}",
     ]
     return "; ".join(parts) + "."
 

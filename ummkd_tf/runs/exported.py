@@ -29,7 +29,7 @@ from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
 from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import model_variables, set_variables
-from ummkd_tf.runs.folder import check_preparation, config_of, task_of
+from ummkd_tf.runs.folder import check_preparation, commits_of, config_of, task_of
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, read_description
@@ -145,7 +145,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
         "intensities": record.get("intensities", {}),
         "split_name": record["split_name"],
         "split_sha256": record["split_sha256"],
-        "commit": record["environment"]["commit"],
+        "commit": " / ".join(commits_of(record)),
         "seed": config.seed,
         "step": step,
         "selection": selection or config.selection,

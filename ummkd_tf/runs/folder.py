@@ -187,6 +187,8 @@ def start_run(
 ) -> dict[str, Any]:
     """Writes the first `run.json` of a run, or checks that the run in this folder is the same one.
 
+    Where it is continued by another commit, with other versions or on another machine, the record says so.
+
     Args:
         run_dir: The run's folder.
         config: Every setting that decides the result.
@@ -203,10 +205,13 @@ def start_run(
     record, changed = check_run(run_dir, config=config, model=model, dataset=dataset, accept_changes=accept_changes)
     if record:
         if changed:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            changes = [*record.get("changes", []), {"at": now, "changed": changed}]
+            changes = [*record.get("changes", []), {"at": _now(), "changed": changed}]
             record |= {"flags": config.to_dict(), "changes": changes}
-            write_json(run_dir / RUN, record)
+        here, step = environment(), newest_step(run_dir) or 0
+        if step < config.steps and here != _environments(record)[-1]:
+            part = {"at": _now(), "step": step, "environment": here}
+            record |= {"continued": [*record.get("continued", []), part]}
+        write_json(run_dir / RUN, record)
         return record
     record = {
         "flags": config.to_dict(),
@@ -223,7 +228,7 @@ def start_run(
         "seed": config.seed,
         "environment": environment(),
         "command": sys.argv,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
         "status": "running",
         "seconds": 0.0,
     }
@@ -276,6 +281,19 @@ def check_run(
             "--run_dir" + ("" if fixed else "; --accept_changes continues all the same, and records that")
         )
     return record, changed
+
+
+def commits_of(record: Mapping[str, Any]) -> list[str]:
+    """The commits of the programs that trained a run, in order, each once."""
+    return list(dict.fromkeys(found["commit"] for found in _environments(record)))
+
+
+def _environments(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [record["environment"], *(part["environment"] for part in record.get("continued", []))]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:

@@ -187,7 +187,8 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
     hours = pace * steps / 3600
     if hours < 1:
         return None
-    text = f"{pace:.3g} s a step: {steps} more take about {hours:.0f} hours, and validation comes on top"
+    about = f"{hours:.0f} hours" if hours >= 1.5 else "an hour"
+    text = f"{pace:.3g} s a step: {steps} more take about {about}, and validation comes on top"
     if hours < _LONG or tf.config.list_physical_devices("GPU"):
         return text
     return f"warning: no GPU: {text}; --preset=small and tiny are the sizes for a CPU"
