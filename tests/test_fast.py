@@ -77,8 +77,8 @@ def test_gradient_by_a_3d_kernel_in_blocks(sides, channels, filters, blocks, mon
             return [y, *tape.gradient(y, (x, *layer.trainable_weights), normal(*y.shape, seed=1))]
 
         found.append(differentiate(images))
-        operations_of = differentiate.get_concrete_function(images).graph.get_operations()
-        counts.append(sum(op.type == "Conv3DBackpropFilterV2" for op in operations_of))
+        graph = differentiate.get_concrete_function(images).graph
+        counts.append(sum(op.type == "Conv3DBackpropFilterV2" for op in graph.get_operations()))
     assert counts == [blocks, 1]
     for in_blocks, whole in zip(*found, strict=True):
         np.testing.assert_allclose(in_blocks, whole, rtol=1e-4, atol=1e-4)
