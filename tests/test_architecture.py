@@ -25,7 +25,8 @@ WINGS = (
     ("scans",),
     ("tasks",),
     ("model",),
-    ("fast", "settings", "common"),
+    ("fast", "settings"),
+    ("common",),
 )
 
 RANK = {name: number for number, row in enumerate(WINGS) for name in row}
