@@ -9,50 +9,36 @@ at any time; the same command goes on from there. Each run's output is in <runs_
 
 from __future__ import annotations
 
-import fcntl
-import itertools
-import os
-import re
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import FrameType
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 from absl import flags
-from tqdm import tqdm
 
 from experiments import figures, slurm, tables
 from experiments.benchmark.results import OURS
 from experiments.benchmark.steps import Size, Worker
+from experiments.execution import run_all
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.results import builders, rendering
 from experiments.results.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
 from ummkd_tf.common.cli import run
-from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
-from ummkd_tf.runs.folder import LOCK, RUN, config_of, newest_step, read_run, selected_step
+from ummkd_tf.runs.folder import RUN, config_of, newest_step, read_run, selected_step
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
 DATA_FILES = (DATASET, RELEASED)  # one of them makes a folder a prepared data set
 ENOUGH_SECONDS = 10.0  # of steps that are measured for an estimate
 ENOUGH_STEPS = 50  # of a stopped run that an estimate is taken from
-CAN_DIVIDE = hasattr(os, "sched_setaffinity")  # cores among runs; macOS cannot, so each run may use them all
-SECONDS_BETWEEN_LOOKS = 1.0  # at the lock of a run that another process holds
-
-Runner = Callable[[Sequence[str], Path], int]
-"""Runs a command with its output added to a log file; returns the exit code."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +79,6 @@ class ReproduceOptions:
         """Prepared data of a run."""
         return Path(self.data[spec.data].replace("{fold}", str(spec.fold)))
 
-    def length(self, spec: RunSpec) -> int:
-        """Training steps of a run."""
-        steps = self.steps or PRESETS[self.preset].steps
-        return steps or RECIPES[self.recipe][TASKS[spec.task].network].steps
-
 
 @dataclass(frozen=True)
 class Work:
@@ -108,14 +89,25 @@ class Work:
     with_outlier: bool = False
 
     @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.spec.name
+
+    @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        return self.options.runs_dir / self.spec.name
+        return self.options.runs_dir / self.name
 
     @property
     def log(self) -> Path:
         """Where its output goes."""
-        return self.options.runs_dir / "logs" / f"{self.spec.name}.log"
+        return self.options.runs_dir / "logs" / f"{self.name}.log"
+
+    @property
+    def length(self) -> int:
+        """Training steps."""
+        steps = self.options.steps or PRESETS[self.options.preset].steps
+        return steps or RECIPES[self.options.recipe][TASKS[self.spec.task].network].steps
 
     def command(self, step: str) -> list[str]:
         """The command that does one of the steps in `missing`."""
@@ -174,7 +166,7 @@ class Work:
         wanted = {
             "preset": self.options.preset,
             "recipe": self.options.recipe,
-            "steps": self.options.length(self.spec),
+            "steps": self.length,
             "precision": self.options.precision,
             "absent": RECIPES[self.options.recipe][TASKS[self.spec.task].network].absent,
             "setting": self.spec.setting,
@@ -233,147 +225,6 @@ def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) 
         raise InputError(f"{flag}={folder}: no prepared data set there: run data_prep.prepare first, or correct it")
 
 
-class Stop:
-    """SIGTERM and Ctrl-C, passed on to the running commands, which save and leave."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Stop:
-        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for process in tuple(self._processes):
-            process.terminate()
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """A `Runner`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as stream:
-            stream.write(f"\n$ {' '.join(command)}\n".encode())
-            stream.flush()
-            with self._lock:
-                if self.number is not None:
-                    return 128 + self.number
-                # A process session of its own, so that Ctrl-C reaches the command once: through `Stop`.
-                process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-                self._processes.add(process)
-            if self.number is not None:
-                process.terminate()
-            try:
-                return process.wait()
-            finally:
-                self._processes.discard(process)
-
-
-class Doable(Protocol):
-    """A run as `execute` sees it."""
-
-    @property
-    def run_dir(self) -> Path: ...
-    @property
-    def log(self) -> Path: ...
-    def missing(self) -> list[str]: ...
-    def command(self, step: str) -> list[str]: ...
-
-
-def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
-    """Does what is missing of one run; None, or why it failed."""
-    try:
-        _wait_for_other(work.run_dir, stop)
-        for step in work.missing():
-            if stop.number is not None:
-                return "stopped"
-            code = runner(work.command(step), work.log)
-            if code:
-                return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
-        left = work.missing()
-    except (InputError, OSError) as error:
-        return str(error)
-    return f"not done although every command succeeded: {', '.join(left)}; see {work.log}" if left else None
-
-
-def _wait_for_other(run_dir: Path, stop: Stop) -> None:
-    """Waits while another process trains this run: a training that a killed reproduction has started goes on."""
-    said = False
-    while stop.number is None and _is_held(run_dir / LOCK):
-        if not said:
-            tqdm.write(f"{run_dir}: another process is training it; waiting for its end")
-            said = True
-        threading.Event().wait(SECONDS_BETWEEN_LOOKS)
-
-
-def _is_held(lock: Path) -> bool:
-    if not lock.is_file():
-        return False
-    with open(lock, "a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _last_line(log: Path) -> str:
-    if not log.is_file():
-        return "(none)"
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return lines[-1] if lines else "(none)"
-
-
-@dataclass
-class Outcome:
-    """How the runs went: names of those done, and why others failed."""
-
-    done: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
-    """Divides cores evenly among runs that go on at a time; with fewer cores than runs, each has them all."""
-    if jobs > len(cores):
-        return [set(cores)] * jobs
-    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
-    return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
-
-
-def execute_all(works: Sequence[Work], jobs: int, runner: Runner, stop: Stop) -> Outcome:
-    """Does what is missing of all runs; a failed one does not keep the others.
-
-    `jobs` of them go on at a time, each on its share of the cores, because two that use all cores disturb each other.
-    """
-    outcome = Outcome()
-    free = shares(sorted(os.sched_getaffinity(0)), jobs) if CAN_DIVIDE else []
-
-    def take_share() -> None:
-        if CAN_DIVIDE:
-            os.sched_setaffinity(0, free.pop())  # of this thread, and of the commands that it starts
-
-    with (
-        ThreadPoolExecutor(jobs, initializer=take_share) as pool,
-        progress(total=len(works), unit="run", desc="runs", disable=not works) as bar,
-    ):
-        futures = {pool.submit(execute, work, runner, stop): work for work in works}
-        for future in as_completed(futures):
-            name, reason = futures[future].spec.name, future.result()
-            if reason is None:
-                outcome.done.append(name)
-            elif stop.number is None:
-                outcome.failed[name] = reason
-                tqdm.write(f"FAILED {name}: {reason}")
-            bar.update(reason is None or stop.number is None)
-    return outcome
-
-
 # --- what would be done ----------------------------------------------------------------------------------------------
 
 
@@ -399,7 +250,7 @@ def steps_done(run_dir: Path) -> int:
 
 def steps_left(work: Work) -> int:
     """Training steps after the newest checkpoint."""
-    return max(0, work.options.length(work.spec) - steps_done(work.run_dir))
+    return max(0, work.length - steps_done(work.run_dir))
 
 
 def measured_step(task: str, preset: str, recipe: str) -> float:
@@ -441,7 +292,7 @@ def describe(
                 pace = measured[task]
             text += f"; {left} steps, about {duration(left * pace)}"
             seconds += left * pace
-        lines.append(f"{work.spec.name}: {text}")
+        lines.append(f"{work.name}: {text}")
     todo = sum(not line.endswith(": done") for line in lines)
     lines.append(f"{len(works)} runs, {len(works) - todo} done; about {duration(seconds)} of training, one at a time")
     if measured:
@@ -509,13 +360,7 @@ def main(_: list[str]) -> int:
         return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
-    if values.jobs > 1:  # else the first run takes all memory of a GPU
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with Stop() as stop:
-        outcome = execute_all(works, values.jobs, stop.run, stop)
-    if stop.number is not None:
-        name = signal.Signals(stop.number).name
-        raise Stopped(f"stopped by {name}; every run is saved, the same command continues", 128 + stop.number)
+    outcome = run_all(works, values.jobs)
     unrendered = [
         target
         for target in progress(targets, desc="render", unit="target")
@@ -530,7 +375,7 @@ def main(_: list[str]) -> int:
 def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
     """Writes jobs for what is missing, and says how to submit them."""
     missing = [(work, work.missing()) for work in works]
-    jobs = [(work.spec.name, [work.command(step) for step in steps]) for work, steps in missing if steps]
+    jobs = [(work.name, [work.command(step) for step in steps]) for work, steps in missing if steps]
     # The same command, here: it finds every run done.
     render = [sys.executable, "-m", "experiments.reproduce", *sys.argv[1:], "--executor=local"]
     script = slurm.write_jobs(jobs, render, runs_dir / "slurm", runs_dir / "logs")

@@ -1,16 +1,17 @@
 """What makes the training work: one change at a time, compared on the validation part of one data set.
 
     python -m experiments.study --data_dir=data/fold0 --runs_dir=runs/study --dry_run
-    python -m experiments.study --data_dir=data/fold0 --runs_dir=runs/study --only=absent,augmentation
+    python -m experiments.study --data_dir=data/fold0 --runs_dir=runs/study --only=absent,ema-0.99 --jobs=2
 
-Runs are done one after the other in the table's order. Finished ones are kept, interrupted ones continue, so it can be
-stopped or killed at any time. What is there is printed in the end, as a table.
+Runs are done in the table's order. Finished ones are kept, interrupted ones continue, so it can be stopped or killed at
+any time. What is there is printed in the end, as a table.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,14 +19,12 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
+from experiments.execution import run_all
 from experiments.recipes import PRESETS
-from experiments.reproduce import Stop, execute
 from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run
-from ummkd_tf.common.errors import InputError, Stopped
-from ummkd_tf.common.progress import progress
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
@@ -65,7 +64,7 @@ MANY_SEEDS = ("absent",)  # questions of small differences; the others are asked
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run; what `reproduce.execute` needs to know of it."""
+    """One run; what `execution.run_all` needs to know of it."""
 
     name: str
     flags: Mapping[str, object]
@@ -80,6 +79,11 @@ class StudyRun:
     def log(self) -> Path:
         """Where its output goes."""
         return self.runs_dir / "logs" / f"{self.name}.log"
+
+    @property
+    def length(self) -> int:
+        """Training steps."""
+        return int(str(self.flags["steps"]))
 
     def command(self, step: str) -> list[str]:
         """Trains it, or goes on."""
@@ -118,20 +122,22 @@ class StudyRun:
         return [self.name, *map(str, steps), *dice, f"{last:.1f}", f"{alone:.0f}", f"{seconds:.0f}"]
 
 
-def plan(questions: Sequence[str], seeds: Sequence[int], runs_dir: Path, **more: object) -> list[StudyRun]:
-    """Runs of some questions, with `more` flags: all of the first seed first.
+def plan(wanted: Collection[str], seeds: Sequence[int], runs_dir: Path, **more: object) -> list[StudyRun]:
+    """Runs of some questions or with some names, with `more` flags: all of the first seed first.
 
     Raises:
-        InputError: No such question.
+        InputError: No such question and no such run.
     """
-    if unknown := [name for name in questions if name not in QUESTIONS]:
-        raise InputError(f"--only={','.join(unknown)}: not known: expected some of {', '.join(QUESTIONS)}")
+    known = [*QUESTIONS, *itertools.chain.from_iterable(QUESTIONS.values())]
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(f"--only={','.join(unknown)}: not known: expected some of {', '.join(known)}")
     return [
         StudyRun(f"{name}-seed{seed}", {**COMMON, **more, **different, "seed": seed}, runs_dir)
         for seed in seeds
-        for question in questions
+        for question, runs in QUESTIONS.items()
         if seed == seeds[0] or question in MANY_SEEDS
-        for name, different in QUESTIONS[question].items()
+        for name, different in runs.items()
+        if question in wanted or name in wanted
     ]
 
 
@@ -142,24 +148,17 @@ def main(_: list[str]) -> int:
     seeds = whole_numbers("seeds", values.seeds) or [0]
     more = {"preset": values.preset, "data_dir": values.data_dir}
     runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
-    failed = 0
-    with Stop() as stop:
-        for study_run in () if values.dry_run else progress(runs, unit="run", desc="runs"):
-            reason = execute(study_run, stop.run, stop)
-            if stop.number is not None:
-                raise Stopped("stopped; every run is saved, the same command continues", 128 + stop.number)
-            if reason:
-                tqdm.write(f"FAILED {study_run.name}: {reason}", file=sys.stderr)
-                failed += 1
+    outcome = run_all(() if values.dry_run else runs, values.jobs)
     print(markdown(COLUMNS, [study_run.row() for study_run in runs]))
-    return 1 if failed else 0
+    return 1 if outcome.failed else 0
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "Prepared data, one fold.")
     flags.DEFINE_string("runs_dir", "runs/study", "Folder of the runs, one subfolder each.")
     flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the runs.")
-    flags.DEFINE_list("only", None, f"Some of {', '.join(QUESTIONS)}; default: all.")
+    flags.DEFINE_list("only", None, f"Some of {', '.join(QUESTIONS)}, or of their runs, e.g. ema-0.99; default: all.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], f"Seeds; only {', '.join(MANY_SEEDS)} takes more than the first.")
+    flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPU cores.", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Run nothing; print what is there.")
     run(main)

@@ -18,19 +18,10 @@ import pytest
 from programs import program
 from recorded_runs import write_run
 
-from experiments import reproduce
+from experiments import execution, reproduce
+from experiments.execution import Stop, execute, execute_all, shares
 from experiments.plans import RunSpec
-from experiments.reproduce import (
-    ReproduceOptions,
-    Stop,
-    Work,
-    describe,
-    execute,
-    execute_all,
-    plan,
-    shares,
-    steps_left,
-)
+from experiments.reproduce import ReproduceOptions, Work, describe, plan, steps_left
 from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
 
@@ -169,7 +160,40 @@ def test_one_failed_run_keeps_no_other(options, capfd):
     log = options.runs_dir / "logs" / "abdomen-joint-seed0-fold0.log"
     reason = f"train ended with exit code 1; last line of {log}: error: loss not finite"
     assert outcome.failed == {"abdomen-joint-seed0-fold0": reason}
-    assert f"FAILED abdomen-joint-seed0-fold0: {reason}" in capfd.readouterr().out
+    error = capfd.readouterr().err
+    assert f"FAILED abdomen-joint-seed0-fold0: {reason}" in error
+    assert "1800/1800 steps" in error  # those of the failed run will not come
+
+
+def test_the_bar_counts_steps_of_runs_that_go_on(options, monkeypatch, capfd):
+    """One of two runs was stopped at step 100; each has 300. So 500 are left, of which the bar sees every tenth."""
+    monkeypatch.setattr(execution, "SECONDS_BETWEEN_LOOKS", 0.01)
+    works = plan(["fig8"], [0], [0], options)
+    runner, shown = FakeRunner(options), []
+
+    def history(name, step):
+        path = options.runs_dir / name / "history.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{"step": {step}}}\n', encoding="utf-8")
+
+    def slow(command, log):
+        code = runner(command, log)
+        if command[2] == "experiments.train":
+            for step in (180, 300):
+                history(log.stem, step)
+                until = time.monotonic() + 5
+                while f"{step + 300 * (log.stem == works[1].name)}/600 steps" not in "".join(shown):
+                    assert time.monotonic() < until
+                    shown.append(capfd.readouterr().err)
+                    time.sleep(0.01)
+        return code
+
+    write_run(options.runs_dir, works[0].spec, None, status="stopped", data_dir=options.data["abdomen"])
+    history(works[0].name, 100)
+    assert len(execute_all(works, 1, slow, Stop()).done) == 2
+    text = "".join(shown) + capfd.readouterr().err
+    assert "training: 180/600 steps [" in text and "100/600" not in text
+    assert "training: 480/600 steps [" in text and "1 of 2 runs done]" in text
 
 
 def test_a_command_that_does_nothing_is_noticed(options):
@@ -288,7 +312,7 @@ def test_a_stopped_run_measures_too(options):
 
 def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
     """What a killed reproduction has started trains on; its run is not started a second time."""
-    monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(execution, "SECONDS_BETWEEN_LOOKS", 0.01)
     work = work_of(options)
     work.run_dir.mkdir(parents=True)
     holder = open(work.run_dir / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed by the timer

@@ -243,8 +243,10 @@ def test_a_damaged_or_missing_log_does_not_stop_a_run(tmp_path, caplog):
     path = tmp_path / history.HISTORY
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"3", b'{"step": "1"}', lines[2], b'{"step": 3, "lo']))
+    assert history.last_step(path) == 3
     run(compiled_model(), tmp_path, 4, validate=None, norm_batches=0)
     assert [line["step"] for line in history.read_history(path)] == [1, 3, 4]
+    assert history.last_step(path) == 4 and history.last_step(tmp_path / "none.jsonl") == 0
     assert [f"line {n} is damaged" in caplog.text for n in range(1, 7)] == [False, True, True, True, False, False]
     path.unlink()
     run(compiled_model(), tmp_path, 5, validate=None, norm_batches=0)

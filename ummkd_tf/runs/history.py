@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import operator
@@ -14,6 +15,8 @@ from ummkd_tf.common.files import replacing
 
 HISTORY = "history.jsonl"
 KNOWLEDGE = "knowledge.jsonl"
+
+_MANY_LINES = 1 << 16  # bytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +49,19 @@ class JsonLines:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def last_step(path: Path) -> int:
+    """Step of the newest whole line of a `JsonLines` file, of which the end alone is read; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _MANY_LINES))
+        *whole, _ = stream.read().split(b"\n")
+    for line in reversed(whole):
+        with contextlib.suppress(*MALFORMED):
+            return operator.index(json.loads(line)["step"])
+    return 0
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
