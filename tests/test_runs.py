@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
 import subprocess
 import sys
 
 import pytest
 from recorded_runs import run_config
 
-from ummkd_tf.common import files
+from ummkd_tf.common import files, processor
 from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.runs import folder as runs
 from ummkd_tf.runs.config import RunConfig
@@ -50,6 +51,19 @@ def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_
     record = start(tmp_path, prepared_dataset, changed, accept_changes=True)
     assert record["flags"]["alpha"] == 0.9 and record["changes"][0]["changed"] == ["alpha is 0.9, was 0.5"]
     assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
+
+
+def test_a_run_tells_its_processor(tmp_path, prepared_dataset, monkeypatch):
+    """By name and instruction sets: clouds call several generations alike."""
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    core = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
+    processor.CPUINFO.write_text(core + core, encoding="utf-8")
+    told = start(tmp_path / "run", prepared_dataset)["environment"]
+    assert (
+        told["processor"] == "AMD EPYC (avx2, avx512f, avx512_bf16)" and len(told["gpus"]) == len(told["devices"]) - 1
+    )
+    processor.CPUINFO.unlink()  # another system
+    assert processor.description() == (platform.processor() or platform.machine())
 
 
 def test_a_run_continued_by_another_commit_says_so(tmp_path, prepared_dataset, monkeypatch):

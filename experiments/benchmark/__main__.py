@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments.benchmark import cases, evaluation, gpu, inputs, preparation, scaling, startup, steps
 from experiments.benchmark.results import Part, as_json, page
+from ummkd_tf.common import processor
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing, write_json
@@ -41,11 +42,8 @@ flags.DEFINE_bool("quick", False, "Tiny sizes: shows that everything runs; its n
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in GiB, load and system."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": processor.description(),
         "cores": os.cpu_count(),
         "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load at start": " ".join(f"{load:.2f}" for load in os.getloadavg()),

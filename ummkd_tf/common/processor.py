@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+
+DECISIVE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Instruction sets that decide how long a training step takes (docs/performance.md)."""
+
+
+def description() -> str:
+    """Its name and those of `DECISIVE` that it has, e.g. "AMD EPYC (avx2, avx512f)": the name alone may tell little."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    found = [word for word in DECISIVE if word in instructions()]
+    return f"{name} ({', '.join(found)})" if found else name
 
 
 def instructions() -> frozenset[str]:

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ummkd_tf.common import processor
+
 _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "h5py")
 
 
@@ -21,8 +23,10 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}},
         "commit": commit(),
         "platform": platform.platform(),
+        "processor": processor.description(),
         "cpus": os.cpu_count(),
         "devices": [d.name for d in tf.config.list_physical_devices()],
+        "gpus": gpus(),
     }
 
 
@@ -75,17 +79,19 @@ def batch_threads() -> int:
     return min(8, available_cores()) if has_gpu() else 1
 
 
-def device() -> str:
-    """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
+def gpus() -> list[str]:
+    """Models of the GPUs that TensorFlow sees."""
     # Here, to start without TensorFlow.
     import tensorflow as tf
 
-    gpus = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in tf.config.list_physical_devices("GPU")
-    ]
+    found = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in found]
+
+
+def device() -> str:
+    """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{', '.join(['GPU', *gpus] if gpus else ['CPU'])}, {available_cores()} cores, {memory:.0f} GiB"
+    return f"{', '.join(['GPU', *gpus()] if has_gpu() else ['CPU'])}, {available_cores()} cores, {memory:.0f} GiB"
 
 
 def commit() -> str:
