@@ -16,7 +16,7 @@ from residual_unet import residual_unet
 from ummkd_tf import UnpairedSegmenter, per_modality
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
-from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.architectures import NETWORKS, Block
 from ummkd_tf.model.networks import check_network, network_from_dict, network_to_dict
 from ummkd_tf.runs.exported import load_model
 from ummkd_tf.runs.loading import load_run
@@ -233,10 +233,18 @@ def test_a_table_is_checked_and_survives_json() -> None:
         assert again == replace(network, regions=dict(network.regions), paper_parameters={})
     good = NETWORKS["unet3d"]
     first, *others = good.stages
+    up, *_ = good.stages[4].layers
+    last = good.stages[-1]
     for wrong, message in (
         (replace(good, stages=(first, first, *others)), "different plain names"),
         (replace(good, stages=(replace(first, skip="output"), *others)), "expected an earlier stage"),
         (replace(good, rank=2), "expected layers with 2 sizes"),
+        (replace(good, stages=(first, replace(last, layers=(Block(up), up)))), "expected blocks last"),
+        (
+            replace(good, stages=(first, replace(last, layers=(up,), skip="encoder_1"))),
+            "skip in output: expected",
+        ),
+        (replace(good, stages=(first, replace(last, layers=(Block(up),) * 2, skip="encoder_1"))), "it joins between"),
         (replace(good, regions={}), "region 'nowhere'"),
     ):
         with pytest.raises(ValueError, match=message):

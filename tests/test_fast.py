@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from ummkd_tf.fast.adam import Adam
 from ummkd_tf.fast.convolutions import Conv2D, Conv3D
 from ummkd_tf.fast.recompute import leaky_relu, recomputed
 from ummkd_tf.model import operations
+from ummkd_tf.model.architectures import Block, Conv, Filters, Network, StageRow, make_regions
+from ummkd_tf.model.networks import check_network
 from ummkd_tf.model.operations import PLAIN
 
 
@@ -82,6 +86,64 @@ def test_gradient_by_a_3d_kernel_in_blocks(sides, channels, filters, blocks, mon
     assert counts == [blocks, 1]
     for in_blocks, whole in zip(*found, strict=True):
         np.testing.assert_allclose(in_blocks, whole, rtol=1e-4, atol=1e-4)
+
+
+def table(rank, *stages, skip=None):
+    """A network of some rows of layers, of which the last one may join the first one's output, and an output."""
+    rows = [StageRow(f"stage_{n}", tuple(layers)) for n, layers in enumerate(stages)]
+    rows[-1] = replace(rows[-1], skip=skip)
+    logits = Conv(Filters(per_class=1), (1,) * rank, "conv", use_bias=True)
+    rows.append(StageRow("output", (logits,)))
+    regions = make_regions([row.name for row in rows], green="stage_1", blue=("stage_1", "stage_1"))
+    network = Network("own", 3 if rank == 2 else 1, rank, tuple(rows), regions, multiple=1, dropout=0.0)
+    check_network(network)
+    return network
+
+
+def conv(rank, order, width=1, **more):
+    return Conv(Filters(per_width=width), (3,) * rank, order, **more)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("order", ["conv", "conv-norm-act", "norm-act-conv"])
+@pytest.mark.parametrize("kind", ["mixed", "skip", "mirrored skip", "block"])
+def test_a_table_of_one_s_own_is_the_same_network(kind, order, bias, rank):
+    """Logits and gradients of every order of layers behind every other, with biases and skips."""
+    first, unit = conv(rank, "conv-norm-act"), conv(rank, order, use_bias=bias, symmetric_pad=kind == "mirrored skip")
+    if kind == "mixed":
+        own = table(rank, (first,), (first, unit, conv(rank, "norm-act-conv"), first))
+    elif kind == "block":
+        own = table(rank, (first,), (first, Block(conv(rank, order, width=2, use_bias=bias))), skip="stage_0")
+    else:
+        own = table(rank, (first,), (first, unit, first), skip="stage_0")
+    assert_fast_is_plain(own, width=2)
+
+
+def test_a_wide_convolution_keeps_its_bias():
+    """Where Winograd's way would be taken."""
+    wide = Conv2D.winograd_channels
+    assert_fast_is_plain(table(2, (conv(2, "conv", wide),), (conv(2, "conv", wide, use_bias=True),)), width=1)
+
+
+def assert_fast_is_plain(network, width):
+    shape = (2, 8, 8, 3) if network.rank == 2 else (2, 8, 8, 4, 1)
+    images = {m: normal(*shape, seed=i) for i, m in enumerate(("ct", "mr"))}
+    found = []
+    for fast in (False, True):
+        keras.utils.set_random_seed(0)
+        model = UnpairedSegmenter(network, width=width, num_classes=2, initialization="glorot", fast=fast)
+        for v in model.trainable_variables:
+            if v.name in ("bias", "beta"):
+                v.assign(normal(*v.shape))
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in logits.values()])
+        gradients = tape.gradient(total, [v.value for v in model.trainable_variables])
+        assert all(g is not None for g in gradients)
+        found.append([*logits.values(), *gradients])
+    for plain, quick in zip(*found, strict=True):
+        np.testing.assert_allclose(quick, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_recomputed_is_not_kept():

@@ -24,7 +24,12 @@ from ummkd_tf.fast.recompute import add_scaled, run_modalities, run_units
 
 OPERATIONS: Mapping[str, Any] = MappingProxyType(
     {
-        "convolutions": {(2, False): Conv2D, (3, False): Conv3D, (3, True): keras.layers.Conv3DTranspose},
+        "convolutions": {
+            (2, False): Conv2D,
+            (2, True): keras.layers.Conv2DTranspose,
+            (3, False): Conv3D,
+            (3, True): keras.layers.Conv3DTranspose,
+        },
         "run_units": run_units,
         "run_modalities": run_modalities,
         "add_scaled": add_scaled,

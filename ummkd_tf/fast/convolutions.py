@@ -22,7 +22,7 @@ class Conv2D(keras.layers.Conv2D):
         channels, filters = self.kernel.shape[2:]
         narrow = min(channels, filters) < self.winograd_channels
         # Only in float32: with 16 bits, the sums of a Winograd convolution lose too many digits.
-        if self.kernel_size != (3, 3) or narrow or self.compute_dtype != "float32":
+        if self.kernel_size != (3, 3) or narrow or self.use_bias or self.compute_dtype != "float32":
             return super().call(inputs)
         (dilation, _) = self.dilation_rate
         border = [dilation if self.padding == "same" else 0] * 2
@@ -66,7 +66,8 @@ class Conv3D(keras.layers.Conv3D):
         if skip is None:
             return super().call(inputs)
         kernels = tf.split(tf.convert_to_tensor(self.kernel), [inputs.shape[-1], skip.shape[-1]], axis=3)
-        return tf.add_n([self.convolution_op(x, kernel) for x, kernel in zip((inputs, skip), kernels, strict=True)])
+        terms = [self.convolution_op(x, kernel) for x, kernel in zip((inputs, skip), kernels, strict=True)]
+        return tf.add_n(terms) if self.bias is None else tf.add_n(terms) + self.bias
 
 
 def _has_avx2_alone() -> bool:

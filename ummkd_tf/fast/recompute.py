@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ummkd_tf.fast.convolutions import Conv3D
+
 # Filters of a unit from which the modalities run one after the other: its temporary tensors take most of the memory.
 _WIDE = 1024
 
@@ -26,15 +28,21 @@ def run_units(
     x = inputs
     waiting: Any = None  # the previous unit, where its normalization and activation are still to be done
     for number, unit in enumerate(units):
-        before = unit if unit.row.order == "norm-act-conv" else waiting
-        inputs_of_unit = [x] if number != 1 or skip is None else [x, skip]
-        x = recomputed(_convolution(unit, before, modality=modality, training=training))(*inputs_of_unit)
+        norm_first = unit.row.order == "norm-act-conv"
+        second = [skip] if number == 1 and skip is not None else []
+        joined = bool(second) and not _takes_two(unit)
+        if waiting is not None and (norm_first or joined):
+            x, waiting = _activate(waiting, x, modality=modality, training=training), None
+        if joined:
+            x, second = tf.concat([x, *second], -1), []
+        before = unit if norm_first else waiting
+        x = recomputed(_convolution(unit, before, modality=modality, training=training))(x, *second)
         waiting = unit if unit.row.order == "conv-norm-act" else None
         if waiting is not None and (unit.dropout or number == len(units) - 1):
             x, waiting = _activate(unit, x, modality=modality, training=training), None
         if unit.dropout:
             x = unit.dropout(x, training=training)
-    return x
+    return x if skip is None or len(units) > 1 else tf.concat([x, skip], -1)
 
 
 def run_modalities(
@@ -84,6 +92,13 @@ def recomputed(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         return function(*inputs, again=False), gradient
 
     return first
+
+
+def _takes_two(unit: Any) -> bool:
+    """Whether a unit begins with a convolution that takes a second input as it is, without concatenation."""
+    (convolution, *_) = unit.conv.sublayers.values()
+    alone = unit.row.order != "norm-act-conv" and not unit.row.symmetric_pad
+    return alone and isinstance(convolution, Conv3D)
 
 
 def _convolution(unit: Any, before: Any, *, modality: str, training: bool) -> Callable[..., tf.Tensor]:

@@ -240,6 +240,9 @@ class ResidualBlock(keras.layers.Layer):
         self._run = options.operations.run_units
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = input_shape[-1]
+        if channels is not None and channels > self.filters:
+            raise ValueError(f"{self.name}: {self.filters} channels behind {channels}: expected as many or more")
         for unit in self.units:
             unit.build(input_shape)
             input_shape = (*input_shape[:-1], unit.filters)
@@ -262,7 +265,7 @@ class Stage(keras.layers.Layer):
 
     Call arguments:
         inputs: [batch, *space, channels].
-        skip: Output of the stage `row.skip`, or None.
+        skip: Output of the stage `row.skip`, joined behind the first layer's channels, or None.
         modality: Modality of the batch, or `settings.SHARED` for a batch of all modalities.
         training: Whether to normalize with batch statistics and drop out.
     """

@@ -96,6 +96,13 @@ def check_network(network: Network) -> None:
         wrong = [kernel for kernel in kernels if len(kernel) != network.rank]
         if wrong or not kernels:
             raise ValueError(f"{where}: kernels {kernels} in {stage.name}: expected layers with {network.rank} sizes")
+        blocks = [isinstance(layer, Block) for layer in stage.layers]
+        if blocks != sorted(blocks):
+            raise ValueError(f"{where}: a convolution behind a residual block in {stage.name}: expected blocks last")
+        if stage.skip is not None and (len(blocks) < 2 or blocks[0]):
+            raise ValueError(
+                f"{where}: skip in {stage.name}: expected a convolution and another layer, since it joins between them"
+            )
     for region in get_args(Region):
         unknown = set(network.regions.get(region, ("none",))) - set(names)
         if unknown:

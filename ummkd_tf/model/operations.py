@@ -31,9 +31,9 @@ def run_units(
     """One unit after the other; `skip` is concatenated behind the channels that the first unit gives."""
     x = inputs
     for number, unit in enumerate(units):
-        if number == 1 and skip is not None:
-            x = tf.concat([x, skip], -1)
         x = unit(x, modality=modality, training=training)
+        if number == 0 and skip is not None:
+            x = tf.concat([x, skip], -1)
     return x
 
 
@@ -69,6 +69,7 @@ class Operations:
 PLAIN = Operations(
     {
         (2, False): keras.layers.Conv2D,
+        (2, True): keras.layers.Conv2DTranspose,
         (3, False): keras.layers.Conv3D,
         (3, True): keras.layers.Conv3DTranspose,
     }
