@@ -16,8 +16,11 @@ from residual_unet import residual_unet
 from ummkd_tf import UnpairedSegmenter, per_modality
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.model.any_network import KERAS_SETTINGS
 from ummkd_tf.model.architectures import NETWORKS, Block
 from ummkd_tf.model.networks import check_network, network_from_dict, network_to_dict
+from ummkd_tf.model.segmenter import UnpairedModel
+from ummkd_tf.runs.checkpoints import Progress, restore, write_checkpoint
 from ummkd_tf.runs.exported import load_model
 from ummkd_tf.runs.loading import load_run
 
@@ -166,7 +169,7 @@ from keras import layers
 def build(num_classes):
     inputs = keras.Input((None, None, None, 1))
     x = layers.Conv3D(4, 3, padding="same", use_bias=False)(inputs)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dropout(0.1)(layers.ReLU()(layers.BatchNormalization()(x)))
     return keras.Model(inputs, layers.Conv3D(num_classes, 1)(x), name="one_layer")
 
 
@@ -215,6 +218,41 @@ def test_a_keras_model_goes_through_all_programs(tmp_path: Path, prepared_datase
     for m in trained.modalities:
         expected = Predictor(trained).probabilities(image, m)
         np.testing.assert_allclose(load_model(model).predictor.probabilities(image, m), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", KERAS_SETTINGS)
+def test_checkpoints_of_a_model_that_drops_out_fit_every_process(setting: str, tmp_path: Path) -> None:
+    """Keras counts random states over a process; a checkpoint must be read by one that has made others before."""
+
+    def build(made_before: int) -> UnpairedModel:
+        keras.utils.clear_session(free_memory=False)
+        for _ in range(made_before):
+            keras.random.SeedGenerator(0)
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(inputs))
+        x = keras.layers.Dropout(0.5)(keras.layers.Conv2D(4, 3, padding="same")(x))
+        model = per_modality(keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same")(x)), ("ct", "mr"), setting)
+        model.compile(keras.optimizers.Adam(1e-2))
+        return model
+
+    first, second = build(0), build(3)
+    assert {v.path for v in first.variables} != {v.path for v in second.variables}
+    copies = 2 if setting == "individual" else 1
+    states = [name for name in first.named_variables() if "seed_generator" in name]
+    assert len(states) == 2 * copies and len(set(first.named_variables())) == len(first.variables)
+    images = {m: np.ones((2, 8, 8, 3), np.float32) for m in ("ct", "mr")}
+    first.optimize(images, {m: np.zeros((2, 8, 8), np.int32) for m in images})
+    write_checkpoint(tmp_path / "x.npz", first, Progress(1))
+    assert restore(tmp_path / "x.npz", second, with_optimizer=True) == Progress(1)
+    for name, variable in second.named_variables().items():
+        np.testing.assert_array_equal(variable, first.named_variables()[name])
+    # The next step draws the same.
+    np.testing.assert_array_equal(first(images, training=True)["ct"], second(images, training=True)["ct"])
+    # What is used and not trained needs no random states, so those of a checkpoint may have any names.
+    with np.load(tmp_path / "x.npz") as content:
+        renamed = {name.replace("dropout", "seed_generator_7"): array for name, array in content.items()}
+    np.savez(tmp_path / "old.npz", **renamed)
+    restore(tmp_path / "old.npz", build(1), with_optimizer=False)
 
 
 def test_individual_shares_nothing(network: keras.Model) -> None:

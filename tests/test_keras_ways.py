@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ummkd_tf import UnpairedSegmenter, losses
+from ummkd_tf import Adam, UnpairedSegmenter, losses
 from ummkd_tf.model.absent_classes import updated_memory
 
 
@@ -49,6 +49,18 @@ def test_a_keras_file_restores_outputs_and_compilation(trained: UnpairedSegmente
     np.testing.assert_allclose(loaded.optimizer.learning_rate, 1e-2)
     for ours, theirs in zip(loaded.optimizer.variables, trained.optimizer.variables, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
+def test_a_model_with_the_paper_s_optimizer_is_loaded(tmp_path: Path) -> None:
+    model = narrow()
+    model.compile(Adam(1e-2))
+    model.save(tmp_path / "x.keras")
+    loaded = keras.models.load_model(tmp_path / "x.keras").optimizer
+    assert type(loaded) is Adam and (loaded.epsilon, loaded.name, loaded.use_ema) == (1e-8, "adam", False)
+    np.testing.assert_allclose(loaded.learning_rate, 1e-2)
+    with pytest.raises(ValueError, match="amsgrad=True: expected keras"):
+        Adam(1e-2, amsgrad=True)
 
 
 def test_a_saved_model_has_one_signature_per_modality(trained: UnpairedSegmenter, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.released import lists, test_volumes
 from ummkd_tf.released import records as released
+from ummkd_tf.runs.exported import check_not_seen, training_cases
 from ummkd_tf.scans.geometry import Volume, reorient
 from ummkd_tf.tasks import TASKS
 
@@ -577,6 +578,19 @@ def test_best_checkpoint_needs_validation_lists(described: Path, tmp_path: Path)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     (line,) = done.stderr.splitlines()
     assert "no validation part" in line and "--selection=last" in line
+
+
+def test_a_start_from_another_model_compares_records_as_a_whole(described: Path) -> None:
+    """They have one checksum for all: the same split is no leak, another split of the same records may be one."""
+    dataset = open_dataset(described)
+    assert isinstance(dataset, released_dataset.ReleasedDataset)
+    of_records = {"cases": training_cases(dataset), "split_sha256": dataset.split_checksum}
+    of_scans = {"cases": {"ct_1": {"part": "train", "source_sha256": "12", "image_sha256": "34"}}}
+    for training in (of_records, of_scans, {}):
+        check_not_seen(training, dataset, dataset.ids("validation"), ("train",))
+        check_not_seen(training, dataset, dataset.ids("test"))
+    with pytest.raises(InputError, match=r"2 of 2 cases were in the model's train part: .* \(there released records\)"):
+        check_not_seen({**of_records, "split_sha256": "?"}, dataset, dataset.ids("validation"), ("train",))
 
 
 def test_preparation_programs(release: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_session_records_how_it_ended(tmp_path, prepared_dataset, error, status)
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_without_a_word(tmp_path, prepared_dataset):
-    record = start(tmp_path, prepared_dataset)
+    record = start(tmp_path, prepared_dataset, run_config(ema=0.0))  # as the program gives it
     later = ("schedule", "labelled_share", "augmentation", "ema", "precision")
     old = {**record, "flags": {name: value for name, value in record["flags"].items() if name not in later}}
     files.write_json(tmp_path / runs.RUN, old)

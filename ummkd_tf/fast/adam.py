@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 
+@keras.saving.register_keras_serializable(package="ummkd_tf")
 class Adam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` in one TensorFlow operation per variable, which needs no temporary copies.
 
@@ -17,16 +18,23 @@ class Adam(keras.optimizers.Adam):
     Args:
         learning_rate: Number or schedule.
         epsilon: 1e-8, as released (Keras: 1e-7).
+        name: As for Keras's.
         **kwargs: Keras's, e.g. `use_ema`.
+
+    Raises:
+        ValueError: `amsgrad`, which this operation does not have.
     """
 
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
         epsilon: float = 1e-8,
+        name: str = "adam",
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, epsilon=epsilon, name="adam", **kwargs)
+        if kwargs.get("amsgrad"):
+            raise ValueError("amsgrad=True: expected keras.optimizers.Adam for it")
+        super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Keras hook."""

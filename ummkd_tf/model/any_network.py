@@ -13,7 +13,7 @@ from ummkd_tf.common.files import last_line
 from ummkd_tf.model.architectures import Network
 from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.operations import PLAIN
-from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
+from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedModel, UnpairedSegmenter
 from ummkd_tf.settings import SETTINGS, are_modality_names
 
 NORMALIZATIONS = (
@@ -140,6 +140,14 @@ class PerModalityModel(UnpairedModel):
         """Variables that a batch of these modalities uses: the shared ones and their own."""
         used = [v for m in self.modalities if m in modalities for v in self.networks[m].variables]
         return list({id(v): v for v in used}.values())
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """As by path; but Keras counts random states, e.g. of Dropout, over a process, so these go by their layers."""
+        names: dict[int, str] = {}
+        for layer in (layer for network in self.networks.values() for layer in network.layers):
+            states = [v for v in layer.variables if v.name == RANDOM_STATE]
+            names |= {id(v): f"{layer.name}/{number}/{RANDOM_STATE}" for number, v in enumerate(states)}
+        return {names.get(id(v), v.path): v for v in self.variables_of(self.modalities)}
 
     def get_config(self) -> dict[str, Any]:
         return {**self._config, "name": self.name}

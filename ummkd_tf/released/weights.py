@@ -22,7 +22,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedSegmenter
 from ummkd_tf.settings import SHARED
 
 RELEASED_MODALITY = {"mr": "source", "ct": "target"}
@@ -79,7 +79,7 @@ def tf1_names(model: UnpairedSegmenter) -> dict[str, str]:
     for stage in model.stages:
         kernels = 0
         for variable in stage.variables:
-            if variable.name == "seed_generator_state":
+            if variable.name == RANDOM_STATE:
                 continue
             if stage.row.name == "output":
                 name = (

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.model.segmenter import UnpairedModel
+from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedModel
 from ummkd_tf.runs.folder import CHECKPOINTS, checkpoint_files
 
 BEST = "best.npz"
@@ -36,14 +36,23 @@ class Progress:
     best_step: int | None = None
 
 
-def model_variables(model: UnpairedModel) -> dict[str, Any]:
-    """Every weight, statistic and random state of a model by its name in a file."""
-    return {f"model/{v.path}": v for v in model.variables_of(model.modalities)}
+def weights(model: UnpairedModel) -> dict[str, Any]:
+    """Every weight and statistic of a model by its name in a file: what prediction needs."""
+    return without_random_states(_model_variables(model))
+
+
+def without_random_states(by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file or model holds, less what Dropout draws from."""
+    return {name: value for name, value in by_name.items() if not name.endswith(f"/{RANDOM_STATE}")}
+
+
+def _model_variables(model: UnpairedModel) -> dict[str, Any]:
+    return {f"model/{name}": v for name, v in model.named_variables().items()}
 
 
 def _variables(model: UnpairedModel) -> dict[str, Any]:
     return {
-        **model_variables(model),
+        **_model_variables(model),
         # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
         **{f"memory/{modality}": v for modality, v in model.memory.items()},
         **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
@@ -92,8 +101,8 @@ def _set(
     if with_optimizer:
         variables = _variables(model)
     else:
-        variables = model_variables(model)
-        arrays = {name: array for name, array in arrays.items() if name.startswith("model/")}
+        variables = weights(model)
+        arrays = without_random_states({n: array for n, array in arrays.items() if n.startswith("model/")})
         broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
         if broken:
             raise InputError(

@@ -73,7 +73,7 @@ class RunConfig:
     absent: AbsentClass
     l2_on: L2On
     l2_weight: float
-    ema: float | None = None
+    ema: float = 0.0
     selection: Selection
     validate_every: int
     norm_batches: int = 0

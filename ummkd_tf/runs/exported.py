@@ -28,7 +28,7 @@ from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
 from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel
-from ummkd_tf.runs.checkpoints import model_variables, set_variables
+from ummkd_tf.runs.checkpoints import set_variables, weights, without_random_states
 from ummkd_tf.runs.folder import check_preparation, commits_of, config_of, task_of
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.runs.model_card import model_card
@@ -117,7 +117,7 @@ def load_model(folder: str | Path) -> ExportedModel:
         ) from error
     if model.num_classes != task.num_classes or task.size[0] % max(1, content["factor"]):
         raise InputError("model and task do not fit", where=folder / MODEL, fix="export it again")
-    set_variables(folder / WEIGHTS, model_variables(model), arrays)
+    set_variables(folder / WEIGHTS, weights(model), without_random_states(arrays))
     return ExportedModel(folder, model, task, content["factor"], content["training"])
 
 
@@ -198,7 +198,7 @@ def write_model(
         ],
         "training": dict(training),
     }
-    arrays = {name: np.asarray(v.value) for name, v in model_variables(model).items()}
+    arrays = {name: np.asarray(v.value) for name, v in weights(model).items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
@@ -218,7 +218,7 @@ def write_model(
 
 
 def start_from(model: UnpairedModel, folder: str | Path, task: Task) -> None:
-    """Sets a model's weights and statistics, by path, from an exported model that may lack some of its modalities.
+    """Sets a model's weights and statistics, by name, from an exported model that may lack some of its modalities.
 
     A normalization layer of a modality that the exported model lacks starts as the mean of those that it has: our
     choice, because the shared kernels have learnt with such scales, so that a layer that starts with scale 1 and shift
@@ -238,7 +238,7 @@ def start_from(model: UnpairedModel, folder: str | Path, task: Task) -> None:
             fix="expected the same classes in the same order; prepare the data for the model's classes",
         )
     arrays = read_npz(folder / WEIGHTS)
-    for name, variable in model_variables(model).items():
+    for name, variable in weights(model).items():
         *path, owner, last = name.split("/")
         values = arrays.get(name)
         if values is None and owner in model.modalities and path[-1] == "norm":
@@ -252,8 +252,7 @@ def start_from(model: UnpairedModel, folder: str | Path, task: Task) -> None:
                 where=folder,
                 fix="take the network, setting, preset, classes and normalization that the model was trained with",
             )
-        if not last.startswith("seed_generator"):  # dropout starts anew, with the run's own seed
-            variable.assign(values)
+        variable.assign(values)
 
 
 def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
@@ -271,6 +270,8 @@ def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
 
 
 def _checksums(dataset: Dataset, case_id: str) -> dict[str, str]:
+    if isinstance(dataset, ReleasedDataset) and case_id not in dataset.ids("test"):  # a record
+        return {"image_sha256": "", "source_sha256": dataset.sha256}
     path = dataset.path(case_id)
     return {"image_sha256": read_image_checksum(path), "source_sha256": read_source_checksum(path)[0]}
 
@@ -297,8 +298,10 @@ def check_not_seen(
     seen: dict[str, str] = {}
     earlier: Mapping[str, Any] | None = training
     while earlier:
+        # The authors' records have one checksum for all parts, which say nothing of a record where they are the same.
+        same_records = isinstance(dataset, ReleasedDataset) and earlier.get("split_sha256") == dataset.split_checksum
         for name, entry in earlier.get("cases", {}).items():
-            if entry["part"] in parts:
+            if entry["part"] in parts and not same_records:
                 seen |= {entry[key]: name for key in ("image_sha256", "source_sha256") if entry[key]}
         earlier = earlier.get("started_from")
     found = []
