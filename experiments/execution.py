@@ -114,7 +114,9 @@ def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) 
                     bar.total -= futures[future].length - steps_trained(futures[future])
                     tqdm.write(f"FAILED {name}: {reason}", file=sys.stderr)
             bar.set_postfix_str(f"{len(outcome.done)} of {len(works)} runs done", refresh=False)
-            bar.update(sum(w.length if w.name in outcome.done else steps_trained(w) for w in works) - bar.n)
+            now = sum(w.length if w.name in outcome.done else steps_trained(w) for w in works)
+            bar.initial += min(0, now - bar.n)  # a killed run does the steps after its checkpoint again
+            bar.update(now - bar.n)
     return outcome
 
 
@@ -142,8 +144,8 @@ def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
             if code:
                 return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
         left = work.missing()
-    except (InputError, OSError) as error:
-        return str(error)
+    except Exception as error:  # of whatever kind: the other runs go on
+        return str(error) if isinstance(error, (InputError, OSError)) else repr(error)
     return f"not done although every command succeeded: {', '.join(left)}; see {work.log}" if left else None
 
 

@@ -167,17 +167,19 @@ class Work:
             "preset": self.options.preset,
             "recipe": self.options.recipe,
             "steps": self.length,
+            "validate_every": self.options.validate_every or PRESETS[self.options.preset].validate_every,
             "precision": self.options.precision,
             "absent": RECIPES[self.options.recipe][TASKS[self.spec.task].network].absent,
             "setting": self.spec.setting,
-            "alpha": self.spec.alpha,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,
             "data": str(self.options.data_dir(self.spec).resolve()),
         }
+        if SETTINGS[self.spec.setting].distill:  # in the others it is recorded and has no effect
+            wanted["alpha"] = self.spec.alpha
         found = {
             **config_of(record).to_dict(),
-            "normalization": record["model"]["normalization"],
+            "normalization": record["model"].get("normalization"),
             "data": str(Path(record["data_dir"]).resolve()),
         }
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
@@ -394,6 +396,8 @@ def _rendered(target: str, options: ReproduceOptions, seeds: Sequence[int], fold
 
 def _targets(names: Sequence[str] | None, data: Mapping[str, str]) -> list[str]:
     if names is None:
+        if not data:
+            raise InputError(f"no data given: expected {' or '.join(f'--{name}_data' for name in DATA)}, or --targets")
         return [name for name, target in TARGETS.items() if {spec.data for spec in target.specs} <= data.keys()]
     unknown = [name for name in names if name not in TARGETS]
     if unknown:

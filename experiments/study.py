@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -25,6 +24,7 @@ from experiments.recipes import PRESETS
 from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
@@ -58,7 +58,6 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
 )
 """Question → run → flags of `experiments.train` that differ from `COMMON`."""
 
-COLUMNS = ("run", "steps", "best at", "Dice", "CT", "MR", "last three", "steps with a class alone, %", "seconds")
 MANY_SEEDS = ("absent",)  # questions of small differences; the others are asked with the first seed only
 
 
@@ -96,9 +95,11 @@ class StudyRun:
         Raises:
             InputError: The folder holds a run with other flags.
         """
-        empty: dict[str, Any] = {"status": "", "flags": {}}
-        record = read_run(self.run_dir) if (self.run_dir / RUN).is_file() else empty
-        changed = [name for name in self.flags.keys() & record["flags"] if record["flags"][name] != self.flags[name]]
+        if not (self.run_dir / RUN).is_file():
+            return ["train"]
+        record = read_run(self.run_dir)
+        found = {**record["flags"], "data_dir": record["data_dir"]}
+        changed = [n for n in self.flags.keys() & found if _comparable(n, found[n]) != _comparable(n, self.flags[n])]
         if changed:
             raise InputError(
                 f"differs in {', '.join(sorted(changed))}",
@@ -107,19 +108,29 @@ class StudyRun:
             )
         return [] if record["status"] == "finished" else ["train"]
 
-    def row(self) -> list[str]:
-        """Cells of `COLUMNS`."""
+    def row(self, modalities: Sequence[str] = ("ct", "mr")) -> list[str]:
+        """Cells of `columns`."""
         lines = read_history(self.run_dir / HISTORY)
         scores = [line for line in lines if "validation_dice" in line]
         if not scores:
-            return [self.name] + ["–"] * (len(COLUMNS) - 1)
+            return [self.name] + ["–"] * (len(columns(modalities)) - 1)
         best = max(scores, key=lambda line: line["validation_dice"])
-        dice = [f"{100 * best[f'validation_{part}dice']:.1f}" for part in ("", "ct_", "mr_")]
+        dice = [f"{100 * best[f'validation_{part}dice']:.1f}" for part in ("", *(f"{m}_" for m in modalities))]
         last = np.mean([100 * line["validation_dice"] for line in scores[-3:]])
         alone = np.mean([100 * (line["alone"] > 0) for line in lines if "alone" in line])
         seconds = read_run(self.run_dir)["seconds"]
         steps = (scores[-1]["step"], best["step"])
         return [self.name, *map(str, steps), *dice, f"{last:.1f}", f"{alone:.0f}", f"{seconds:.0f}"]
+
+
+def _comparable(name: str, value: object) -> object:
+    return Path(str(value)).resolve() if name == "data_dir" else value
+
+
+def columns(modalities: Sequence[str]) -> list[str]:
+    """Of the table of runs."""
+    means = ["Dice", *map(str.upper, modalities)]
+    return ["run", "steps", "best at", *means, "last three", "steps with a class alone, %", "seconds"]
 
 
 def plan(wanted: Collection[str], seeds: Sequence[int], runs_dir: Path, **more: object) -> list[StudyRun]:
@@ -148,8 +159,9 @@ def main(_: list[str]) -> int:
     seeds = whole_numbers("seeds", values.seeds) or [0]
     more = {"preset": values.preset, "data_dir": values.data_dir}
     runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
+    modalities = open_dataset(values.data_dir).modalities
     outcome = run_all(() if values.dry_run else runs, values.jobs)
-    print(markdown(COLUMNS, [study_run.row() for study_run in runs]))
+    print(markdown(columns(modalities), [study_run.row(modalities) for study_run in runs]))
     return 1 if outcome.failed else 0
 
 

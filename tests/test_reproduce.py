@@ -216,11 +216,25 @@ def test_a_run_that_cannot_be_started_keeps_no_other(options):
     assert outcome.failed == {works[0].spec.name: "[Errno 28] No space left on device"}
 
 
+def test_an_error_of_any_kind_keeps_no_other_run(options):
+    works = plan(["fig8"], [0], [0], options)
+    runner = FakeRunner(options)
+
+    def odd(command, log):
+        if "ours" in log.name:
+            raise KeyError("odd")
+        return runner(command, log)
+
+    outcome = execute_all(works, 1, odd, Stop())
+    assert outcome.done == [works[1].name] and outcome.failed == {works[0].name: "KeyError('odd')"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"steps": 299}, "steps is 300, wanted 299"),
-        ({"preset": "small", "steps": 300}, "preset is tiny, wanted small"),
+        ({"preset": "small", "steps": 300, "validate_every": 50}, "preset is tiny, wanted small"),
+        ({"validate_every": 7}, "validate_every is 50, wanted 7"),
         ({"recipe": "released"}, "recipe is paper, wanted released"),
         ({"precision": "mixed_bfloat16"}, "precision is float32, wanted mixed_bfloat16"),
     ],
@@ -231,6 +245,21 @@ def test_run_of_other_settings_is_not_reused(change, message, options):
     values = {"preset": "tiny", **change}
     with pytest.raises(InputError, match=rf"holds another run \({message}\): .* another --runs_dir"):
         work_of(ReproduceOptions(options.data, options.runs_dir, **values)).missing()
+
+
+def test_alpha_is_compared_where_it_has_an_effect(options):
+    """A run trained by hand records --alpha's default, also without distillation."""
+    for setting, missing in (("joint", True), ("ours", False)):
+        spec = RunSpec("abdomen", "abdomen", setting)
+        run_dir = write_run(options.runs_dir, spec, {}, data_dir=options.data["abdomen"])
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        record["flags"]["alpha"] = 0.7
+        (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        if missing:
+            assert "train" not in Work(spec, options).missing()
+        else:
+            with pytest.raises(InputError, match=r"alpha is 0\.7, wanted 0\.5"):
+                Work(spec, options).missing()
 
 
 def test_data_must_be_there(options, tmp_path):
@@ -406,6 +435,8 @@ def test_program(options, tmp_path):
     listed = program("experiments.reproduce", "--dry_run", *common)
     assert listed.returncode == 0 and "9 runs, 1 done; about 8 min of training" in listed.stdout
     assert sorted(options.runs_dir.rglob("*")) == before
+    nothing = program("experiments.reproduce")
+    assert nothing.returncode == 1 and "no data given: expected --cardiac_data or --abdomen_data" in nothing.stderr
     wrong = program("experiments.reproduce", "--targets=table9", *common)
     assert wrong.returncode == 1 and "--targets=table9: not known: expected some of table1, " in wrong.stderr
     for work in others:

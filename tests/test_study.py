@@ -7,7 +7,7 @@ import json
 import pytest
 from programs import fresh_programs
 
-from experiments.study import COLUMNS, COMMON, QUESTIONS, StudyRun, plan
+from experiments.study import COMMON, QUESTIONS, StudyRun, columns, plan
 from ummkd_tf.common.errors import InputError
 
 
@@ -36,10 +36,11 @@ def test_first_seed_comes_first_and_only_small_differences_are_repeated(tmp_path
 
 
 def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypatch):
-    record = {"flags": {"steps": 1500}, "status": "finished", "seconds": 12.3}
+    record = {"flags": {"steps": 1500}, "status": "finished", "seconds": 12.3, "data_dir": str(tmp_path / "fold0")}
     monkeypatch.setattr("experiments.study.read_run", lambda _: record)
-    run = StudyRun("a", COMMON, tmp_path)
-    assert run.missing() == ["train"] and run.row() == ["a"] + ["–"] * (len(COLUMNS) - 1)
+    monkeypatch.chdir(tmp_path)
+    run = StudyRun("a", {**COMMON, "data_dir": "fold0"}, tmp_path)
+    assert run.missing() == ["train"] and run.row() == ["a"] + ["–"] * (len(columns(("ct", "mr"))) - 1)
     run.run_dir.mkdir()
     (run.run_dir / "run.json").write_text("{}", encoding="utf-8")
     lines = [{"step": 1, "alone": 1.0}, {"step": 2, "alone": 0.0}]
@@ -51,5 +52,7 @@ def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypa
     assert run.missing() == []
     assert run.row() == ["a", "4", "2", "60.0", "60.0", "60.0", "40.0", "50", "12"]
     record["flags"]["steps"] = 3000
-    with pytest.raises(InputError, match="differs in steps: expected the planned run"):
+    record["data_dir"] = str(tmp_path / "fold1")
+    with pytest.raises(InputError, match="differs in data_dir, steps: expected the planned run"):
         run.missing()
+    assert columns(("t1", "t2", "us"))[3:7] == ["Dice", "T1", "T2", "US"]

@@ -55,6 +55,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "environment": dict,
     "environment.commit": str,
     "seconds": (int, float),
+    "status": str,
 }
 
 
