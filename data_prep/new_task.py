@@ -28,7 +28,7 @@ from data_prep.sources import csv_list
 from data_prep.sources.raw_case import Problem, RawCase
 from data_prep.workers import Workers, default_workers
 from ummkd_tf.common.cli import run
-from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.common.notes import note, warnings_to
@@ -232,7 +232,7 @@ def read_names(label_map: Path) -> dict[int, str]:
         InputError: No such label map.
     """
     try:
-        names = {int(value): name for value, name in read_json(label_map).items()}
+        names = csv_list.read_by_value(label_map)
     except MALFORMED as error:
         raise InputError(
             f"not a label map ({error})", where=label_map, fix='expected a JSON object like {"1": "prostate"}'

@@ -309,6 +309,7 @@ def prepare_cases(
         raise InputError("holds released records", where=out, fix="expected an empty folder; choose another --out")
     if not overwrite:
         _check_same(out, {"source": source, "task": task.name, "modalities": list(split)})
+    earlier = _split_name(out)
     parts = by_part(split)
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
@@ -365,6 +366,8 @@ def prepare_cases(
         modalities=tuple(split),
         source=source,
     )
+    if earlier not in (None, split_name):
+        note(f"the split was {earlier}, and is {split_name} now: runs trained on the earlier one need it back")
     unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
     if unlisted:
         note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
@@ -461,6 +464,14 @@ def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
             where=out,
             fix="choose another --out, or give --overwrite",
         )
+
+
+def _split_name(out: Path) -> str | None:
+    """Of the data set that is there; None where there is none."""
+    try:
+        return str(read_json(out / DATASET)["split_name"])
+    except MALFORMED:
+        return None
 
 
 def check_space(out: Path, size_bytes: int) -> None:

@@ -13,6 +13,7 @@ import runpy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 from absl import flags
@@ -395,7 +396,7 @@ def main(_: list[str]) -> int:
     progress = run_training(dataset, run_dir, config, model_arguments, options)
     best = "none" if progress.best_dice is None else f"{100 * progress.best_dice:.1f} % at step {progress.best_step}"
     print(f"finished {progress.step} steps; best validation Dice {best}")
-    print(f"next: ummkd evaluate --run_dir={run_dir}")
+    print(f"next: ummkd evaluate --run_dir={quote(str(run_dir))}")
     return 0
 
 

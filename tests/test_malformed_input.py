@@ -340,6 +340,8 @@ CSV_DAMAGES = {
     "the same case twice": ([HEADER, *ROWS, ROWS[0]], LABEL_MAP, "own.csv line 8", "the same case twice (ct_0001)"),
     "columns": ([HEADER.replace("split", "part"), *ROWS], LABEL_MAP, "own.csv",
         "columns case,modality,image,label,part"),
+    "semicolons": ([line.replace(",", ";") for line in (HEADER, *ROWS)], LABEL_MAP, "own.csv",
+        "save the table with commas, not semicolons"),
     "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label,split"),
     "empty CSV": ([], LABEL_MAP, "own.csv", "columns missing"),
     "too few fields": ([HEADER, *ROWS, "a,b"], LABEL_MAP, "own.csv line 8", "not 5 fields"),
@@ -353,7 +355,7 @@ CSV_DAMAGES = {
     "unknown class": ([HEADER, *ROWS], LABEL_MAP | {"6": "lever"}, "map.json", "6 → 'lever': expected a label value"),
     "class out of range": ([HEADER, *ROWS], LABEL_MAP | {"6": 5}, "map.json", "6 → 5: expected a label value"),
     "map of other kind": ([HEADER, *ROWS], [6, 2, 3, 1], "map.json", "not a label map"),
-    "no number": ([HEADER, *ROWS], {"six": "liver"}, "map.json", "not a label map"),
+    "no number": ([HEADER, *ROWS], {"six": "liver"}, "map.json", "'six' stands where a label value"),
     "no label map": ([HEADER, *ROWS], None, "label0001.nii.gz", "unknown label value 6"),
 }  # fmt: skip
 

@@ -549,6 +549,21 @@ def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
     assert Dataset.load(out).modalities == ("ct", "t1", "t2")
 
 
+def test_another_split_in_the_same_folder_is_told(prepared, raw, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(prepared[0], out)
+    started = {"config": run_config(), "model": {"network": "unet3d", "setting": "ours", "modalities": ["ct", "mr"]}}
+    first = Dataset.load(out)
+    start_run(tmp_path / "run", dataset=first, **started)
+    *_, told, _ = prepare(raw, out, choice=Choice("seeded", seed=1))
+    assert told == f"the split was {first.split_name}, and is {Dataset.load(out).split_name} now: " + (
+        "runs trained on the earlier one need it back"
+    )
+    with pytest.raises(InputError, match=r"split is 'seeded .*, seed 1' \(\w{8}\), was 'seeded .*, seed 0' \(\w{8}\)"):
+        start_run(tmp_path / "run", dataset=Dataset.load(out), **started)
+    assert not any("the split was" in note for note in prepare(raw, out, choice=Choice("seeded", seed=1)))
+
+
 def test_a_corrected_modality_prepares_again(tmp_path):
     """Intensities were limited as the wrong modality's."""
     options = write_own(tmp_path / "own", split="given")

@@ -207,7 +207,7 @@ def test_by_name_or_path(tmp_path):
         InputError, match=r"unknown task 'liver': expected abdomen, cardiac, or the path of a task file"
     ):
         get_task("liver")
-    with pytest.raises(InputError, match=r"none\.json: not a task file .*No such file"):
+    with pytest.raises(InputError, match=r"none\.json: not a task file \(no such file\): "):
         get_task(str(tmp_path / "none.json"))
 
 

@@ -11,6 +11,7 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_prep.sources.raw_case import Found, Note, Problem, RawCase
 from ummkd_tf.common.documents import MALFORMED, MAX_NAME, read_json
@@ -74,8 +75,7 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
     if path is None:
         return {index: index for index in indices.values()}
     try:
-        entries = read_json(path)
-        values = {int(value): indices.get(name, name) for value, name in entries.items()}
+        values = {value: indices.get(name, name) for value, name in read_by_value(path).items()}
     except MALFORMED as error:
         raise InputError(
             f"not a label map ({error})",
@@ -93,6 +93,18 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
                 ),
             )
     return {0: 0} | values
+
+
+def read_by_value(label_map: Path) -> dict[int, Any]:
+    """Entries of a label map by label value.
+
+    Raises:
+        ValueError, OSError: No such file, or no JSON object of that kind; all are among `MALFORMED`.
+    """
+    entries = read_json(label_map)
+    if wrong := [value for value in entries if not value.isdecimal()]:
+        raise ValueError(f"{wrong[0]!r} stands where a label value should")
+    return {int(value): entry for value, entry in entries.items()}
 
 
 def read_aligned(case: RawCase, scan: Scan | None, note: Note) -> Volume:
@@ -115,7 +127,8 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                 raise InputError(
                     f"columns {found or 'missing'}",
                     where=csv_file,
-                    fix=f"expected {','.join(COLUMNS)}; correct the first line",
+                    fix=f"expected {','.join(COLUMNS)}; "
+                    + ("save the table with commas, not semicolons" if ";" in found else "correct the first line"),
                 )
             rows = []
             for row in reader:

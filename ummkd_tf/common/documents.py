@@ -35,6 +35,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, RecursionError: Not readable, or no JSON object; all are among `MALFORMED`.
     """
+    if not path.exists():  # Python's own words hold an error number and the path once more
+        raise FileNotFoundError("no such file")
     with open(path, encoding="utf-8") as stream:
         text = stream.read(_LARGEST_DOCUMENT)
     content = json.loads(text)
