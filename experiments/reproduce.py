@@ -412,9 +412,9 @@ def _define_flags() -> None:
         flags.DEFINE_string(f"{name}_data", None, f"Prepared data: {name}; {{fold}} in it stands for the fold.")
     flags.DEFINE_string("runs_dir", "runs", "Folder of the runs, one subfolder each.")
     flags.DEFINE_string("out_dir", "results", "Folder for tables and figures.")
-    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Size of the runs.")
-    flags.DEFINE_enum("recipe", "paper", list(RECIPES), "Learning rate, L2 and batch.")
-    flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
+    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Size of the runs, and more: as experiments.train has it.")
+    flags.DEFINE_enum("recipe", "paper", list(RECIPES), "As experiments.train has it.")
+    flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's, else the recipe's.", lower_bound=1)
     flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
     flags.DEFINE_enum("precision", "float32", list(get_args(Precision)), "As experiments.train has it.")
     flags.DEFINE_float(

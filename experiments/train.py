@@ -59,6 +59,13 @@ flags.DEFINE_enum(
     list(PRESETS),
     "Size of the run: "
     + "; ".join(f"{name} = 1/{p.factor} of the task's rows and columns, width {p.width}" for name, p in PRESETS.items())
+    + ". Those with fewer rows also set, whatever the recipe: "
+    + "; ".join(
+        f"{name} {p.steps} steps, rate {p.learning_rate:g}, {p.batch_size} examples of each modality, "
+        f"{p.initialization} kernels, {p.norm_batches} norm_batches"
+        for name, p in PRESETS.items()
+        if p.steps
+    )
     + ".",
 )
 flags.DEFINE_string(
@@ -79,12 +86,12 @@ flags.DEFINE_enum(
     "initialization",
     None,
     list(get_args(Initialization)),
-    "How kernels start; by default the preset's or the recipe's.",
+    "How kernels start; by default the preset's, else the recipe's.",
 )
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
-flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's or the recipe's.", lower_bound=1)
+flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's, else the recipe's.", lower_bound=1)
 flags.DEFINE_float(
-    "learning_rate", None, "Initial learning rate; by default the preset's or the recipe's.", lower_bound=0
+    "learning_rate", None, "Initial learning rate; by default the preset's, else the recipe's.", lower_bound=0
 )
 flags.DEFINE_enum(
     "schedule",
@@ -116,7 +123,7 @@ flags.DEFINE_integer(
     "preview_batches", 0, "Draw the first batches, as the network gets them, into <run_dir>/preview.", lower_bound=0
 )
 flags.DEFINE_integer(
-    "batch_size", None, "Examples per modality; by default the preset's or the recipe's.", lower_bound=1
+    "batch_size", None, "Examples per modality; by default the preset's, else the recipe's.", lower_bound=1
 )
 flags.DEFINE_integer(
     "global_batch",
@@ -155,7 +162,7 @@ flags.DEFINE_integer(
     "norm_batches",
     None,
     "Training batches from which batch normalization's statistics are estimated anew before each validation; 0 keeps "
-    "the running ones; by default the preset's or the recipe's.",
+    "the running ones; by default the preset's, else the recipe's.",
     lower_bound=0,
 )
 flags.DEFINE_integer("checkpoint_every", 100, "Steps between checkpoints.", lower_bound=1)
