@@ -74,7 +74,7 @@ def summary(runs: str, folds: Sequence[int]) -> list[str]:
         ("table2", [0], 7),
         ("table2", [0, 1, 2], 7),
         ("table2_paper", [0], 4),
-        ("table2_paper", [1], 2),
+        ("table2_paper", [1], 4),
         ("table2_full", [0], 4),
         ("table2_long", [0], 4),
         ("table2_full_long", [0], 4),
