@@ -11,6 +11,7 @@ import pytest
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import (
     file_checksum,
+    is_current,
     read_case,
     read_source_checksum,
     recipe_checksum,
@@ -21,7 +22,7 @@ from ummkd_tf.data.dataset import Dataset, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import TASKS, Clip, get_task
+from ummkd_tf.tasks import LARGEST_SIZE, TASKS, Clip, get_task
 
 TASK = get_task("abdomen")
 AFFINE = np.array([[0, 1.5, 0, -12], [-1.5, 0, 0, 10], [0, 0, 8, 5], [0, 0, 0, 1.0]])
@@ -70,6 +71,17 @@ def test_case_comes_back_as_it_was(tmp_path):
         assert getattr(case, name).shape == getattr(expected, name).shape
     assert np.array_equal(read_case(path, original_label=True).original_label, expected.original_label)
     assert read_source_checksum(path) == (source_checksum(SOURCE), recipe_checksum(TASK))
+
+
+def test_a_case_of_the_largest_size_comes_back_and_is_current(tmp_path):
+    size, depth = (LARGEST_SIZE, LARGEST_SIZE), 2
+    label = np.zeros((*size, depth), np.uint8)
+    label[7, 9] = 1
+    grid = Grid(AFFINE, label.shape)
+    about = {"case_id": "a", "modality": "ct", "task": dataclasses.replace(TASK, size=size), "source": SOURCE}
+    write_case(tmp_path / "a.h5", Prepared(label.astype(np.float32), label, grid, grid, label), **about)
+    assert np.array_equal(read_case(tmp_path / "a.h5").image, label)
+    assert is_current(tmp_path / "a.h5", **about)
 
 
 def test_reduced_case_lies_in_the_same_place(tmp_path):

@@ -131,7 +131,7 @@ def promise_less(file: h5py.File, shape: tuple[int, ...], folder: Path) -> None:
 
 
 def one_chunk(file: h5py.File, shape: tuple[int, ...], folder: Path) -> None:
-    file.create_dataset("image", (256, 256, 16), "<f4", chunks=(256, 256, 16), compression="gzip")[:] = 1
+    file.create_dataset("image", (256, 256, 32), "<f4", chunks=(256, 256, 32), compression="gzip")[:] = 1
 
 
 def objects(file: h5py.File, shape: tuple[int, ...], folder: Path) -> None:

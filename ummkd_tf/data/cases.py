@@ -37,11 +37,11 @@ from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.checks import MAX_VOXELS
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import Task
+from ummkd_tf.tasks import LARGEST_SIZE, Task
 
 FORMAT = 1
 _MOST_NOTES, _LONGEST_NOTE = 20, 400  # notes, and characters of each: an attribute holds 64 KiB
-_MAX_CHUNK = 2**20  # bytes; the largest chunk that h5py itself chooses
+_MAX_CHUNK = 4 * LARGEST_SIZE**2  # bytes; the largest slice of an image
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
 
 
