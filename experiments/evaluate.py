@@ -39,7 +39,7 @@ from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import environment
-from ummkd_tf.runs.folder import commits_of, config_of, evaluation_name
+from ummkd_tf.runs.folder import check_prepared_alike, commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.tasks import check_same_task
 
@@ -133,6 +133,7 @@ def _evaluate_model() -> None:
             dataset = _prepared(Path(FLAGS.csv), exported.task, Path(temporary))
         else:
             dataset = open_dataset(FLAGS.data_dir)
+            check_prepared_alike(dataset)
             check_same_task(dataset.task, exported.task, dataset.directory, "prepare the scans for the model's task")
         unknown = sorted({*dataset.case_modality.values()} - {*exported.model.modalities})
         if unknown:

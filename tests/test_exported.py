@@ -19,13 +19,14 @@ from recorded_runs import run_config
 import ummkd_tf
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
-from ummkd_tf.data.cases import file_checksum
+from ummkd_tf.data.cases import file_checksum, recipe_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
 from ummkd_tf.runs.loading import load_run
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
 from ummkd_tf.runs.session import SessionOptions, run_training
+from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.nifti import write_nifti
 
@@ -201,6 +202,18 @@ def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_pat
     assert not (tmp_path / "no").exists()
     done = program("experiments.evaluate", *flags)
     assert done.returncode == 1 and "labelled scans as --csv or as prepared --data_dir" in done.stderr
+
+
+def test_data_prepared_by_other_steps_are_not_evaluated(exported: Path, data: Path, tmp_path: Path) -> None:
+    """The model's scans and these were prepared differently: a score would mean nothing."""
+    older = Path(shutil.copytree(data, tmp_path / "data"))
+    content = json.loads((older / "dataset.json").read_text(encoding="utf-8"))
+    recipe = recipe_checksum(Dataset.load(data).task, preprocessing.VERSION - 1)
+    write_json(older / "dataset.json", {**content, "recipe": recipe})
+    done = program("experiments.evaluate", f"--model={exported}", f"--data_dir={older}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    before, now = preprocessing.VERSION - 1, preprocessing.VERSION
+    assert f"data: prepared by version {before} of the steps, and this program has version {now}" in done.stderr
 
 
 def third_modality(data: Path, directory: Path) -> Path:

@@ -256,12 +256,7 @@ def check_run(
             fix=f"restore {RUN} from a copy, or choose another --run_dir",
         )
     if not (run_dir / RUN).exists():
-        if dataset.preparation != preprocessing.VERSION:
-            raise InputError(
-                f"prepared by {_steps(dataset.preparation)}, and this program has version {preprocessing.VERSION}",
-                where=dataset.directory,
-                fix="prepare the data again with the same command, so that training and prediction prepare alike",
-            )
+        check_prepared_alike(dataset)
         return None, []
     record = read_run(run_dir)
     if not checkpoints and record.get("status") in ("finished", "stopped"):
@@ -321,6 +316,20 @@ def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:
             f"prepared by {_steps(dataset.preparation)}, and the run was started on scans of {_steps(version)}",
             where=dataset.directory,
             fix="give the run's own data, or train again in another --run_dir",
+        )
+
+
+def check_prepared_alike(dataset: Dataset) -> None:
+    """Refuses a data set that was prepared by other steps than this program's.
+
+    Raises:
+        InputError: It was. The authors' released records come prepared, and are never refused.
+    """
+    if dataset.preparation != preprocessing.VERSION:
+        raise InputError(
+            f"prepared by {_steps(dataset.preparation)}, and this program has version {preprocessing.VERSION}",
+            where=dataset.directory,
+            fix="prepare the data again with the same command, so that training and prediction prepare alike",
         )
 
 
