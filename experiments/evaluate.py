@@ -6,7 +6,8 @@
 
 Writes <run_dir>/evaluation_<part>[_original].json (the second: part "outlier") with every number, and prints the table.
 With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes it) or of
-the prepared data in --data_dir is evaluated, and the file lies in --out. Cases that the model has seen are refused.
+the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the file lies in
+--out. Cases that the model has seen are refused.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def _evaluate_model() -> None:
         if unknown:
             known = ", ".join(exported.model.modalities)
             raise InputError(f"{FLAGS.csv or FLAGS.data_dir}: {', '.join(unknown)} scans, but the model knows {known}")
-        case_ids = list(dataset.case_modality)
+        case_ids = dataset.scans
         check_not_seen(exported.training, dataset, case_ids, where=FLAGS.csv)
         training = exported.training
         about = {

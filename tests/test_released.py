@@ -21,7 +21,7 @@ from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.released import lists, test_volumes
 from ummkd_tf.released import records as released
-from ummkd_tf.runs.exported import check_not_seen, training_cases
+from ummkd_tf.runs.exported import check_not_seen, export_run, training_cases
 from ummkd_tf.scans.geometry import Volume, reorient
 from ummkd_tf.tasks import TASKS
 
@@ -566,6 +566,18 @@ def test_evaluates_the_test_volumes(trained: tuple[str, Path]) -> None:
         "mr_test_0": [1.0, 1.0, 1.0],
     }
     assert set(result["cases"]["mr_test_0"]["classes"]) == set(TASKS["cardiac"].class_names[1:])
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_evaluated_on_the_test_volumes(
+    trained: tuple[str, Path], described: Path, tmp_path: Path
+) -> None:
+    """And on no record: those are single slices."""
+    model = export_run(trained[1], tmp_path / "model", "last")
+    done = program("experiments.evaluate", f"--model={model}", f"--data_dir={described}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation_new.json").read_text(encoding="utf-8"))
+    assert list(result["cases"]) == ["ct_test_0", "mr_test_0"]
 
 
 def test_best_checkpoint_needs_validation_lists(described: Path, tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ class Dataset:
         wanted = self.modalities if modality is None else (modality,)
         return [c for m in wanted for c in self.split[part] if self.case_modality[c] == m]
 
+    @property
+    def scans(self) -> list[str]:
+        """Ids of all cases that are whole volumes, of every part and of none."""
+        return list(self.case_modality)
+
     def examples(
         self,
         modality: str,

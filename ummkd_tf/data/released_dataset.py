@@ -131,6 +131,11 @@ class ReleasedDataset(Dataset):
                 raise InputError("missing case file", where=dataset.path(case_id), fix="prepare the data again")
         return dataset
 
+    @property
+    def scans(self) -> list[str]:
+        """Ids of the test volumes: the others are single slices."""
+        return self.ids("test")
+
     def records(self, part: str, modality: str) -> list[Path]:
         """Record files of a part and modality."""
         return [self.raw / record for record in self.ids(part, modality)]
