@@ -132,8 +132,8 @@ def main(_: list[str]) -> None:
             failed.append(scan.name)
             continue
         if viewer:
-            label, spacing_mm = result.prepared_probabilities.argmax(-1), result.prepared_grid.spacing_mm
-            viewer.add(scan.name, result.prepared_image, [label], spacing_mm=spacing_mm, words=scan.modality)
+            maps, spacing_mm = [result.prepared_labels], result.prepared_grid.spacing_mm
+            viewer.add(scan.name, result.prepared_image, maps, spacing_mm=spacing_mm, words=scan.modality)
     if not one_file and volumes:
         _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
     if viewer and volumes:
@@ -251,7 +251,7 @@ def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: S
     if FLAGS.overlay:
         figure = overlay_figure(
             result.prepared_image,
-            result.prepared_probabilities.argmax(-1),
+            result.prepared_labels,
             task=result.task,
             spacing_mm=result.prepared_grid.spacing_mm,
             title=f"{_scan_name(scan.path)}: {predictor.title}",

@@ -13,6 +13,7 @@ import dicom_files
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from programs import program
 from recorded_runs import write_run
 from scipy import ndimage
@@ -25,6 +26,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
+from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.folder import read_run
 from ummkd_tf.scans import geometry
 from ummkd_tf.scans.dicom import DicomSeries
@@ -344,6 +346,32 @@ def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
         assert scans() == expected
     done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans/b.nii'}", "--largest_component", *flags)
     assert "segmented otherwise, so no longer in volumes.csv: a, c" in done.stdout and scans() == ["b"]
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_picture_and_viewer_show_the_parts_that_the_label_map_has(largest, run_dir, tmp_path, monkeypatch):
+    organs = [(slice(5, 12), slice(8, 14), slice(2, 6)), (slice(30, 33), slice(8, 11), slice(2, 6))]
+    write_nifti(tmp_path / "a.nii.gz", patient(organs=organs))
+    shown = []
+
+    def picture(image, label, **more):
+        shown.append(label)
+        return Figure()
+
+    monkeypatch.setattr("ummkd_tf.output.pictures.overlay_figure", picture)
+    monkeypatch.setattr(SliceViewer, "add", lambda self, name, image, maps, **more: shown.extend(maps))
+    monkeypatch.setattr(SliceViewer, "write", lambda *_: None)
+    files = (
+        f"--output={tmp_path / 'out.nii.gz'}",
+        f"--overlay={tmp_path / 'a.png'}",
+        f"--viewer={tmp_path / 'a.html'}",
+    )
+    done = predict(
+        run_dir, "--modality=ct", f"--input={tmp_path / 'a.nii.gz'}", *files, f"--largest_component={largest}"
+    )
+    assert done.returncode == 0, done.stderr
+    labels = np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj)
+    assert [ndimage.label(found)[1] for found in (labels, *shown)] == 3 * [1 if largest else 2]
 
 
 def test_csv_of_scans(run_dir, tmp_path):

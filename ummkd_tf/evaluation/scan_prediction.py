@@ -48,6 +48,7 @@ class Segmentation:
         affine: Voxel index of `labels` to RAS mm [4, 4].
         task: Names the classes.
         prepared_image: What the model saw [rows, columns, slices], on `prepared_grid`.
+        prepared_labels: uint8 class map [rows, columns, slices] of the same result, for pictures.
         prepared_probabilities: float32 [rows, columns, slices, classes], background first.
         prepared_grid: On the task's axes and spacing.
         windows: How many windows of the task's size the scan was covered with.
@@ -57,6 +58,7 @@ class Segmentation:
     affine: Affine
     task: Task
     prepared_image: NDArray[np.float32]
+    prepared_labels: NDArray[np.uint8]
     prepared_probabilities: NDArray[np.float32]
     prepared_grid: Grid
     windows: int
@@ -168,10 +170,10 @@ class ScanPredictor:
         if volume.grid.is_tilted:
             _LOG.warning("%sthe slices are tilted: the label map lies on an upright grid that covers the scan", where)
         own = straightened(volume.grid)
-        labels = restore(probabilities, grid, own)
+        labels, prepared = restore(probabilities, grid, own), probabilities.argmax(axis=-1).astype(np.uint8)
         if self.largest_component:
-            labels = largest_components(labels).astype(np.uint8, copy=False)
-        return Segmentation(labels, own.affine, self.task, image, probabilities, grid, len(windows.starts))
+            labels, prepared = (largest_components(found).astype(np.uint8, copy=False) for found in (labels, prepared))
+        return Segmentation(labels, own.affine, self.task, image, prepared, probabilities, grid, len(windows.starts))
 
     def _predict(self, image: NDArray[np.float32], modality: str, progress: Progress) -> NDArray[np.float32]:
         reduced = reduce_image(image, self.factor)
