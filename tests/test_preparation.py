@@ -1,5 +1,6 @@
 """From raw folders to a prepared data set: every source, resuming, and the programs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -745,6 +746,21 @@ def test_organs_outside_of_the_window_are_noted(raw, tmp_path):
     write_nifti(ct(more, "label"), raw_data.label_map(raw_data.CT_LABELS), wide)
     found = [text for text in prepare(more, tmp_path / "out") if "lies outside of the task's window" in text]
     assert found and all(text.startswith("ct_0001: ") for text in found)
+
+
+def test_what_the_window_cuts_off_and_what_resampling_loses_are_told_apart():
+    """Rows 0-21 of 300 lie outside of the window of 256; slice 7 of 1 mm lies between those at 3.5 and 11.5."""
+    task = dataclasses.replace(TASK, region="image_center")
+    label = np.zeros((300, 20, 16), np.uint8)
+    label[100:110, 5:15, 7] = 1
+    label[:44, 5:15] = 2
+    affine = np.diag([-1.5, -1.5, 1.0, 1.0])[[1, 0, 2, 3]]
+    found = preprocessing.prepare_scan(Volume(label.astype(np.float32), affine), Volume(label, affine), task, "mr")
+    liver, kidney = task.class_names[1:3]
+    assert list(pipeline._lost(found, task)) == [
+        f"100% of the {liver} (0.2 ml) is lost in resampling to voxels of 1.5 × 1.5 × 8 mm",
+        f"50% of the {kidney} (15.8 ml) lies outside of the task's window",
+    ]
 
 
 def test_an_image_given_as_its_own_label_is_a_problem(raw, tmp_path):

@@ -218,7 +218,8 @@ def normalize(values: NDArray, scanned: NDArray[np.bool_], clip: Clip) -> NDArra
 
 
 def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.uint8]:
-    """Class map at the voxels of another grid; never invents a label and keeps every class's volume.
+    """Class map at the voxels of another grid; never invents a label, and keeps the volume of a class that is thick
+    against the grid's slices. Of a thinner one, what lies between two slices is lost.
 
     Our choice, because neither source says how: each class's indicator is interpolated linearly, and the class with the
     largest score wins. The score is the interpolated value plus a bias per class, chosen so that a class wins as many
