@@ -34,6 +34,19 @@ class Patches:
         return []
 
 
+class Limits:
+    """Draws the limit of every change, as a random generator would by chance."""
+
+    def uniform(self, low, high, shape):
+        return np.full(shape, high)
+
+    def random(self):
+        return 0.0
+
+    def standard_normal(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+
 def sampler(augmentation, seed=0):
     return UnpairedSampler({"ct": Patches(), "mr": Patches()}, 2, seed, augmentation)
 
@@ -80,28 +93,39 @@ def test_a_point_moves_with_its_intensity(augmentation):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_quarter_turn_and_shift_by_hand(channels, monkeypatch):
+def test_quarter_turn_and_shift_by_hand(channels):
     """By 90°, row 0 of a 3×3 picture becomes a column, and the corner voxel keeps its class."""
     image = np.repeat(np.arange(9, dtype=np.float32).reshape(3, 3, 1), channels, 2)
     label = np.arange(9, dtype=np.uint8).reshape(3, 3)
-
-    class Always90:
-        def uniform(self, low, high, shape):
-            return np.full(shape, high)
-
-        def random(self):
-            return 0.0
-
-        def standard_normal(self, shape, dtype):
-            return np.zeros(shape, dtype)
-
-    turned, classes = Augmentation(rotation=90)(image, label, Always90())
+    turned, classes = Augmentation(rotation=90)(image, label, Limits())
     expected = np.array([[6, 3, 0], [7, 4, 1], [8, 5, 2]])
     np.testing.assert_allclose(turned[..., 0], expected, atol=1e-5)
     np.testing.assert_array_equal(classes, expected)
-    moved, classes = Augmentation(shift=1 / 3)(image, label, Always90())
+    moved, classes = Augmentation(shift=1 / 3)(image, label, Limits())
     np.testing.assert_array_equal(classes, [[0, 0, 0], [0, 0, 1], [0, 3, 4]])
     np.testing.assert_allclose(moved[..., channels - 1], [[0, 0, 0], [0, 0, 1], [0, 3, 4]], atol=1e-5)
+
+
+def test_quarter_turn_where_columns_are_three_times_as_far_apart_as_rows():
+    """The voxel of 1 × 3 mm, 3 mm below the middle, becomes three voxels 3 mm, one column, beside it."""
+    label = np.zeros((7, 3), np.uint8)
+    label[6, 1] = 1
+    image = label[..., np.newaxis].astype(np.float32)
+    turned, classes = Augmentation(rotation=90, spacing_mm=(1.0, 3.0))(image, label, Limits())
+    expected = np.zeros((7, 3))
+    expected[2:5, 0] = 1
+    np.testing.assert_array_equal(classes, expected)
+    np.testing.assert_allclose(turned[..., 0].T, [[0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3, 0], [0] * 7, [0] * 7], atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.5, 1.5), (1.0, 3.0), (2.0, 0.7)])
+def test_a_rotation_in_millimetres_keeps_lengths_and_angles(spacing_mm):
+    """And has the same bits as without a spacing where rows and columns are equally far apart."""
+    matrix = in_plane_matrix(15, 0.25, spacing_mm)
+    in_mm = np.diag(spacing_mm) @ matrix @ np.diag(1 / np.array(spacing_mm))
+    np.testing.assert_allclose(in_mm, in_plane_matrix(15, 0.25), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.svd(in_mm)[1], 0.8)
+    assert (matrix.tobytes() == in_plane_matrix(15, 0.25).tobytes()) == (spacing_mm[0] == spacing_mm[1])
 
 
 def test_sides_stay():

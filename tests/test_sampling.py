@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recorded_runs import run_config
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.sampling import (
@@ -84,6 +87,12 @@ def test_the_share_of_a_run_s_config_is_what_its_batches_have(prepared_dataset, 
     )
     config = run_config(labelled_share=share, batch_size=8, seed=0)
     assert make_sampler(prepared_dataset, config, 3, Cache()).origins(0) == expected != other
+
+
+def test_a_run_rotates_on_its_tasks_spacing(prepared_dataset):
+    task = replace(prepared_dataset.task, spacing_mm=(1.0, 3.0, 8.0))
+    drawn = make_sampler(replace(prepared_dataset, task=task), run_config(augmentation="affine"), 3, Cache())
+    assert drawn.augmentation == replace(AUGMENTATIONS["affine"], spacing_mm=(1.0, 3.0))
 
 
 def test_patch_and_label_are_the_same_slices():

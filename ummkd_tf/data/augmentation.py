@@ -31,6 +31,7 @@ class Augmentation:
         gamma: Logarithm of the exponent of intensities between their minimum and maximum.
         noise: Standard deviation of Gaussian noise, drawn between 0 and this.
         probability: Of each change.
+        spacing_mm: Of rows and columns, so that a rotation shears nothing where they differ.
     """
 
     rotation: float = 0.0
@@ -42,6 +43,7 @@ class Augmentation:
     gamma: float = 0.0
     noise: float = 0.0
     probability: float = 1.0
+    spacing_mm: tuple[float, float] = (1.0, 1.0)
 
     def __call__(
         self, image: NDArray[np.float32], label: NDArray[np.uint8], rng: np.random.Generator
@@ -60,7 +62,7 @@ class Augmentation:
             values = rng.uniform(-limit, limit, shape)
             return values if rng.random() < self.probability else np.zeros(shape)
 
-        matrix = in_plane_matrix(float(drawn(self.rotation)), float(drawn(self.scaling)))
+        matrix = in_plane_matrix(float(drawn(self.rotation)), float(drawn(self.scaling)), self.spacing_mm)
         shift, elastic = drawn(self.shift, 2), drawn(self.elastic, 2, _ELASTIC_GRID, _ELASTIC_GRID)
         if elastic.any() or shift.any() or np.any(matrix != np.eye(2)):
             places = _places(label.shape[:2], matrix, shift, elastic)
@@ -82,11 +84,21 @@ class Augmentation:
         return image.astype(np.float32, copy=False), label
 
 
-def in_plane_matrix(degrees: float, scaling: float) -> NDArray[np.float64]:
-    """Where a voxel of the changed picture comes from, relative to the centre: [2, 2], determinant above 0."""
+def in_plane_matrix(
+    degrees: float, scaling: float, spacing_mm: tuple[float, float] = (1.0, 1.0)
+) -> NDArray[np.float64]:
+    """Where a voxel of the changed picture comes from, in voxels from the centre: [2, 2], determinant above 0.
+
+    Args:
+        degrees: Of a rotation in millimetres.
+        scaling: Share by which the plane is enlarged.
+        spacing_mm: Of rows and columns.
+    """
     angle = np.deg2rad(degrees)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return rotation / (1.0 + scaling)
+    rows, columns = spacing_mm
+    in_voxels = np.array([[1.0, columns / rows], [rows / columns, 1.0]])  # all 1 for equal spacing: the same bits
+    return rotation / (1.0 + scaling) * in_voxels
 
 
 def _places(

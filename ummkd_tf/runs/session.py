@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -
         for modality in dataset.modalities
     }
     check_classes(examples, dataset.task.class_names)
-    return UnpairedSampler(examples, config.batch_size, config.seed, AUGMENTATIONS[config.augmentation])
+    augmentation = replace(AUGMENTATIONS[config.augmentation], spacing_mm=dataset.task.spacing_mm[:2])
+    return UnpairedSampler(examples, config.batch_size, config.seed, augmentation)
 
 
 def make_model(config: RunConfig, model_arguments: Mapping[str, Any], *, xla: bool = False) -> UnpairedModel:
