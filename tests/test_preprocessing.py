@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.reduction import enlarge_in_plane, reduce_image, reduce_label
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient
+from ummkd_tf.scans.geometry import Grid, Volume, crop, reorient, straightened
 from ummkd_tf.scans.preprocessing import (
     body_box,
     classes_of_same_volume,
@@ -307,6 +307,19 @@ def test_both_ends_of_a_scan_can_get_a_class(slices, spacing_mm):
     everywhere = np.zeros((*grid.shape, 2), np.float32)
     everywhere[..., 1] = 1
     assert restore(everywhere, grid, scan).all()
+
+
+def test_both_ends_of_an_oblique_scan_can_get_a_class_although_its_header_is_rounded():
+    """Four decimals turn the scan's own grid by up to 0.1 mm against the task's, which follows the header."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("XZ", (10, 7), degrees=True).as_matrix().round(4) * (1.5, 1.5, 1)
+    scan = Grid(affine, (150, 150, 100))
+    own = straightened(scan)
+    assert not scan.is_tilted and np.any(own.affine != scan.affine)
+    grid = task_grid(scan, np.array([74.5, 74.5, 0]), ABDOMEN)
+    everywhere = np.zeros((*grid.shape, 2), np.float32)
+    everywhere[..., 1] = 1
+    assert restore(everywhere, grid, own).all()
 
 
 # --- reduced presets -------------------------------------------------------------------------------------------------

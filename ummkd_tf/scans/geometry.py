@@ -23,7 +23,7 @@ CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 """Of the unit cube, [8, 3]."""
 
 _BLOCK_VOXELS = 2**25  # resampled at a time; ITK holds several copies, of 128 MiB each
-_ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
+ROUNDING_MM = 0.1  # far below any voxel; headers of one scan differ so much
 _EXACT = 1e-6  # largest dot product of perpendicular directions; ITK allows ten times as much
 _INTERPOLATORS = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "bspline": "sitkBSpline"}
 
@@ -84,7 +84,7 @@ def orthonormalized(grid: Grid) -> Grid | None:
     affine = grid.affine.copy()
     affine[:3, :3] = nearest_orthonormal(directions) * spacing
     upright = Grid(affine, grid.shape)
-    return upright if _corners_apart_mm(grid, upright) <= _ROUNDING_MM else None
+    return upright if _corners_apart_mm(grid, upright) <= ROUNDING_MM else None
 
 
 def straightened(grid: Grid) -> Grid:
@@ -143,7 +143,7 @@ def _corners_apart_mm(a: Grid, b: Grid) -> float:
     return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
 
 
-def same_geometry(a: Grid, b: Grid, tolerance_mm: float = _ROUNDING_MM) -> str | None:
+def same_geometry(a: Grid, b: Grid, tolerance_mm: float = ROUNDING_MM) -> str | None:
     """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
 
     Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.

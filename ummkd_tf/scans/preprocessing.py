@@ -19,6 +19,7 @@ from scipy import ndimage
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import (
     CORNERS,
+    ROUNDING_MM,
     Grid,
     Volume,
     around,
@@ -431,7 +432,8 @@ def restored_probabilities(probabilities: NDArray, grid: Grid, wanted: Grid) -> 
     """
     ends = grid.index(wanted.world(CORNERS * np.asarray(wanted.shape) - 0.5))[:, 2]
     left_over = max(-0.5 - ends.min(), ends.max() - (grid.shape[2] - 0.5))
-    added = 1 if 0 < left_over < 0.25 + 1e-6 else 0  # slices at either end
+    # A scan's header and its own grid may differ by rounding, which turns the ends against this grid.
+    added = 1 if 0 < left_over < 0.25 + ROUNDING_MM / grid.spacing_mm[2] else 0  # slices at either end
     affine = grid.affine.copy()
     affine[:3, 3] -= added * affine[:3, 2]
     for c in range(probabilities.shape[-1]):
