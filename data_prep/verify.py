@@ -2,7 +2,8 @@
 
     python -m data_prep.verify --source=btcv --dir=RAW
 
-Nothing is written. Exit code 1 when there is a problem. Every preparation starts with the same check.
+Nothing is written. Exit code 1 when there is a problem. Every preparation starts with the same check of all cases of
+the chosen split.
 """
 
 from __future__ import annotations
