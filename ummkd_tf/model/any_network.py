@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from ummkd_tf.common.files import last_line
 from ummkd_tf.model.architectures import Network
+from ummkd_tf.model.keras_hooks import RANDOM_STATE
 from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.operations import PLAIN
-from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedModel, UnpairedSegmenter
+from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.settings import SETTINGS, are_modality_names
 
 NORMALIZATIONS = (

@@ -1,4 +1,4 @@
-"""What Keras asks of a model for `fit`, `evaluate`, `predict`, `save` and `export`; nothing of the method."""
+"""What Keras and files ask of a model, for `fit`, `evaluate`, `predict`, `save` and `export`; nothing of the method."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Network
+
+RANDOM_STATE = "seed_generator_state"
+"""Keras's name of what a layer that drops out draws from."""
 
 _OF_COMPILE = ("kd_weight", "temperature", "absent", "l2_weight", "l2_on", "jit_compile")
 
@@ -30,6 +33,10 @@ class KerasHooks(keras.Model):
         ]
         self._trackers = {term: keras.metrics.Mean(name=term) for term in terms}
         self._training_pass = tf.function(partial(self.__call__, training=True), reduce_retracing=True)
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """Every weight, statistic and random state by a name that is the same in every process."""
+        return {v.path: v for v in self.variables_of(self.modalities)}
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """What a `.keras` file stores of `compile`, and what absent="memory" remembers."""

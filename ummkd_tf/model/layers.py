@@ -240,9 +240,8 @@ class ResidualBlock(keras.layers.Layer):
         self._run = options.operations.run_units
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        channels = input_shape[-1]
-        if channels is not None and channels > self.filters:
-            raise ValueError(f"{self.name}: {self.filters} channels behind {channels}: expected as many or more")
+        if (input_shape[-1] or 0) > self.filters:
+            raise ValueError(f"{self.name}: {self.filters} channels behind {input_shape[-1]}: expected as many or more")
         for unit in self.units:
             unit.build(input_shape)
             input_shape = (*input_shape[:-1], unit.filters)
@@ -251,8 +250,7 @@ class ResidualBlock(keras.layers.Layer):
         outputs = self._run(self.units, inputs, modality=modality, training=training)
         grown = self.filters - inputs.shape[-1]
         if grown:
-            none = [[0, 0]] * (inputs.shape.rank - 1)
-            inputs = tf.pad(inputs, [*none, [grown // 2, grown - grown // 2]])
+            inputs = tf.pad(inputs, [[0, 0]] * (inputs.shape.rank - 1) + [[grown // 2, grown - grown // 2]])
         return outputs + inputs
 
 

@@ -22,9 +22,6 @@ from ummkd_tf.model.operations import Operations, Tensors, choose_operations
 from ummkd_tf.model.replicas import loss_share, replica_sums, take_summed_gradients
 from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting
 
-RANDOM_STATE = "seed_generator_state"
-"""Keras's name of what a layer that drops out draws from."""
-
 
 class UnpairedModel(KerasHooks):
     """Trains with Eq. 5 whatever gives logits by modality: `UnpairedSegmenter`, or `per_modality` of any Keras model.
@@ -40,10 +37,6 @@ class UnpairedModel(KerasHooks):
     def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
         """Variables that a batch of these modalities uses: the shared ones and their own."""
         raise NotImplementedError
-
-    def named_variables(self) -> dict[str, keras.Variable]:
-        """Every weight, statistic and random state by a name that is the same in every process."""
-        return {v.path: v for v in self.variables_of(self.modalities)}
 
     def compile(
         self,

@@ -22,7 +22,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedSegmenter
+from ummkd_tf.model.keras_hooks import RANDOM_STATE
+from ummkd_tf.model.segmenter import UnpairedSegmenter
 from ummkd_tf.settings import SHARED
 
 RELEASED_MODALITY = {"mr": "source", "ct": "target"}

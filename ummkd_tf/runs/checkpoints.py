@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
-from ummkd_tf.model.segmenter import RANDOM_STATE, UnpairedModel
+from ummkd_tf.model.keras_hooks import RANDOM_STATE
+from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.folder import CHECKPOINTS, checkpoint_files
 
 BEST = "best.npz"
