@@ -27,9 +27,10 @@ from data_prep.pipeline import prepare_unsplit
 from data_prep.sources import csv_list
 from data_prep.workers import Workers, default_workers
 from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
-from ummkd_tf.common.notes import note
+from ummkd_tf.common.notes import note, note_aside
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case, reduced
 from ummkd_tf.data.opening import open_dataset
@@ -173,6 +174,7 @@ def _evaluate(
     model: UnpairedModel, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
 ) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
+    _tell_what_is_replaced(path)
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import evaluate
     from ummkd_tf.evaluation.inference import Predictor, largest_components
@@ -246,6 +248,19 @@ def _evaluate(
         viewer.write(FLAGS.viewer, f"{title}: {about['part']} part of {dataset.split_name}")
         print(f"\nslices: {FLAGS.viewer}")
     print(f"\n{counts_line(result, dataset.task)}\nevery number: {path}")
+
+
+def _tell_what_is_replaced(path: Path) -> None:
+    """Where the results there are of another protocol: a run has one file for a part."""
+    try:
+        earlier = read_json(path)
+    except MALFORMED:  # none, or a damaged one
+        return
+    different = [
+        f"--{n}={earlier.get(n)}" for n in ("overlap", "largest_component") if earlier.get(n) != FLAGS[n].value
+    ]
+    if different:
+        note_aside(f"{path} was made with {', '.join(different)} and will be replaced; copy it first to keep it")
 
 
 def _outlier(dataset: Dataset, case_id: str) -> list[str]:

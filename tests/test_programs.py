@@ -79,6 +79,10 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     assert set(evaluation["cases"]) == {"ct_3", "mr_3"}
     assert evaluation["viewer"] == "../slices.html" and slices.is_file()  # found again from the run's folder
 
+    again = program("experiments.evaluate", f"--run_dir={run_dir}", "--overlap=0.5")
+    assert "evaluation_test.json was made with --overlap=0.0 and will be replaced" in again.stderr
+    assert "will be replaced" not in program("experiments.evaluate", f"--run_dir={run_dir}", "--overlap=0.5").stderr
+
     # A scan in another orientation and spacing comes back in its own geometry.
     scan, label, picture = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", tmp_path / "picture.png"
     affine = np.array([[0, -3.0, 0, 90], [0, 0, 6.0, -60], [5.0, 0, 0, 10], [0, 0, 0, 1]])
