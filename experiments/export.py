@@ -17,6 +17,7 @@ from typing import get_args
 
 from absl import flags
 
+from experiments.results.captions import beyond_protocol
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
@@ -53,9 +54,10 @@ def results_of(run_dir: Path, selection: str | None) -> str:
         raise InputError(
             f"damaged ({error!r})", where=path, fix="evaluate the run again, or remove the file"
         ) from error
+    beyond = "".join(f"; {text}" for text in beyond_protocol([evaluation]))
     return (
         f"Test part of {evaluation['split_name']}, {evaluation['grid']} grid, step {evaluation['step']} "
-        f"({evaluation['selection']}):\n\n{table}\n\n{counts}"
+        f"({evaluation['selection']}){beyond}:\n\n{table}\n\n{counts}"
     )
 
 

@@ -89,6 +89,7 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "learning_rate": PRESET.learning_rate,
         "schedule": recipe.schedule,
         "decay_every": recipe.decay_every,
+        "augmentation": "none",  # for so few steps, unlike the recipe
         "batch_size": PRESET.batch_size,
         "alpha": 0.5,
         "temperature": 2.0,
@@ -140,10 +141,15 @@ def main(_: list[str]) -> None:
         write_phantoms(work)
     for name in ("raw_first", "raw_new"):
         shutil.rmtree(work / name, ignore_errors=True)
+    new = Dataset.load(work / "new")
+    most = len(new.ids("train"))
+    if wrong := [n for n in FLAGS.scans if not 0 < int(n) <= most]:
+        raise InputError(
+            f"--scans={','.join(wrong)}: expected numbers from 1 to {most}, as many as there are to train on"
+        )
     before = train(Dataset.load(work / "first"), work / "runs" / "first", config(FLAGS.first_steps))
     if not (work / "model").exists():
         export_run(work / "runs" / "first", work / "model")
-    new = Dataset.load(work / "new")
     scores: dict[str, list[float]] = {way: [] for way in WAYS}
     for n in FLAGS.scans:
         part = dataclasses.replace(new, split={**new.split, "train": new.split["train"][: int(n)]})

@@ -106,6 +106,8 @@ def main(_: list[str]) -> None:
         raise InputError(f"--output={output}: a file, but {FLAGS.input} lists scans: give a folder to write to")
     targets = {scan.name: output if one_file else output / f"{scan.name}.nii.gz" for scan in scans}
     _check_not_overwriting(scans, targets)
+    if not one_file:
+        _check_names_are_free(scans, output)
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import load_model
@@ -212,6 +214,24 @@ def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: dict[str, Pa
         if target.resolve() in inputs or any(target.exists() and target.samefile(path) for path in inputs):
             told = f"--output={FLAGS.output}"
             raise InputError("is the scan itself", where=told, fix="expected another file; choose another name")
+
+
+def _check_names_are_free(scans: Sequence[ScanToSegment], output: Path) -> None:
+    """Refuses to replace what the folder holds of another scan with the same name, e.g. of the other modality."""
+    try:
+        earlier = read_json(output / "volumes.json")["scans"]
+        found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
+        known = {name: (entry["modality"], Path(entry["image"])) for name, entry in found.items()}
+    except MALFORMED:  # none yet, or a damaged one
+        return
+    for scan in scans:
+        modality, image = known.get(scan.name, (scan.modality, scan.path))
+        if modality != scan.modality or (image.exists() and not image.samefile(scan.path)):
+            raise InputError(
+                f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
+                where=output,
+                fix="choose another --output, or give the scans other names in a CSV",
+            )
 
 
 def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segmentation:

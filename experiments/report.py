@@ -282,16 +282,17 @@ def _curves(entries: Sequence[Entry]) -> str:
     for group in sorted({entry.group for entry in entries}):
         of = [entry for entry in entries if entry.group == group]
         present = modalities_of(entry.record for entry in of)
-        frames = {title: frame(of, (line.name for line in lines_of(title, present))) for title in PANELS}
+        frames = {title: frame(of, (line.name for line in lines_of(title, modalities, present))) for title in PANELS}
         parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(of) else ''}</h3>")
-        parts += [_curves_of(entry, frames) for entry in of]
+        parts += [_curves_of(entry, frames, modalities) for entry in of]
     return "\n".join(parts)
 
 
-def _curves_of(entry: Entry, frames: Mapping[str, Frame]) -> str:
+def _curves_of(entry: Entry, frames: Mapping[str, Frame], modalities: Sequence[str]) -> str:
     name, status = escaped(entry.record.name), escaped(entry.record.run.get("status", "unknown"))
     panels = "\n".join(
-        panel(title, lines_of(title, entry.record.modalities), entry.curves, frames[title]) for title in PANELS
+        panel(title, lines_of(title, modalities, entry.record.modalities), entry.curves, frames[title])
+        for title in PANELS
     )
     content = f'<div class="panels">\n{panels}\n</div>' if entry.curves else f"<p>No {HISTORY} yet.</p>"
     return f"<figure><figcaption>{name} <small>{status}</small></figcaption>{content}</figure>"
@@ -434,12 +435,14 @@ def _words(value: Any) -> str:
 
 
 def _commands(record: Record) -> str:
+    evaluate = shlex.join(["ummkd", "evaluate", f"--run_dir={record.run_dir}"])
     command = record.run.get("command")
-    if not isinstance(command, list):
-        return "(the command was not recorded)"
-    train = ["python", "-m", "experiments.train", *map(str, command[1:])]
-    run_dir = next((text for text in train if text.startswith("--run_dir")), f"--run_dir={record.run_dir}")
-    return f"{shlex.join(train)}\n{shlex.join(['python', '-m', 'experiments.evaluate', run_dir])}"
+    if not isinstance(command, list) or not command:
+        return f"(the command was not recorded)\n{evaluate}"
+    program, *arguments = map(str, command)
+    if Path(program).stem != "train":
+        return f"(trained by {program})\n{evaluate}"
+    return f"{shlex.join(['ummkd', 'train', *arguments])}\n{evaluate}"
 
 
 def write_report(runs_dir: str | Path, out: str | Path, benchmark_dir: str | Path = "results/benchmark") -> Path:

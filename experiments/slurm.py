@@ -15,12 +15,23 @@ _JOB = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --output={log}
 #SBATCH --open-mode=append
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 # SIGTERM, sent two minutes before the time is over, makes training save and leave; submit again and it goes on.
 set -euo pipefail
 cd {folder}
+export PYTHONPATH={programs}${{PYTHONPATH:+:$PYTHONPATH}}
+run() {{ # a program that gets the script's SIGTERM, and the time to save
+	"$@" &
+	child=$! code=0
+	trap 'kill -TERM "$child"' TERM
+	wait "$child" || code=$?
+	while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # the signal ends a wait before the program
+	return "$code"
+}}
 {commands}
 """
+
+_PROGRAMS = Path(__file__).resolve().parents[1]  # of a checkout or of an installed wheel
 
 _SUBMIT = """#!/bin/bash
 # Submits every job; arguments are passed on to sbatch, e.g. ./submit.sh --gres=gpu:1 --time=24:00:00
@@ -54,7 +65,8 @@ def write_jobs(
             name=name,
             log=shlex.quote(str((logs / f"{name}.log").resolve())),
             folder=shlex.quote(str(Path.cwd())),
-            commands="\n".join(map(shlex.join, commands)),
+            programs=shlex.quote(str(_PROGRAMS)),
+            commands="\n".join(f"run {shlex.join(command)}" for command in commands),
         )
         _write(folder / f"{name}.sh", text)
         names.append(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -213,9 +215,11 @@ def test_preview_shows_every_example_with_its_contours(dimensions):
     if dimensions == 2:
         images = {m: x[..., 3:6, 0] for m, x in images.items()}
         labels = {m: y[..., 4] for m, y in labels.items()}
-    figure = batch_figure(images, labels, TASKS["abdomen"])
+    task = replace(TASKS["abdomen"], spacing_mm=(1.0, 2.0, 8.0))  # rows lie half as far apart as columns
+    figure = batch_figure(images, labels, task)
     assert [axes.get_title() for axes in figure.axes] == ["ct", "ct", "mr", "mr"]
     shown = figure.axes[1].get_images()[0].get_array()
     np.testing.assert_array_equal(shown, images["ct"][1][..., 1] if dimensions == 2 else images["ct"][1][:, :, 0, 0])
     for axes in figure.axes:
+        assert axes.get_aspect() == 0.5
         assert {text.get_text() for text in axes.texts} == {"2", "3", "A", "P", "R", "L"}

@@ -46,8 +46,46 @@ def test_a_job_for_each_run_and_one_after_them(tmp_path, programs, monkeypatch):
         "--parsable --gres=gpu:1 two.sh",
         "--parsable --gres=gpu:1 --dependency=afterok:1:2 render.sh",
     ]
-    assert lines(tmp_path / "jobs" / "one.sh")[-2:] == ["python -m train '--out=a b'", "python -m evaluate"]
+    assert lines(tmp_path / "jobs" / "one.sh")[-2:] == ["run python -m train '--out=a b'", "run python -m evaluate"]
     subprocess.run([tmp_path / "jobs" / "render.sh"], check=True, stdout=subprocess.DEVNULL)
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["job", "array"])
+def test_the_signal_before_the_end_reaches_the_program_which_saves(kind, tmp_path, programs, monkeypatch):
+    """SLURM signals the script alone; what would come next does not start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    (tmp_path / "saves.py").write_text(SAVES, encoding="utf-8")
+    programs("ummkd", f'[ "$1" = train ] && exec {sys.executable} saves.py; touch evaluated')
+    write_jobs([("one", [["ummkd", "train"], ["ummkd", "evaluate"]])], ["echo"], tmp_path / "jobs", tmp_path)
+    script = [tmp_path / "jobs" / "one.sh"] if kind == "job" else [CLUSTER / "slurm_array.sh", "ours", "data"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, encoding="utf-8") as job:
+        assert job.stdout.readline() == "ready\n"
+        job.terminate()
+        assert job.wait(timeout=20) == 143
+    assert (tmp_path / "saved").exists() and not (tmp_path / "evaluated").exists()
+
+
+def test_jobs_find_the_programs_wherever_they_run(tmp_path, monkeypatch):
+    """Also of an installed wheel, whose folder of programs only `ummkd` puts on the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('experiments.train').origin)"]
+    write_jobs([("one", [command])], ["echo"], tmp_path / "jobs", tmp_path)
+    found = subprocess.run([tmp_path / "jobs" / "one.sh"], check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
+    assert Path(found.strip()) == CLUSTER.parent / "train.py"
 
 
 def test_results_alone_wait_for_nothing(tmp_path, programs, monkeypatch):
@@ -60,14 +98,13 @@ def test_results_alone_wait_for_nothing(tmp_path, programs, monkeypatch):
 def test_array_goes_through_folds_and_seeds(tmp_path, programs, monkeypatch):
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
-    programs("python", 'echo "$@" >> "$LOG"')
+    programs("ummkd", 'echo "$@" >> "$LOG"')
     subprocess.run([CLUSTER / "slurm_array.sh", "ours", "data/fold{fold}", "--steps=9"], check=True)
     train, evaluate = lines(tmp_path / "log")
     assert train == (
-        "-m experiments.train --task=abdomen --setting=ours --seed=2 "
-        "--data_dir=data/fold1 --run_dir=runs/ours-seed2-fold1 --steps=9"
+        "train --task=abdomen --setting=ours --seed=2 --data_dir=data/fold1 --run_dir=runs/ours-seed2-fold1 --steps=9"
     )
-    assert evaluate == "-m experiments.evaluate --run_dir=runs/ours-seed2-fold1"
+    assert evaluate == "evaluate --run_dir=runs/ours-seed2-fold1"
 
 
 def test_every_node_knows_all_workers_and_its_own_number(tmp_path, programs, monkeypatch):
@@ -91,7 +128,8 @@ def test_kubernetes_gives_each_pod_its_number():
     assert service["metadata"]["name"] == pod["subdomain"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
-    export = pod["containers"][0]["args"][0].split("exec ")[0]
+    export, program = pod["containers"][0]["args"][0].split("exec ")
+    assert program.startswith("ummkd train ")  # the image holds the installed package, and no checkout
     for index in (0, 1):
         config = subprocess.run(
             ["bash", "-c", f'{export}\necho "$TF_CONFIG"'],

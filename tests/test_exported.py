@@ -178,6 +178,9 @@ def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: 
         from experiments.export import results_of
     assert ", step 2 (best):" in results_of(run, None)
     evaluation = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))
+    beyond = {"overlap": 0.5, "largest_component": True}
+    write_json(run / "evaluation_test.json", {**evaluation, **beyond})
+    assert "(best); chunks overlapping by 50 %; largest connected part of each class:" in results_of(run, None)
     write_json(run / "evaluation_test.json", {**evaluation, "step": 1})
     assert results_of(run, None) == ""
 

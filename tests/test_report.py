@@ -16,7 +16,7 @@ from programs import program
 from recorded_runs import absent, evaluation_cases, write_run
 
 from experiments import report
-from experiments.plans import TARGETS, runs_for
+from experiments.plans import TARGETS, RunSpec, runs_for
 from experiments.results import builders, rendering
 from experiments.results import curves as drawing
 from experiments.results.paper import paper_numbers
@@ -70,6 +70,27 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_a_modality_looks_the_same_in_the_key_and_in_every_panel():
+    """Also of runs that have it alone, or others before it."""
+    title = next(title for title, value in drawing.PANELS.items() if "{" in value)
+    everyone = drawing.lines_of(title, ("ct", "mr", "t1"))
+    assert [line.title for line in everyone] == ["CT", "MRI", "t1"] and len({line.kind for line in everyone}) == 3
+    assert drawing.lines_of(title, ("ct", "mr", "t1"), ("t1", "mr")) == everyone[1:]
+
+
+def test_printed_commands_are_those_of_the_program(tmp_path):
+    run_dir = write_run(tmp_path, RunSpec("abdomen", "abdomen", "ours"), None)
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    for command, told in (
+        (["/x/train.py", "--seed=1", "--run_dir", "a b"], "ummkd train --seed=1 --run_dir 'a b'"),
+        (["/x/growing.py", "--work_dir=w"], "(trained by /x/growing.py)"),
+        (None, "(the command was not recorded)"),
+    ):
+        (run_dir / "run.json").write_text(json.dumps(record | {"command": command}), encoding="utf-8")
+        (loaded,) = load_records(tmp_path)
+        assert report._commands(loaded).splitlines() == [told, f"ummkd evaluate --run_dir={run_dir}"]
 
 
 def history(rng, steps=40, every=10, validate_every=20):
@@ -243,9 +264,10 @@ def test_hostile_names_are_shown_as_text(page):
 def test_runs_tell_where_they_come_from(page, folder):
     names = {record.name for record in load_records(folder / "runs")}
     assert names <= {text.strip() for text in page.texts}
-    for fact in ("0" * 64, "seeded 70/10/20, seed 0", "abc123", "60.0", "(the command was not recorded)"):
+    for fact in ("0" * 64, "seeded 70/10/20, seed 0", "abc123", "60.0"):
         assert fact in page.texts
-    assert any(text.startswith("python -m experiments.train '--run_dir=<script>") for text in page.texts)
+    assert any(text.startswith("(the command was not recorded)\nummkd evaluate --run_dir=") for text in page.texts)
+    assert any(text.startswith("ummkd train '--run_dir=<script>") for text in page.texts)
     told = "task cardiac, setting joint, recipe paper, preset tiny, size 64, steps 300, learning_rate 0.002,"
     assert any(text.startswith(told) for text in page.texts)
 

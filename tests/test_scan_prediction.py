@@ -344,6 +344,14 @@ def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
         done = predict(run_dir, f"--modality={modality}", f"--input={tmp_path / 'scans' / name}", *flags)
         assert done.returncode == 0 and "out: 1 scans; volumes.csv" in done.stdout, done.stderr
         assert scans() == expected
+    # Another scan of a name that is taken, e.g. patient 1 of CT and of MR, is refused before anything is written.
+    before = (tmp_path / "out/a.nii.gz").read_bytes()
+    (tmp_path / "other").mkdir()
+    write_nifti(tmp_path / "other/a.nii.gz", patient(organs=[(slice(20, 30), slice(8, 14), slice(2, 6))]))
+    for modality, folder in (("mr", "scans"), ("ct", "other")):
+        done = predict(run_dir, f"--modality={modality}", f"--input={tmp_path / folder / 'a.nii.gz'}", *flags)
+        assert done.returncode == 1 and "a: holds the label map of another scan of that name (ct " in done.stderr
+    assert (tmp_path / "out/a.nii.gz").read_bytes() == before
     done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans/b.nii'}", "--largest_component", *flags)
     assert "segmented otherwise, so no longer in volumes.csv: a, c" in done.stdout and scans() == ["b"]
 

@@ -6,12 +6,20 @@
 # 0-8: three folds × three seeds; task i has fold i % 3 and seed i / 3 [FOLDS=3]. Further arguments go to training.
 # Submit it again and what was cut off goes on; what is done stays.
 #SBATCH --job-name=ummkd
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 setting=$1 data=$2
 shift 2
 fold=$((SLURM_ARRAY_TASK_ID % ${FOLDS:-3})) seed=$((SLURM_ARRAY_TASK_ID / ${FOLDS:-3}))
 run=${RUNS:-runs}/$setting-seed$seed-fold$fold
-python -m experiments.train --task="${TASK:-abdomen}" --setting="$setting" --seed=$seed \
+run() { # a program that gets the script's SIGTERM, sent two minutes before the time is over, and the time to save
+	"$@" &
+	child=$! code=0
+	trap 'kill -TERM "$child"' TERM
+	wait "$child" || code=$?
+	while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # the signal ends a wait before the program
+	return "$code"
+}
+run ummkd train --task="${TASK:-abdomen}" --setting="$setting" --seed=$seed \
 	--data_dir="${data//\{fold\}/$fold}" --run_dir="$run" "$@"
-python -m experiments.evaluate --run_dir="$run"
+run ummkd evaluate --run_dir="$run"

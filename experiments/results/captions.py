@@ -54,7 +54,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
         f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
-        *_beyond_protocol([getattr(r, kind) or {} for r in records]),
+        *beyond_protocol([getattr(r, kind) or {} for r in records]),
         *_other_checkpoints(records, kind),
         f"commit {each(commit for r in records for commit in commits_of(r.run))}",
     ]
@@ -71,7 +71,7 @@ def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def _beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+def beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """What evaluations did that the paper's protocol does not, and in how many of them."""
     texts = {
         "overlap": lambda share: f"chunks overlapping by {100 * share:g} %",

@@ -37,14 +37,21 @@ class Line:
     name: str
 
 
-def lines_of(panel: str, modalities: Sequence[str]) -> list[Line]:
-    """The curves of a panel."""
+def lines_of(panel: str, modalities: Sequence[str], shown: Sequence[str] | None = None) -> list[Line]:
+    """The curves of a panel.
+
+    Args:
+        panel: Of `PANELS`.
+        modalities: All on the page, so that each looks the same in every panel.
+        shown: Those of the panel; None for all.
+    """
     value = PANELS[panel]
     if "{" not in value:
         return [Line("all", "all together", value)]
     return [
         Line(KINDS[number % len(KINDS)], modality_title(m), value.format(modality=m))
         for number, m in enumerate(modalities)
+        if shown is None or m in shown
     ]
 
 

@@ -148,9 +148,10 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
     Args:
         images: Modality → [batch, rows, columns, 3] or [batch, rows, columns, slices, 1].
         labels: Modality → class maps [batch, rows, columns(, slices)].
-        task: Names, colours and axes.
+        task: Names, colours, axes and spacing.
     """
     plane = planes(task.axes)[0]
+    aspect = task.spacing_mm[plane.down] / task.spacing_mm[plane.right]
     columns = max(len(batch) for batch in images.values())
     figure = Figure(figsize=(3 * columns, 3 * len(images) + 0.5), layout="constrained")
     for row, modality in zip(figure.subplots(len(images), columns, squeeze=False), images, strict=True):
@@ -158,7 +159,7 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
             # 2D: the middle one of three slices has the label.
             scan, classes = (image[..., 1:2], label[..., np.newaxis]) if label.ndim == 2 else (image[..., 0], label)
             index = busiest_slice([classes], plane.through, task.num_classes)
-            _cut_with_contours(axes, plane, index, scan, [classes], task)
+            _cut_with_contours(axes, plane, index, scan, [classes], task, aspect=aspect)
             axes.set_title(modality, fontsize=10)
     _legend(figure, task, compared=False)
     return figure
