@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from absl import flags
 
@@ -52,7 +52,7 @@ class ReproduceOptions:
         recipe: Of `recipes.RECIPES`.
         steps: Length of training, or None for the preset's.
         validate_every: Steps between validations, or None for the preset's.
-        precision: Of convolutions and activations.
+        precision: Of convolutions and activations; "auto": what suits the machine, as `experiments.train` chooses.
         cache_gb: Of `experiments.train`, for each run; None for its default.
         threads: Likewise.
         xla: Likewise.
@@ -67,7 +67,7 @@ class ReproduceOptions:
     recipe: str = "paper"
     steps: int | None = None
     validate_every: int | None = None
-    precision: Precision = "float32"
+    precision: Precision | Literal["auto"] = "float32"
     cache_gb: float | None = None
     threads: int | None = None
     xla: bool | None = None
@@ -168,13 +168,14 @@ class Work:
             "recipe": self.options.recipe,
             "steps": self.length,
             "validate_every": self.options.validate_every or PRESETS[self.options.preset].validate_every,
-            "precision": self.options.precision,
             "absent": RECIPES[self.options.recipe][TASKS[self.spec.task].network].absent,
             "setting": self.spec.setting,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,
             "data": str(self.options.data_dir(self.spec).resolve()),
         }
+        if self.options.precision != "auto":
+            wanted["precision"] = self.options.precision
         if SETTINGS[self.spec.setting].distill:  # in the others it is recorded and has no effect
             wanted["alpha"] = self.spec.alpha
         found = {
@@ -416,7 +417,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("recipe", "paper", list(RECIPES), "As experiments.train has it.")
     flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's, else the recipe's.", lower_bound=1)
     flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
-    flags.DEFINE_enum("precision", "float32", list(get_args(Precision)), "As experiments.train has it.")
+    flags.DEFINE_enum("precision", "float32", ["auto", *get_args(Precision)], "As experiments.train has it.")
     flags.DEFINE_float(
         "cache_gb", None, "GB of images in memory, for each of the --jobs runs at a time.", lower_bound=0
     )

@@ -247,6 +247,17 @@ def test_run_of_other_settings_is_not_reused(change, message, options):
         work_of(ReproduceOptions(options.data, options.runs_dir, **values)).missing()
 
 
+def test_any_precision_is_reused_where_the_machine_chooses(options):
+    run_dir = write_run(options.runs_dir, work_of(options).spec, {}, data_dir=options.data["abdomen"])
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record["flags"]["precision"] = "mixed_bfloat16"
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    auto = work_of(replace(options, precision="auto"))
+    assert auto.missing() == [] and "--precision=auto" in auto.command("train")
+    with pytest.raises(InputError, match="precision is mixed_bfloat16, wanted float32"):
+        work_of(options).missing()
+
+
 def test_alpha_is_compared_where_it_has_an_effect(options):
     """A run trained by hand records --alpha's default, also without distillation."""
     for setting, missing in (("joint", True), ("ours", False)):
