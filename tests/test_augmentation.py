@@ -143,6 +143,22 @@ def test_sides_stay():
             assert left - right > 20
 
 
+def test_no_axis_is_mirrored():
+    """Of three organs, each off the middle along an axis of its own; 50 draws of each augmentation."""
+    label = np.zeros((32, 32, 8), np.uint8)
+    label[14:18, 14:18, 3:5], label[26:30, 14:18, 3:5] = 1, 2
+    label[14:18, 26:30, 3:5], label[14:18, 14:18, 6:8] = 3, 4
+    image = label[..., np.newaxis].astype(np.float32)
+    for augmentation in AUGMENTATIONS.values():
+        rng = np.random.default_rng(5)
+        for _ in range(50):
+            changed, classes = augmentation(image, label, rng)
+            middle, *others = (np.mean(np.nonzero(classes == c), axis=1) for c in (1, 2, 3, 4))
+            assert np.linalg.det(np.array(others) - middle) > 0
+            for c in (2, 3, 4):  # the image goes with it
+                assert changed[classes == c].mean() > changed[classes == 0].mean()
+
+
 def test_slices_of_a_patch_change_alike():
     image, label = patch(np.random.default_rng(0))
     image[:] = image[:, :, :1]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.model import layers
 from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.model.elements import Dropout, make_initializer
 from ummkd_tf.model.layers import BatchNorm, PerModality, make_norm
 
 # docs/reproduction.md#network-2d and #network-3d; trainable, width 16, 5 classes.
@@ -323,3 +324,19 @@ def test_estimated_statistics_are_the_mean_over_batches(setting):
     for v in model.variables:
         if v.name not in BatchNorm.running:
             np.testing.assert_array_equal(v, before[v.path], err_msg=v.path)
+
+
+def test_dropout_and_first_kernels_are_the_released_ones():
+    """A quarter of the activations, in 2D alone; truncated normal kernels, normal ones going up, deviation 0.01."""
+    assert {name: network.dropout for name, network in NETWORKS.items()} == {"dilated2d": 0.25, "unet3d": 0.0}
+    kinds = {False: keras.initializers.TruncatedNormal, True: keras.initializers.RandomNormal}
+    for up, kind in kinds.items():
+        initializer = make_initializer("released", up)
+        assert type(initializer) is kind and (initializer.mean, initializer.stddev) == (0.0, 0.01)
+    layer = Dropout(0.25)
+    layer.build((1, 100, 100, 1))
+    dropped = layer(tf.ones((1, 100, 100, 1)), training=True).numpy()
+    assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.02)
+    np.testing.assert_allclose(dropped[dropped > 0], 4 / 3)
+    for norm in ("batch", "instance", "layer", "group"):
+        assert make_norm(norm, 8, "n").epsilon == 1e-3
