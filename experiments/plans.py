@@ -64,7 +64,7 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """Folder of the run, e.g. "cardiac-ours-group-alpha0.5-seed0-fold0"."""
+        """Folder of the run, e.g. "cardiac-ours-group-alpha0.1-seed0-fold0"."""
         return f"{self.stem}-seed{self.seed}-fold{self.fold}"
 
     def flags(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Unpaired training batches: "half of the batch CT, the other half MRI" (Sec. III-C).
+"""Unpaired training batches: "half of the batch as CT and the other half as MRI" (Sec. III-C).
 
 A batch is a pure function of (seed, step): nothing else is remembered between steps, so a resumed run sees the same
 batches, whatever the number of threads.

@@ -1,6 +1,6 @@
 """Segmentation metrics: Dice and surface distances in millimetres, with every empty mask accounted for.
 
-Source: Sec. IV-A; docs/reproduction.md#evaluation. Numpy and scipy only; arrays may have any axis order as long as
+Source: Sec. IV-C; docs/reproduction.md#evaluation. Numpy and scipy only; arrays may have any axis order as long as
 `spacing_mm` has the same one. The rule for empty masks, everywhere in this file:
 
 | prediction | reference | status   | Dice, surface Dice | distances                          |

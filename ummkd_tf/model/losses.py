@@ -1,7 +1,7 @@
 """The losses of the paper as pure functions (Sec. III-B and III-C; docs/reproduction.md#losses).
 
-All take logits `[batch, *space, classes]` (2D or 3D) before the softmax, and one-hot references of the same shape.
-A voxel whose one-hot is all zero (a label outside the classes) is ignored. NumPy arrays and lists will do as well.
+All take logits `[batch, *space, classes]` before the softmax and one-hot references: tensors, arrays or lists, 2D or 3D.
+A voxel whose one-hot is all zero (a label outside the classes) counts in Dice's p² and the voxels' number alone.
 """
 
 from __future__ import annotations
