@@ -1,6 +1,6 @@
 """The losses of the paper as pure functions (Sec. III-B and III-C; docs/reproduction.md#losses).
 
-All take logits `[batch, *space, classes]` before the softmax and one-hot references: tensors, arrays or lists, 2D or 3D.
+All take logits `[batch, *space, classes]` before the softmax and one-hot references (2D or 3D): tensors, arrays, lists.
 A voxel whose one-hot is all zero (a label outside the classes) counts in Dice's p² and the voxels' number alone.
 """
 
