@@ -147,8 +147,8 @@ fig%: setup  ## fig4 … fig9 [the same]
 recorded: setup  ## Tables II and IV of docs/results, from the recorded runs; needs no data
 	$(RUN) experiments.tables --runs_dir=docs/results/table2 --folds=0,1,2 --table=2 --compare
 	$(RUN) experiments.tables --runs_dir=docs/results/table2 --folds=0,1,2 --table=4
-	$(RUN) experiments.tables --runs_dir=docs/results/table2_paper --folds=0 --table=2 --compare
-	$(RUN) experiments.tables --runs_dir=docs/results/table2_paper --folds=0 --table=4
+	$(RUN) experiments.tables --runs_dir=docs/results/table2_paper --folds=0,1,2 --table=2 --compare
+	$(RUN) experiments.tables --runs_dir=docs/results/table2_paper --folds=0,1,2 --table=4
 	$(RUN) experiments.tables --runs_dir=docs/results/table2_full_long --folds=0 --table=2 --compare
 	$(RUN) experiments.tables --runs_dir=docs/results/table2_full_long --folds=0 --table=4
 
