@@ -163,6 +163,8 @@ STUDY_RUNS = {
     "Joint": "results/table2/abdomen-joint-seed0-fold0",
     "float32": "study/ours_fold0of3",
     "Patches anywhere (`--labelled_share=0`)": "study/labelled_0",
+    "Patches around labelled slices alone (`--labelled_share=1`)": "study/labelled_1",
+    "Averaged weights (`--ema=0.99`)": "study/ema_0_99",
     "4500 steps": "results/table2_long/abdomen-ours-seed0-fold0",
 }
 
