@@ -273,6 +273,7 @@ def _run(folder: Path) -> Path:
         "model": {"modalities": ["ct", "mr"]},
         "seed": 0,
         "seconds": 1.5,
+        "status": "finished",
     }
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return folder / "run.json"
