@@ -251,7 +251,7 @@ def _evaluate(
 
 
 def _tell_what_is_replaced(path: Path) -> None:
-    """Where the results there are of another protocol: a run has one file for a part."""
+    """Tells when results of another protocol are there, which these replace: a run has one file for each part."""
     try:
         earlier = read_json(path)
     except MALFORMED:  # none, or a damaged one

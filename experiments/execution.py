@@ -94,7 +94,7 @@ def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) 
         ThreadPoolExecutor(jobs, initializer=take_share) as pool,
         progress(
             total=sum(work.length for work in works),
-            initial=sum(map(steps_trained, works)),
+            initial=sum(map(steps_logged, works)),
             unit="step",
             desc="training",
             smoothing=0,  # validation and evaluation come in between: only the mean pace tells the time that is left
@@ -111,17 +111,17 @@ def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) 
                     outcome.done.append(name)
                 elif stop.number is None:
                     outcome.failed[name] = reason
-                    bar.total -= futures[future].length - steps_trained(futures[future])
+                    bar.total -= futures[future].length - steps_logged(futures[future])
                     tqdm.write(f"FAILED {name}: {reason}", file=sys.stderr)
             bar.set_postfix_str(f"{len(outcome.done)} of {len(works)} runs done", refresh=False)
-            now = sum(w.length if w.name in outcome.done else steps_trained(w) for w in works)
+            now = sum(w.length if w.name in outcome.done else steps_logged(w) for w in works)
             bar.initial += min(0, now - bar.n)  # a killed run does the steps after its checkpoint again
             bar.update(now - bar.n)
     return outcome
 
 
-def steps_trained(work: Doable) -> int:
-    """How far a run is, also while it trains."""
+def steps_logged(work: Doable) -> int:
+    """Steps that a run's history tells of, also while it trains."""
     return min(last_step(work.run_dir / HISTORY), work.length)
 
 

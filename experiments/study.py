@@ -82,7 +82,9 @@ class StudyRun:
     @property
     def length(self) -> int:
         """Training steps."""
-        return int(str(self.flags["steps"]))
+        steps = self.flags["steps"]
+        assert isinstance(steps, int)
+        return steps
 
     def command(self, step: str) -> list[str]:
         """Trains it, or goes on."""

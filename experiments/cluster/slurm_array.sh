@@ -12,6 +12,7 @@ setting=$1 data=$2
 shift 2
 fold=$((SLURM_ARRAY_TASK_ID % ${FOLDS:-3})) seed=$((SLURM_ARRAY_TASK_ID / ${FOLDS:-3}))
 run=${RUNS:-runs}/$setting-seed$seed-fold$fold
+# The same as in experiments/slurm.py: sbatch runs a copy of this file, which finds no other beside it.
 run() { # a program that gets the script's SIGTERM, sent two minutes before the time is over, and the time to save
 	"$@" &
 	child=$! code=0

@@ -21,7 +21,8 @@ class Conv2D(keras.layers.Conv2D):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         channels, filters = self.kernel.shape[2:]
         narrow = min(channels, filters) < self.winograd_channels
-        # Only in float32: with 16 bits, the sums of a Winograd convolution lose too many digits.
+        # Only in float32: with 16 bits, the sums of a Winograd convolution lose too many digits. And without a bias,
+        # which the 2D network's wide layers do not have.
         if self.kernel_size != (3, 3) or narrow or self.use_bias or self.compute_dtype != "float32":
             return super().call(inputs)
         (dilation, _) = self.dilation_rate

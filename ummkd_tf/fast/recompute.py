@@ -42,7 +42,9 @@ def run_units(
             x, waiting = _activate(unit, x, modality=modality, training=training), None
         if unit.dropout:
             x = unit.dropout(x, training=training)
-    return x if skip is None or len(units) > 1 else tf.concat([x, skip], -1)
+    if skip is not None and len(units) == 1:  # residual blocks follow, and take both together
+        x = tf.concat([x, skip], -1)
+    return x
 
 
 def run_modalities(

@@ -143,7 +143,7 @@ class PerModalityModel(UnpairedModel):
         return list({id(v): v for v in used}.values())
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """As by path; but Keras counts random states, e.g. of Dropout, over a process, so these go by their layers."""
+        """By path; but random states, as of Dropout, by their layer: Keras numbers them over a whole process."""
         names: dict[int, str] = {}
         for layer in (layer for network in self.networks.values() for layer in network.layers):
             states = [v for v in layer.variables if v.name == RANDOM_STATE]

@@ -269,9 +269,9 @@ def check_run(
     check_same_scans(record, dataset)
     changed = config_of(record).differences(config)
     fixed = _differences(record["model"], _as_stored(model))
-    old, new = (record["split_name"], record["split_sha256"]), (dataset.split_name, dataset.split_checksum)
-    if old[1] != new[1]:
-        fixed.append(f"split is {new[0]!r} ({new[1][:8]}), was {old[0]!r} ({old[1][:8]})")
+    if record["split_sha256"] != dataset.split_checksum:
+        now, before = f"({dataset.split_checksum[:8]})", f"({record['split_sha256'][:8]})"
+        fixed.append(f"split is {dataset.split_name!r} {now}, was {record['split_name']!r} {before}")
     if fixed or (changed and not accept_changes):
         different = "; ".join(dict.fromkeys(fixed + changed))  # some settings are arguments of the model, too
         raise InputError(

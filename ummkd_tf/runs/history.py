@@ -16,7 +16,7 @@ from ummkd_tf.common.files import replacing
 HISTORY = "history.jsonl"
 KNOWLEDGE = "knowledge.jsonl"
 
-_MANY_LINES = 1 << 16  # bytes
+_END = 1 << 16  # bytes at the end of a file, which hold many lines
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def last_step(path: Path) -> int:
     if not path.is_file():
         return 0
     with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - _MANY_LINES))
+        stream.seek(max(0, path.stat().st_size - _END))
         *whole, _ = stream.read().split(b"\n")
     for line in reversed(whole):
         with contextlib.suppress(*MALFORMED):
