@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 import numpy as np
 from absl import flags
@@ -26,6 +27,7 @@ from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.output.text_tables import markdown
+from ummkd_tf.runs.config import Precision
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
 
@@ -159,7 +161,7 @@ def main(_: list[str]) -> int:
     if not values.data_dir:
         raise InputError("--data_dir is needed: give the folder of a prepared data set")
     seeds = whole_numbers("seeds", values.seeds) or [0]
-    more = {"preset": values.preset, "data_dir": values.data_dir}
+    more = {"preset": values.preset, "precision": values.precision, "data_dir": values.data_dir}
     runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
     modalities = open_dataset(values.data_dir).modalities
     outcome = run_all(() if values.dry_run else runs, values.jobs)
@@ -171,6 +173,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "Prepared data, one fold.")
     flags.DEFINE_string("runs_dir", "runs/study", "Folder of the runs, one subfolder each.")
     flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the runs.")
+    precision = str(COMMON["precision"])
+    flags.DEFINE_enum("precision", precision, list(get_args(Precision)), "Of all runs but the one that is float32.")
     flags.DEFINE_list("only", None, f"Some of {', '.join(QUESTIONS)}, or of their runs, e.g. ema-0.99; default: all.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], f"Seeds; only {', '.join(MANY_SEEDS)} takes more than the first.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPU cores.", lower_bound=1)
