@@ -191,7 +191,7 @@ flags.DEFINE_enum(
     "float32",
     [*get_args(Precision), "auto"],
     "Numbers that convolutions and activations hold; weights, statistics and losses are float32 always. auto: "
-    "mixed_bfloat16 where this machine has instructions for it and a study on real scans found the Dice unchanged "
+    "mixed_bfloat16 where this machine is faster with it and a study on real scans found the Dice unchanged "
     "(docs/study.md), else float32; a run that is continued keeps its own.",
 )
 flags.DEFINE_bool(

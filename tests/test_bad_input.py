@@ -40,7 +40,7 @@ def run_dir(prepared_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("run")
     model = UnpairedSegmenter(**MODEL)
     model.compile()
-    CheckpointFolder(folder).save_best(model, Progress(step=7, best_dice=0.5, best_step=7))
+    CheckpointFolder(folder).save_best(model, Progress(step=7, best_dice=0.5, best_step=7), model.modalities)
     start_run(folder, config=run_config(), model=MODEL, dataset=prepared_dataset)
     return folder
 

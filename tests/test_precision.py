@@ -106,26 +106,27 @@ def test_a_checkpoint_holds_the_loss_scale(make_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "capabilities", "flags", "expected"),
+    ("network", "capabilities", "words", "expected"),
     [
-        ("unet3d", [], "fpu avx512_bf16", "mixed_bfloat16"),
-        ("unet3d", [], "fpu amx_bf16 amx_tile", "mixed_bfloat16"),
-        ("unet3d", [], "fpu avx512f", "float32"),
+        ("unet3d", [], "AuthenticAMD avx512_bf16", "mixed_bfloat16"),
+        ("unet3d", [], "AuthenticAMD avx512f", "float32"),
+        ("unet3d", [], "GenuineIntel avx512_bf16 amx_bf16", "mixed_bfloat16"),
+        ("unet3d", [], "GenuineIntel avx512_bf16", "float32"),
         ("unet3d", [], None, "float32"),
         ("unet3d", [(8, 0)], None, "mixed_bfloat16"),
-        ("unet3d", [(9, 0), (7, 5)], "fpu avx512_bf16", "float32"),
-        ("dilated2d", [(9, 0)], "fpu avx512_bf16", "float32"),
+        ("unet3d", [(9, 0), (7, 5)], "AuthenticAMD avx512_bf16", "float32"),
+        ("dilated2d", [(9, 0)], "AuthenticAMD avx512_bf16", "float32"),
     ],
 )
 def test_auto_takes_16_bits_where_they_are_fast_and_studied(
-    monkeypatch, tmp_path, network, capabilities, flags, expected
+    monkeypatch, tmp_path, network, capabilities, words, expected
 ):
-    """GPUs by compute capability, a CPU without one by its flags; other systems have no such file."""
+    """GPUs by compute capability, else the CPU by what Linux says of it; other systems have no such file."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: capabilities)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    if flags:
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    if words:
+        (tmp_path / "cpuinfo").write_text(f"{words}\n", encoding="utf-8")
     assert devices.auto_precision(network) == expected
 
 

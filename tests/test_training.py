@@ -192,8 +192,8 @@ def test_killed_between_the_best_checkpoint_and_the_next_one(tmp_path, monkeypat
     """best.npz is then newer than the newest checkpoint; both runs still end alike, with the same best one."""
     save_best = CheckpointFolder.save_best
 
-    def save_and_copy(self, model, progress):
-        save_best(self, model, progress)
+    def save_and_copy(self, model, progress, modalities):
+        save_best(self, model, progress, modalities)
         if progress.step == 4:
             shutil.copytree(self.run_dir, tmp_path / "cut")
 
@@ -216,8 +216,8 @@ def test_what_is_recorded_as_best_is_what_the_file_holds_although_a_step_done_ag
     """Without deterministic operations: killed behind best.npz of step 4, before any checkpoint of that step."""
     save_best = CheckpointFolder.save_best
 
-    def save_and_die(self, model, progress):
-        save_best(self, model, progress)
+    def save_and_die(self, model, progress, modalities):
+        save_best(self, model, progress, modalities)
         if progress.step == 4:
             raise Killed
 
@@ -228,7 +228,36 @@ def test_what_is_recorded_as_best_is_what_the_file_holds_although_a_step_done_ag
         run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": next(scores)}, **arguments)
     progress = run(compiled_model(), tmp_path, 6, validate=lambda: {"dice": 0.7}, **arguments)
     assert (progress.best_dice, progress.best_step) == (0.9, 4)
-    assert read_checkpoint(tmp_path / "checkpoints" / checkpoints.BEST)[1] == Progress(4, 0.9, 4)
+    best_of = {"ct": 0.9, "mr": 0.9}
+    assert read_checkpoint(tmp_path / "checkpoints" / checkpoints.BEST)[1] == Progress(4, 0.9, 4, best_of)
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps", "ends"), [("individual", {"ct": 4, "mr": 6}, [5, 8]), ("joint", {"ct": 4, "mr": 4}, [8])]
+)
+def test_what_shares_nothing_is_chosen_by_its_own_modality(tmp_path, setting, steps, ends):
+    """Individual is two trainings: the best CT network does not wait for the MR one. Also in a continued run."""
+    dice = {2: (0.5, 0.5), 4: (0.7, 0.4), 5: (0.0, 0.0), 6: (0.1, 0.8), 8: (0.2, 0.6)}
+    seen = {}
+
+    def train(steps):
+        model = compiled_model(setting=setting)
+
+        def validate():
+            step = int(model.optimizer.iterations)
+            seen[step] = {name: np.asarray(v.value) for name, v in checkpoints.weights(model).items()}
+            ct, mr = dice[step]
+            return {"dice": (ct + mr) / 2, "ct_dice": ct, "mr_dice": mr}
+
+        return run(model, tmp_path, steps, validate=validate, validate_every=2, checkpoint_every=5)
+
+    progress = [train(end) for end in ends][-1]
+    best, _ = read_checkpoint(tmp_path / "checkpoints" / checkpoints.BEST)
+    for name in checkpoints.weights(compiled_model(setting=setting)):
+        step = steps["mr" if "/mr/" in name else "ct"]
+        np.testing.assert_array_equal(best[name], seen[step][name], err_msg=name)
+    assert progress.best_dice == pytest.approx(0.75 if setting == "individual" else 0.55)
+    assert progress.best_step == max(steps.values())
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
@@ -279,7 +308,9 @@ def test_what_a_run_leaves_behind(tmp_path):
         "step-00000006.npz",
         "step-00000008.npz",
     ]
-    assert progress == Progress(step=8, best_dice=4.0, best_step=4)  # validated at 4 (4.0) and 8 (3.0)
+    assert progress == Progress(
+        8, best_dice=4.0, best_step=4, best_of={"ct": 4.0, "mr": 4.0}
+    )  # validated at 4 (4.0) and 8 (3.0)
     assert read_checkpoint(tmp_path / "checkpoints" / "best.npz")[1].step == 4
     line = json.loads((tmp_path / history.HISTORY).read_text(encoding="utf-8").splitlines()[0])
     assert {"loss", "kd_loss", "l2_loss", "ct_segmentation_loss", "mr_segmentation_loss", "ct_dice_loss"} < set(line)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,20 @@ BEST = "best.npz"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: optimizer steps done, and the best validation mean Dice so far with its step."""
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps done.
+        best_dice: Validation mean Dice of the best checkpoint; None where there is none.
+        best_step: The step at which that one was written.
+        best_of: The validation score by which each modality's weights were chosen: the mean Dice, or in a setting that
+            shares nothing the modality's own.
+    """
 
     step: int = 0
     best_dice: float | None = None
     best_step: int | None = None
+    best_of: Mapping[str, float] = field(default_factory=dict)
 
 
 def weights(model: UnpairedModel) -> dict[str, Any]:
@@ -60,9 +70,11 @@ def _variables(model: UnpairedModel) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(path: Path, model: UnpairedModel, progress: Progress) -> None:
-    """Writes the state of a compiled model."""
-    arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()}
+def write_checkpoint(
+    path: Path, model: UnpairedModel, progress: Progress, instead: Mapping[str, NDArray] = MappingProxyType({})
+) -> None:
+    """Writes the state of a compiled model, with some other arrays `instead` of its own."""
+    arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()} | dict(instead)
     meta = np.frombuffer(json.dumps(vars(progress)).encode(), np.uint8)
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, meta=meta, **arrays)
@@ -158,9 +170,15 @@ class CheckpointFolder:
         for old in checkpoint_files(self.run_dir)[self.keep :]:
             old.unlink()
 
-    def save_best(self, model: UnpairedModel, progress: Progress) -> None:
-        """Writes the checkpoint that model selection will use."""
-        write_checkpoint(self.folder / BEST, model, progress)
+    def save_best(self, model: UnpairedModel, progress: Progress, modalities: Sequence[str]) -> None:
+        """Writes the checkpoint that model selection will use; what only other modalities use stays as it is there."""
+        used = {id(v) for v in model.variables_of(modalities)}
+        others = {name for name, v in _model_variables(model).items() if id(v) not in used}
+        try:
+            before = read_checkpoint(self.folder / BEST)[0] if others else {}
+        except InputError:  # the first one; or a damaged one, which this replaces
+            before = {}
+        write_checkpoint(self.folder / BEST, model, progress, {n: a for n, a in before.items() if n in others})
 
     def restore_newest(self, model: UnpairedModel) -> Progress:
         """Continues from the newest readable checkpoint; a fresh start where there is none.
@@ -191,7 +209,7 @@ class CheckpointFolder:
             return progress
         if best.step <= progress.step:
             return progress
-        return replace(progress, best_dice=best.best_dice, best_step=best.best_step)
+        return replace(progress, best_dice=best.best_dice, best_step=best.best_step, best_of=best.best_of)
 
     def selected(self, selection: str) -> Path:
         """Path of the "best" or the "last" checkpoint.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -58,7 +60,8 @@ def train(
         sampler: Batch of a step.
         run_dir: The run's folder.
         steps: Total number of optimizer steps.
-        validate: Gives validation scores; "dice" selects the best checkpoint. None: no validation, and no best one.
+        validate: Gives validation scores; "dice" selects the best checkpoint, or where modalities share nothing
+            "<modality>_dice" the weights of each. None: no validation, and no best one.
         validate_every: Steps between validations; the last step is always validated.
         checkpoint_every: Steps between checkpoints.
         norm_batches: How many of the last batches `UnpairedModel.estimate_statistics` takes before each
@@ -144,10 +147,11 @@ def train(
                     if validated:
                         validated(step)
                     tqdm.write(f"step {step}: validation Dice {100 * scores['dice']:.1f} %")
-                    # NaN, where the validation part has no class at all, is never the best.
-                    if scores["dice"] > (-1.0 if progress.best_dice is None else progress.best_dice):
-                        progress = replace(progress, best_dice=scores["dice"], best_step=step)
-                        folder.save_best(model, progress)
+                    if better := _better(model, scores, progress):
+                        best_of = {**progress.best_of, **better}
+                        mean = fmean(best_of.values())
+                        progress = replace(progress, best_dice=mean, best_step=step, best_of=best_of)
+                        folder.save_best(model, progress, tuple(better))
                 if knowledge and confusions and validating:
                     confusions.write(step, knowledge())
             reason = stop() or _time_is_up(started, max_hours)
@@ -159,6 +163,24 @@ def train(
                 message, code = reason
                 raise Stopped(f"{message} at step {step}; the same command continues from here", code)
     return progress
+
+
+def _better(model: UnpairedModel, scores: Mapping[str, float], progress: Progress) -> dict[str, float]:
+    """The modalities whose weights are better than the best so far, with their score, the mean Dice.
+
+    Networks that share nothing are chosen each by its own modality's Dice, as if they were trained one by one; a
+    modality of which the validation part has no class follows the others.
+    """
+    own = [{id(v) for v in model.variables_of((m,))} for m in model.modalities]
+    share_nothing = sum(map(len, own)) == len(set.union(*own))
+    better = {}
+    for modality in model.modalities:
+        score = scores.get(f"{modality}_dice", math.nan) if share_nothing else math.nan
+        score = scores["dice"] if math.isnan(score) else score
+        before = progress.best_of.get(modality, -1.0 if progress.best_dice is None else progress.best_dice)
+        if score > before:  # never where it is NaN, because no modality has a class
+            better[modality] = score
+    return better
 
 
 def summary_tag(name: str, modalities: Sequence[str]) -> str:
