@@ -279,6 +279,21 @@ def test_differences_without_one_scan_are_those_of_the_recorded_cases(higher, lo
     assert found in (RESULTS.parent / "results.md").read_text(encoding="utf-8")
 
 
+def test_what_one_checkpoint_for_both_cost_individual_in_validation():
+    """The best validation of each of its networks, less that at the chosen step."""
+    lost = {"ct": [], "mr": []}
+    for path in sorted(RESULTS.glob("*/abdomen-individual-*/history.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        scores = [line for line in lines if "validation_dice" in line]
+        chosen = max(scores, key=lambda line: line["validation_dice"])
+        for modality, points in lost.items():
+            name = f"validation_{modality}_dice"
+            points.append(100 * (max(line[name] for line in scores) - chosen[name]))
+    mr = sorted(points for points in lost["mr"] if points > 0)
+    assert (len(lost["mr"]), len(mr)) == (10, 8)
+    assert [f"{points:.1f}" for points in (mr[0], *mr[-2:], max(lost["ct"]))] == ["0.5", "2.7", "5.7", "0.3"]
+
+
 def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
     ones, others = without_augmentation("chilopod"), without_augmentation("joint")
     assert difference(ones, others, without="mr_10") == ("0.9 ± 3.6", "0.05")
