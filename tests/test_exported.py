@@ -125,6 +125,18 @@ def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Pat
     assert "mm, 32 × 32)" in card and f"{content['factor'] * 1.5:g} × {content['factor'] * 1.5:g} × 8 mm" in card
 
 
+def test_a_run_whose_data_have_moved_is_exported(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    run, moved = Path(shutil.copytree(run_dir, tmp_path / "run")), Path(shutil.copytree(data, tmp_path / "moved"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write_json(run / "run.json", {**record, "data_dir": str(tmp_path / "before")})
+    flags = (f"--run_dir={run}", f"--out={tmp_path / 'model'}")
+    refused = program("experiments.export", *flags)
+    assert refused.returncode == 1 and "before/dataset.json: no prepared data set" in refused.stderr
+    done = program("experiments.export", *flags, f"--data_dir={moved}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / MODEL).is_file()
+
+
 def test_damage_and_edits_are_told(exported: Path, run_dir: Path, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         return Path(shutil.copytree(exported, tmp_path / name))
