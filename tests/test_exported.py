@@ -17,7 +17,7 @@ from programs import fresh_programs, program
 from recorded_runs import run_config
 
 import ummkd_tf
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
 from ummkd_tf.data.cases import file_checksum, recipe_checksum
 from ummkd_tf.data.dataset import Dataset
@@ -269,6 +269,27 @@ def test_a_third_modality_is_added_by_its_norms_alone(
     with pytest.raises(InputError, match="part: mr_0: expected"):
         check_not_seen(again.training, Dataset.load(data), ["ct_3", "mr_0"])
     assert record["flags"]["freeze"] == "kernels"
+
+
+def test_a_fine_tuning_goes_on_without_the_model_folder(exported: Path, data: Path, tmp_path: Path) -> None:
+    def train(model: Path, **options) -> dict:
+        """Trains, or goes on, with --init_from=`model`; returns the record."""
+        config = run_config(**SHORT, init_from=str(model))
+        run_training(Dataset.load(data), tmp_path / "run", config, ARGUMENTS, SessionOptions(**options))
+        return json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+
+    model = Path(shutil.copytree(exported, tmp_path / "model"))
+    with pytest.raises(Stopped, match="at step 1; the same command continues"):
+        train(model, max_hours=0)
+    moved, other = model.rename(tmp_path / "moved"), Path(shutil.copytree(exported, tmp_path / "other"))
+    with open(other / "weights.npz", "ab") as stream:
+        stream.write(b" ")
+    with pytest.raises(InputError, match=r"init_from is '.*other', was '.*model'"):
+        train(other)
+    assert train(model)["progress"]["step"] == 2  # the same command
+    record = train(moved)  # the same model
+    assert record["flags"]["init_from"] == str(model) and "changes" not in record
+    assert record["started_from"] == json.loads((moved / MODEL).read_text(encoding="utf-8"))["training"]
 
 
 def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: Path) -> None:
