@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
-from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, runs_missing, title
+from experiments.results.captions import MEANS, counts, incomplete, provenance, runs_missing, title
 from experiments.results.paper import compared
 from experiments.results.records import Record, Runs, modalities_of, seeds_and_folds, unplanned
 from experiments.results.significance import compare, holm, unit_values
@@ -202,7 +202,7 @@ def _summaries(records: Iterable[Record], task: Task, modalities: Sequence[str])
     """`evaluation.summarize_cases` of every seed, over the cases of all its folds."""
     by_seed: dict[int, dict[str, Any]] = {}
     for record in records:
-        by_seed.setdefault(record.run["seed"], {}).update(evaluated_cases(record))
+        by_seed.setdefault(record.run["seed"], {}).update(record.cases())
     return [summarize_cases(cases, task, modalities) for cases in by_seed.values()]
 
 
@@ -287,7 +287,7 @@ def _outlier(target: str, runs: Runs) -> Table:
     """Table VI: of the outlier case, the mean over its organs."""
     specs = TARGETS[target].specs
     used = {spec: runs.of(spec, "outlier") for spec in specs}
-    cases = {case_id for found in used.values() for r in found for case_id in (r.outlier or {})["cases"]}
+    cases = {case_id for found in used.values() for r in found for case_id in r.cases("outlier")}
     rows = tuple(
         Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()), MEASURES[metric][2])
         for title, metric, key in CASE_ROWS
@@ -311,8 +311,7 @@ def _outlier(target: str, runs: Runs) -> Table:
 def _outlier_cell(records: Sequence[Record], metric: str) -> Cell:
     means = []
     for record in records:
-        assert record.outlier is not None
-        (case,) = record.outlier["cases"].values()
+        (case,) = record.cases("outlier").values()
         values = [case["classes"][name][metric] for name in record.task.table_classes]
         kept = [v for v in values if v is not None]
         means.append(math.fsum(kept) / len(kept) if kept else math.nan)

@@ -44,7 +44,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
     seeds = sorted({r.run["seed"] for r in records})
     tested: dict[str, str] = {}
     for record in records:
-        tested |= {case_id: case["modality"] for case_id, case in evaluated_cases(record, kind).items()}
+        tested |= {case_id: case["modality"] for case_id, case in record.cases(kind).items()}
     numbers = [f"{list(tested.values()).count(m)} {modality_title(m)}" for m in modalities_of(records)]
     parts = [
         f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
@@ -94,10 +94,6 @@ def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
     ]
 
 
-def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:
-    return (getattr(record, kind) or {"cases": {}})["cases"]
-
-
 def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:
     """Notes on everything that was missed, invented or left out, by `RunSpec` or name of a run."""
     texts = []
@@ -110,7 +106,7 @@ def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> li
             of_classes = [
                 case["classes"][name]["status"]
                 for record in records
-                for case in evaluated_cases(record, kind).values()
+                for case in record.cases(kind).values()
                 for name in record.task.table_classes
             ]
             if number := sum(status in statuses for status in of_classes):
@@ -121,7 +117,7 @@ def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> li
 
 
 def runs_missing(used: Mapping[Any, Sequence[Record]], runs: Runs) -> dict[Any, str]:
-    """Of which specs some runs are missing, e.g. "1 of 2 runs" are there."""
+    """Specs that have only some of their planned runs, each with a text such as "1 of 2 runs"."""
     planned = len(runs.seeds) * len(runs.folds)
     return {spec: f"{len(found)} of {planned} runs" for spec, found in used.items() if 0 < len(found) < planned}
 
