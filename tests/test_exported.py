@@ -330,6 +330,12 @@ def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_numbers_of_scans_are_numbers(tmp_path: Path) -> None:
+    done = program("experiments.growing", f"--work_dir={tmp_path / 'work'}", "--scans=two")
+    assert done.returncode == 1 and done.stderr.startswith("error: --scans=two: expected whole numbers")
+    assert not (tmp_path / "work").exists()
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
