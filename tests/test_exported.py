@@ -24,6 +24,7 @@ from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
 from ummkd_tf.runs.loading import load_run
+from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
 from ummkd_tf.runs.session import SessionOptions, run_training
 from ummkd_tf.scans import preprocessing
@@ -122,6 +123,9 @@ def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Pat
     assert content["labels"][0] == {"value": 0, "name": "background", "color": None}
     card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Not a medical device" in card and "has not been evaluated" in card
+    assert "kernels are shared by all modalities, its normalization layers\neach modality's own; after" in card
+    content["model"]["setting"] = "individual"
+    assert "kernels are each modality's own, its" in model_card(content, 1, "")
     assert "mm, 32 × 32)" in card and f"{content['factor'] * 1.5:g} × {content['factor'] * 1.5:g} × 8 mm" in card
 
 
