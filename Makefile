@@ -71,7 +71,7 @@ fuzz: setup  ## feed the readers with 5000 damaged files and 2000 odd headers, a
 	$(VENV)/bin/python tests/fuzz.py $(FLAGS)
 
 two-workers: setup  ## one training in two processes, as on two machines [FLAGS="--data_dir=… --run_dir=…"]
-	PYTHON=$(VENV)/bin/python experiments/cluster/two_workers.sh $(FLAGS)
+	PATH=$(abspath $(VENV))/bin:$$PATH experiments/cluster/two_workers.sh $(FLAGS)
 
 check-two-workers: setup  ## two processes against one: the same losses, weights and statistics in every setting
 	$(VENV)/bin/python tests/two_workers.py $(FLAGS)

@@ -1,13 +1,13 @@
 """Evaluates a trained run on whole volumes: Dice and surface distances per case and class, and their table.
 
     python -m experiments.evaluate --run_dir=runs/ours
-    python -m experiments.evaluate --run_dir=runs/ours --outlier=ct_0031    Table VI's, prepared with --hold_out_cases
+    python -m experiments.evaluate --run_dir=runs/ours --outlier=<case>    for Table VI, see --hold_out_cases
     python -m experiments.evaluate --model=model --csv=new_cases.csv --out=new_hospital    scans not used before
 
-Writes <run_dir>/evaluation_<part>[_original].json (the second: part "outlier") with every number, and prints the table.
-With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes it) or of
-the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the file lies in
---out. Cases that the model has seen are refused.
+Writes <run_dir>/evaluation_<part>[_original].json (with --outlier, the part is "outlier") with every number, and prints
+the table. With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes
+it) or of the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the
+file lies in --out. Cases that the model has seen are refused.
 """
 
 from __future__ import annotations

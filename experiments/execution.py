@@ -1,4 +1,4 @@
-"""Does what is missing of several runs, some at a time, each in processes of its own with its output in a log."""
+"""Runs what is missing of several runs: some at a time, each in its own process, with its output in a log."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run_all(works: Sequence[Doable], jobs: int) -> Outcome:
 
 
 def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) -> Outcome:
-    """As `run_all`, with any runner; a failed run does not keep the others.
+    """As `run_all`, with any runner; a failed run does not stop the others.
 
     Each run gets its share of the cores, because two that use all cores disturb each other.
     """

@@ -26,11 +26,10 @@ from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.folder import evaluation_name, read_run, selected_step, task_of
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
-flags.DEFINE_string("out", None, "Folder to write; must not exist.")
+flags.DEFINE_string("run_dir", None, "Folder of a trained run.", required=True)
+flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
+flags.DEFINE_string("data_dir", None, "Prepared data that the run was trained on, where they have moved since.")
 flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
-for _name in ("run_dir", "out"):
-    flags.mark_flag_as_required(_name)
 
 
 def results_of(run_dir: Path, selection: str | None) -> str:
@@ -67,7 +66,8 @@ def main(_: list[str]) -> None:
     from ummkd_tf.runs.exported import export_run
 
     run_dir = Path(FLAGS.run_dir)
-    out = export_run(run_dir, FLAGS.out, FLAGS.selection, results=results_of(run_dir, FLAGS.selection))
+    results = results_of(run_dir, FLAGS.selection)
+    out = export_run(run_dir, FLAGS.out, FLAGS.selection, data_dir=FLAGS.data_dir, results=results)
     print(f"{out}: read MODEL_CARD.md; in Python: ummkd_tf.load_model({str(out)!r})")
 
 

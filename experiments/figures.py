@@ -109,8 +109,12 @@ def same_split(records: Sequence[Record]) -> list[Record]:
     def split(record: Record) -> str:
         return record.name.rpartition("-seed")[2]
 
-    first = next((record for record in records if record.run["setting"]["name"] == "ours"), records[0])
+    first = _ours_or_first(records)
     return [record for record in records if split(record) == split(first)]
+
+
+def _ours_or_first(records: Sequence[Record]) -> Record:
+    return next((record for record in records if record.run["setting"]["name"] == "ours"), records[0])
 
 
 # --- Fig. 4, 5, 9: segmentations -------------------------------------------------------------------------------------
@@ -205,7 +209,7 @@ def _outlier_slices(specs: Sequence[RunSpec], records: Sequence[Record], predict
     """Fig. 9: slices of general cases and of the outlier, a CT in the paper, by Ours and (dashed) the reference."""
     predict = predict or Predictions()
     record = records[0]
-    task, outliers = record.task, (record.outlier or {"cases": {}})["cases"]
+    task, outliers = record.task, record.cases("outlier")
     modality = next((case["modality"] for case in outliers.values()), record.modalities[0])
     general = median_cases(record, modality, NORMAL_CASES)
     slices = {case_id: Slice.of(read_case(record, case_id), task) for case_id in (*general, *outliers)}
@@ -226,14 +230,14 @@ def _reference_run(records: Sequence[Record]) -> Record:
     evaluated = [record for record in records if record.evaluation]
     if not evaluated:
         raise InputError("no run of this figure is evaluated: expected evaluation_test.json; run experiments.evaluate")
-    return next((r for r in evaluated if r.run["setting"]["name"] == "ours"), evaluated[0])
+    return _ours_or_first(evaluated)
 
 
 def median_cases(record: Record, modality: str, number: int) -> list[str]:
     """The test cases of a modality nearest to the median of the mean Dice, as many as there are, by name."""
     dice = {
         case_id: _mean([metrics["dice"] for metrics in case["classes"].values()])
-        for case_id, case in (record.evaluation or {"cases": {}})["cases"].items()
+        for case_id, case in record.cases().items()
         if case["modality"] == modality
     }
     if not dice:
@@ -268,8 +272,7 @@ class Predictions:
         # Here, to start without TensorFlow.
         from ummkd_tf.evaluation.inference import Predictor, largest_components
 
-        evaluations = (record.evaluation or {"cases": {}}, record.outlier or {"cases": {}})
-        evaluation = next((e for e in evaluations if case_id in e["cases"]), {})
+        evaluation = next((e for e in (record.evaluation, record.outlier) if e and case_id in e["cases"]), {})
         if record.run_dir not in self._loaded:
             model, _, _ = load_run(record.run_dir, evaluation.get("selection"))
             self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
@@ -316,7 +319,7 @@ def _dice_over_alpha(specs: Sequence[RunSpec], records: Sequence[Record]) -> Fig
 
 def _case_dice(records: Sequence[Record], modality: str) -> list[float]:
     """Mean Dice over structures in %, of each test case of each run."""
-    cases = [case for record in records if record.evaluation for case in record.evaluation["cases"].values()]
+    cases = [case for record in records for case in record.cases().values()]
     values = [_mean([m["dice"] for m in case["classes"].values()]) for case in cases if case["modality"] == modality]
     return [100 * value for value in values if not math.isnan(value)]
 

@@ -91,8 +91,6 @@ def rows(step: int, measured: Sequence[Mapping[str, float]]) -> list[dict[str, s
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    if not values.run_dir:
-        raise InputError("--run_dir is needed: give the folder of a trained run")
     run_dir = Path(values.run_dir)
     record = read_run(run_dir)
     config, modalities = config_of(record), record["model"]["modalities"]
@@ -123,7 +121,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run_dir", None, "Folder of the run.")
+    flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
     flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
     flags.DEFINE_integer("batches", 16, "How many batches.", lower_bound=1)
     run(main)

@@ -22,6 +22,7 @@ from data_prep.pipeline import prepare_cases
 from data_prep.sources import btcv, chaos
 from data_prep.workers import Workers, default_workers
 from experiments.recipes import PRESETS, RECIPES
+from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note
@@ -124,7 +125,7 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
     return mean_dice(Predictor(model), (case.load() for case in cases))["dice"]
 
 
-def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:
+def table(scores: Mapping[str, Sequence[float]], scans: Sequence[int]) -> str:
     """Markdown: a row per way, a column per number of scans."""
 
     header = [f"{NEW} Dice, %", *(f"{n} scans" for n in scans)]
@@ -132,6 +133,7 @@ def table(scores: Mapping[str, Sequence[float]], scans: Sequence[str]) -> str:
 
 
 def main(_: list[str]) -> None:
+    scans = whole_numbers("scans", FLAGS.scans) or []
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import export_run
@@ -143,16 +145,16 @@ def main(_: list[str]) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
     new = Dataset.load(work / "new")
     most = len(new.ids("train"))
-    if wrong := [n for n in FLAGS.scans if not 0 < int(n) <= most]:
+    if wrong := [n for n in scans if not 0 < n <= most]:
         raise InputError(
-            f"--scans={','.join(wrong)}: expected numbers from 1 to {most}, as many as there are to train on"
+            f"--scans={','.join(map(str, wrong))}: expected numbers from 1 to {most}, as many as there are to train on"
         )
     before = train(Dataset.load(work / "first"), work / "runs" / "first", config(FLAGS.first_steps))
     if not (work / "model").exists():
         export_run(work / "runs" / "first", work / "model")
     scores: dict[str, list[float]] = {way: [] for way in WAYS}
-    for n in FLAGS.scans:
-        part = dataclasses.replace(new, split={**new.split, "train": new.split["train"][: int(n)]})
+    for n in scans:
+        part = dataclasses.replace(new, split={**new.split, "train": new.split["train"][:n]})
         for way, changes in WAYS.items():
             settings = config(FLAGS.steps, **{"init_from": str((work / "model").resolve()), **changes})
             scores[way].append(train(part, work / "runs" / f"{re.sub('[^a-z0-9]+', '-', way)}-{n}", settings))
@@ -161,7 +163,7 @@ def main(_: list[str]) -> None:
         f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {commit()}; "
         f"{len(new.ids('test'))} test scans"
     )
-    print(f"\n{table(scores, FLAGS.scans)}")
+    print(f"\n{table(scores, scans)}")
 
 
 if __name__ == "__main__":

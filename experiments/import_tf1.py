@@ -18,12 +18,12 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.tasks import get_task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "TF 1 Saver checkpoint: the path without '.index' and '.data-…'.")
-flags.DEFINE_string("out", None, "Folder to write; must not exist.")
+flags.DEFINE_string(
+    "checkpoint", None, "TF 1 Saver checkpoint: the path without '.index' and '.data-…'.", required=True
+)
+flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
 flags.DEFINE_enum("setting", "ours", ["ours", "chilopod"], "How it was trained: with the distillation loss or without.")
 flags.DEFINE_string("task", None, "Its task, or a task file; by default cardiac for the 2D network and abdomen for 3D.")
-for _name in ("checkpoint", "out"):
-    flags.mark_flag_as_required(_name)
 
 
 def main(_: list[str]) -> None:

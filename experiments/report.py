@@ -361,9 +361,9 @@ def _cases(entries: Sequence[Entry], page_dir: Path) -> str:
 
 
 def _case_rows(record: Record, page_dir: Path) -> Iterable[str]:
-    for part, evaluation in (("test", record.evaluation), ("outlier", record.outlier)):
-        for case_id, case in (evaluation or {"cases": {}})["cases"].items():
-            shown = _link(record.run_dir, evaluation or {}, case_id, page_dir)
+    for part, kind in (("test", "evaluation"), ("outlier", "outlier")):
+        for case_id, case in record.cases(kind).items():
+            shown = _link(record.run_dir, getattr(record, kind), case_id, page_dir)
             for name, metrics in case["classes"].items():
                 numbers = "".join(_number_cell(metrics[metric], metric) for metric in CASE_METRICS)
                 before = _texts(modality_title(case["modality"]), name.replace("_", " "))

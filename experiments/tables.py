@@ -2,7 +2,7 @@
 
     python -m experiments.tables --runs_dir=runs/paper --table=2 --compare
     python -m experiments.tables --runs_dir=runs/paper --table=5 --format=latex
-    python -m experiments.tables --runs_dir=runs --table=own        runs of your own, a row each, a table for each task
+    python -m experiments.tables --runs_dir=runs --table=own        runs of your own: a row each, and means over folds
 
 Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers come about:
 
@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
     records = load_folder(values.runs_dir)
     if name == OWN:
         if values.compare or values.seeds or values.folds:
-            raise InputError(f"--table={OWN}: shows every run as it is: leave --compare, --seeds and --folds out")
+            raise InputError(f"--table={OWN}: shows all runs and their means: leave --compare, --seeds and --folds out")
         tables = own_tables(records)
         if not tables:
             raise InputError(

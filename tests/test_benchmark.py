@@ -10,9 +10,9 @@ from programs import program
 
 from experiments.benchmark import evaluation, gpu, inputs, startup, steps
 from experiments.benchmark.flops import convolutions, forward_flops, training_flops
-from experiments.benchmark.results import OURS, Aim, Measurement, Part, as_json, page, ratio_target, table
+from experiments.benchmark.results import OURS, Aim, Measurement, Part, as_json, page, ratio_aim, table
 from experiments.benchmark.scaling import draw, slope, ticks
-from experiments.benchmark.steps import Size, _targets
+from experiments.benchmark.steps import Size, _aims
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.model.architectures import NETWORKS, Block, Conv, Filters, Network, StageRow
 from ummkd_tf.runs.environment import has_gpu
@@ -109,13 +109,13 @@ def test_table_from_known_numbers():
     assert rows[4][-2] == "–"  # nobody of ours to compare with
 
 
-def test_targets():
-    assert ratio_target("t", {"x": (3.0, 2.0), "y": (2.0, 2.0)}, 1.2) == Aim("t", "x: 1.50; y: 1.00", False)
-    assert ratio_target("t", {"x": (3.0, 2.0)}, 1.2).met is True
-    assert ratio_target("t", {}, 1.2) == Aim("t", "not measured", None)
+def test_aims():
+    assert ratio_aim("t", {"x": (3.0, 2.0), "y": (2.0, 2.0)}, 1.2) == Aim("t", "x: 1.50; y: 1.00", False)
+    assert ratio_aim("t", {"x": (3.0, 2.0)}, 1.2).met is True
+    assert ratio_aim("t", {}, 1.2) == Aim("t", "not measured", None)
 
 
-def test_targets_of_the_step():
+def test_aims_of_the_step():
     two, three = Size("dilated2d", 1, 64, 4).title, Size("unet3d", 1, 64, 4).title
     share, memory = "% of peak", "peak GiB"
     rows = [
@@ -124,7 +124,7 @@ def test_targets_of_the_step():
         Measurement(three, OURS, Timing((1.0,)), {share: 76.0, memory: 1.0}),
         Measurement(three, "plain", Timing((1.1,)), {share: 70.0, memory: 2.0}),
     ]
-    assert [target.met for target in _targets(rows, {row.case for row in rows})] == [True, True, False, False, True]
+    assert [aim.met for aim in _aims(rows, {row.case for row in rows})] == [True, True, False, False, True]
 
 
 def test_page_says_at_once_what_is_met_and_json_holds_the_medians():
@@ -164,14 +164,14 @@ def test_slope_of_a_known_curve():
 def test_input_part_measures_every_way():
     part = inputs.measure(depth=9, cases=1, batches=1, rounds=1, steps=None)
     assert len(part.rows) == 10 and all(row.timing for row in part.rows)
-    assert [target.met is None for target in part.targets] == [False, True, True, True]
+    assert [aim.met is None for aim in part.aims] == [False, True, True, True]
     assert sum(row.contender == inputs.AUGMENTED for row in part.rows) == 2
 
 
 def test_evaluation_agrees_with_medpy():
     pytest.importorskip("medpy")
-    target = evaluation.agreement(*evaluation.phantom((40, 36, 24)), (1.0, 1.5, 3.0))
-    assert target.met, target.measured
+    aim = evaluation.agreement(*evaluation.phantom((40, 36, 24)), (1.0, 1.5, 3.0))
+    assert aim.met, aim.measured
 
 
 def test_every_program_is_found():

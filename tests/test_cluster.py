@@ -112,14 +112,12 @@ def test_every_node_knows_all_workers_and_its_own_number(tmp_path, programs, mon
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     programs("scontrol", "printf 'n1\\nn2\\n'")
     programs("srun", 'shift; for i in 0 1; do SLURM_PROCID=$i "$@"; done')
-    programs("python", 'echo "$TF_CONFIG" >> "$LOG/config"; echo "$@" >> "$LOG/arguments"')
+    programs("ummkd", 'echo "$TF_CONFIG" >> "$LOG/config"; echo "$@" >> "$LOG/arguments"')
     subprocess.run([CLUSTER / "slurm_nodes.sh", "--setting=ours", "--run_dir=a b"], check=True)
     for index, line in enumerate(lines(tmp_path / "config")):
         cluster = {"worker": ["n1:12345", "n2:12345"]}
         assert json.loads(line) == {"cluster": cluster, "task": {"type": "worker", "index": index}}
-    assert lines(tmp_path / "arguments") == 2 * [
-        "-m experiments.train --strategy=multi_worker --setting=ours --run_dir=a b"
-    ]
+    assert lines(tmp_path / "arguments") == 2 * ["train --strategy=multi_worker --setting=ours --run_dir=a b"]
 
 
 def test_kubernetes_gives_each_pod_its_number():
@@ -145,17 +143,13 @@ def test_shellcheck_finds_nothing(tmp_path):
     subprocess.run(["shellcheck", *CLUSTER.glob("*.sh"), *jobs.glob("*.sh")], check=True)
 
 
-def test_two_workers_on_this_machine(tmp_path, monkeypatch):
+def test_two_workers_on_this_machine(tmp_path, programs, monkeypatch):
     """The same training twice, as workers 0 and 1 on two ports; the code of one that fails is the script's."""
-    python = tmp_path / "python"
-    stand_in = f'[ "$1" = -c ] && exec {sys.executable} "$@"\necho "$TF_CONFIG" > "$LOG"-$$; echo "$@"\n'
-    python.write_text(f"#!/bin/bash\n{stand_in}[[ $TF_CONFIG != *'\"index\": 1'* ]]\n", encoding="utf-8")
-    python.chmod(0o755)
-    monkeypatch.setenv("PYTHON", str(python))
+    programs("ummkd", """echo "$TF_CONFIG" > "$LOG"-$$; echo "$@"; [[ $TF_CONFIG != *'"index": 1'* ]]""")
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     done = subprocess.run([CLUSTER / "two_workers.sh", "--seed=1"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.splitlines() == ["-m experiments.train --strategy=multi_worker --seed=1"] * 2
+    assert done.stdout.splitlines() == ["train --strategy=multi_worker --seed=1"] * 2
     configs = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("log-*")]
     assert sorted(config["task"]["index"] for config in configs) == [0, 1]
     assert configs[0]["cluster"] == configs[1]["cluster"] and len(set(configs[0]["cluster"]["worker"])) == 2

@@ -17,13 +17,14 @@ from programs import fresh_programs, program
 from recorded_runs import run_config
 
 import ummkd_tf
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.files import write_json
 from ummkd_tf.data.cases import file_checksum, recipe_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
 from ummkd_tf.runs.loading import load_run
+from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
 from ummkd_tf.runs.session import SessionOptions, run_training
 from ummkd_tf.scans import preprocessing
@@ -122,7 +123,22 @@ def test_the_folder_says_where_the_model_comes_from(exported: Path, run_dir: Pat
     assert content["labels"][0] == {"value": 0, "name": "background", "color": None}
     card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Not a medical device" in card and "has not been evaluated" in card
+    assert "kernels are shared by all modalities, its normalization layers\neach modality's own; after" in card
+    content["model"]["setting"] = "individual"
+    assert "kernels are each modality's own, its" in model_card(content, 1, "")
     assert "mm, 32 × 32)" in card and f"{content['factor'] * 1.5:g} × {content['factor'] * 1.5:g} × 8 mm" in card
+
+
+def test_a_run_whose_data_have_moved_is_exported(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    run, moved = Path(shutil.copytree(run_dir, tmp_path / "run")), Path(shutil.copytree(data, tmp_path / "moved"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write_json(run / "run.json", {**record, "data_dir": str(tmp_path / "before")})
+    flags = (f"--run_dir={run}", f"--out={tmp_path / 'model'}")
+    refused = program("experiments.export", *flags)
+    assert refused.returncode == 1 and "before/dataset.json: no prepared data set" in refused.stderr
+    done = program("experiments.export", *flags, f"--data_dir={moved}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / MODEL).is_file()
 
 
 def test_damage_and_edits_are_told(exported: Path, run_dir: Path, tmp_path: Path) -> None:
@@ -259,6 +275,27 @@ def test_a_third_modality_is_added_by_its_norms_alone(
     assert record["flags"]["freeze"] == "kernels"
 
 
+def test_a_fine_tuning_goes_on_without_the_model_folder(exported: Path, data: Path, tmp_path: Path) -> None:
+    def train(model: Path, **options) -> dict:
+        """Trains, or goes on, with --init_from=`model`; returns the record."""
+        config = run_config(**SHORT, init_from=str(model))
+        run_training(Dataset.load(data), tmp_path / "run", config, ARGUMENTS, SessionOptions(**options))
+        return json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+
+    model = Path(shutil.copytree(exported, tmp_path / "model"))
+    with pytest.raises(Stopped, match="at step 1; the same command continues"):
+        train(model, max_hours=0)
+    moved, other = model.rename(tmp_path / "moved"), Path(shutil.copytree(exported, tmp_path / "other"))
+    with open(other / "weights.npz", "ab") as stream:
+        stream.write(b" ")
+    with pytest.raises(InputError, match=r"init_from is '.*other', was '.*model'"):
+        train(other)
+    assert train(model)["progress"]["step"] == 2  # the same command
+    record = train(moved)  # the same model
+    assert record["flags"]["init_from"] == str(model) and "changes" not in record
+    assert record["started_from"] == json.loads((moved / MODEL).read_text(encoding="utf-8"))["training"]
+
+
 def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: Path) -> None:
     def start(**config) -> None:
         short_run(data, tmp_path / "run", **config)
@@ -295,6 +332,12 @@ def test_growing_refuses_what_cannot_work(exported: Path, data: Path, tmp_path: 
             SessionOptions(),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_scans_are_numbers(tmp_path: Path) -> None:
+    done = program("experiments.growing", f"--work_dir={tmp_path / 'work'}", "--scans=two")
+    assert done.returncode == 1 and done.stderr.startswith("error: --scans=two: expected whole numbers")
+    assert not (tmp_path / "work").exists()
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -304,10 +304,10 @@ def test_many_cases_for_the_benchmark(tmp_path):
     assert dataset.case("mr_0003").case_id == "mr_0003"
 
 
-def test_targets_of_many_cases():
+def test_aims_of_many_cases():
     values = {"opened s": 0.5, "peak GiB": 2.0, "input × warm": 30.0, "input × cold": 4.0}
     small = Measurement("x", "16 cases", Timing((1.0,)), values)
     large = Measurement("x", "2000 cases", Timing((1.3,)), {**values, "peak GiB": 3.0})
-    found = cases_part.targets([small, large], cases_part.FULL)
-    assert [target.met for target in found] == [True, True, False, True, True]
+    found = cases_part.aims([small, large], cases_part.FULL)
+    assert [aim.met for aim in found] == [True, True, False, True, True]
     assert found[1].measured == "x: 1.07"

@@ -356,11 +356,11 @@ def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_
     assert len(list((tmp_path / "pictures").iterdir())) == len(modalities)
 
 
-def recorded(runs_dir, name, task, modalities, setting="ours", status="finished"):
-    """A run's folder with Dice 0.5 for every structure of one case of each modality."""
-    spec = RunSpec("abdomen", "abdomen", setting)
-    classes = {c: class_metrics(np.random.default_rng(0), 0.5) for c in task.class_names[1:]}
-    cases = {f"{m}_1": {"modality": m, "spacing_mm": [1, 1, 1], "classes": classes} for m in modalities}
+def recorded(runs_dir, name, task, modalities, setting="ours", status="finished", *, seed=0, case=1, dice=0.5):
+    """A run's folder with the same Dice for every structure of one case of each modality."""
+    spec = RunSpec("abdomen", "abdomen", setting, seed=seed)
+    classes = {c: class_metrics(np.random.default_rng(0), dice) for c in task.class_names[1:]}
+    cases = {f"{m}_{case}": {"modality": m, "spacing_mm": [1, 1, 1], "classes": classes} for m in modalities}
     run_dir = write_run(runs_dir, spec, cases, status=status, parameters=12345)
     run_dir = run_dir.rename(runs_dir / name)
     path = run_dir / "run.json"
@@ -401,6 +401,25 @@ def test_own_runs_have_a_table_for_each_task(tmp_path):
     assert done.returncode == 0 and "own CT bladder" in done.stdout, done.stderr
     done = program("experiments.tables", *flags(runs_dir=tmp_path, table="own", seeds="1"))
     assert done.returncode == 1 and "leave --compare, --seeds and --folds out" in done.stderr
+
+
+def test_own_folds_and_seeds_have_a_row_for_their_mean(tmp_path):
+    task = own_task(["prostate"])
+    for fold, dice in enumerate((0.4, 0.6, 0.8)):
+        recorded(tmp_path, f"f{fold}", task, ["t1"], case=fold, dice=dice)
+    for seed, dice in enumerate((0.5, 0.7)):
+        recorded(tmp_path, f"s{seed}", task, ["t1"], "joint", seed=seed, dice=dice)
+        recorded(tmp_path, f"x{seed}", task, ["t1"], "x_shaped", dice=dice)  # the same seed and case twice: no mean
+        recorded(tmp_path, f"y{seed}", task, ["t1"], "y_shaped", seed=seed, case=seed)  # seeds of different cases
+    (table,) = builders.own_tables(load_records(tmp_path))
+    rows = table.blocks[0].rows
+    assert [row.title for row in rows[9:]] == [
+        "mean of 3 folds, n = 3 t1: f0, f1, f2 (Ours)",
+        "mean of 2 seeds, n = 1 t1: s0, s1 (Joint)",
+    ]
+    # Over the folds' cases √(2 · 20² / 3) = 16.3; over seeds the mean of what has no spread, one case.
+    assert [row.cells[1].text for row in rows[9:]] == ["60.0±16.3", "60.0"]
+    assert "n = 3 t1 test cases" in table.caption and "Means are of runs that differ in fold and seed" in table.caption
 
 
 def test_another_task_is_not_tabulated_as_the_papers(tmp_path):

@@ -46,11 +46,17 @@ def test_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
 def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_dataset):
     start(tmp_path, prepared_dataset)
     changed = run_config(alpha=0.9)
-    with pytest.raises(InputError, match=r"alpha is 0.9, was 0.5.*--accept_changes continues"):
+    with pytest.raises(InputError, match=r"alpha is 0.9, was 0.5.*--accept_changes continues .* that$"):
         start(tmp_path, prepared_dataset, changed)
     record = start(tmp_path, prepared_dataset, changed, accept_changes=True)
     assert record["flags"]["alpha"] == 0.9 and record["changes"][0]["changed"] == ["alpha is 0.9, was 0.5"]
     assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
+
+
+def test_more_steps_of_a_rate_that_falls_to_zero_are_advised_against(tmp_path, prepared_dataset):
+    start(tmp_path, prepared_dataset, run_config(steps=100, schedule="polynomial"))
+    with pytest.raises(InputError, match=r"records that, but the learning rate.* jumps.* a new run with --init_from$"):
+        start(tmp_path, prepared_dataset, run_config(steps=200, schedule="polynomial"))
 
 
 def test_a_run_tells_its_processor(tmp_path, prepared_dataset, monkeypatch):

@@ -27,7 +27,7 @@ from ummkd_tf.common import processor
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing, write_json
-from ummkd_tf.runs.environment import commit
+from ummkd_tf.runs.environment import commit, total_memory
 
 PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling", "cases", "gpu")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "SimpleITK", "torch", "MedPy", "surface-distance")
@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor.description(),
         "cores": os.cpu_count(),
-        "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory GiB": round(total_memory() / 2**30, 1),
         "load at start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "system": platform.platform(),
     }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,15 +120,16 @@ def measure(amounts: Amounts, rounds: int) -> Part:
         f"batch after opening, files in the system's own cache. Warm: after {amounts.warm_up} batches. Input: batches "
         "drawn and nothing else.",
     ]
-    return Part("cases", "Memory and time against number of cases", rows, targets(rows, amounts), notes)
+    return Part("cases", "Memory and time against number of cases", rows, aims(rows, amounts), notes)
 
 
 def _rows(size: Size, folders: dict[int, Path], amounts: Amounts, rounds: int) -> list[Measurement]:
     programs: dict[str, Program] = {}
-    try:
+    with ExitStack() as running:
         for count, folder in folders.items():
             arguments = {**vars(size), "data_dir": folder, "cache_gb": amounts.cache_gb}
-            programs[_contender(count)] = Program(f"{size.title}, {count} cases", "cases", arguments)
+            program = Program(f"{size.title}, {count} cases", "cases", arguments)
+            programs[_contender(count)] = running.enter_context(program)
         for program in programs.values():
             program.ask(f"draw {amounts.warm_up}")
 
@@ -151,40 +153,36 @@ def _rows(size: Size, folders: dict[int, Path], amounts: Amounts, rounds: int) -
             }
             rows.append(Measurement(size.title, name, step, values))
         return rows
-    finally:
-        for program in programs.values():
-            program.__exit__(None, None, None)
 
 
 def _contender(count: int) -> str:
     return f"{count} cases"
 
 
-def targets(rows: Sequence[Measurement], amounts: Amounts) -> list[Aim]:
+def aims(rows: Sequence[Measurement], amounts: Amounts) -> list[Aim]:
     """What must hold for the largest number of cases, beside the smallest."""
     small, large = (_contender(count) for count in (amounts.cases[0], amounts.cases[-1]))
     of = {(row.case, row.contender): row for row in rows}
     pairs = {row.case: (of[row.case, small], of[row.case, large]) for row in rows}
 
-    def target(text: str, measured: Callable[[Measurement, Measurement], float], holds: Callable[[float], bool]) -> Aim:
+    def aim(text: str, measured: Callable[[Measurement, Measurement], float], holds: Callable[[float], bool]) -> Aim:
         found = {case: measured(*pair) for case, pair in pairs.items()}
         numbers = "; ".join(f"{case}: {value:.3g}" for case, value in found.items())
         return Aim(text, numbers, all(map(holds, found.values())))
 
     def slower(a: Measurement, b: Measurement) -> float:
-        assert a.timing and b.timing
         return b.timing.median / a.timing.median
 
     return [
-        target(f"{large} open in under a second", lambda _, b: b.values["opened s"], lambda s: s < 1),
-        target(
+        aim(f"{large} open in under a second", lambda _, b: b.values["opened s"], lambda s: s < 1),
+        aim(
             f"{large} take at most 1.5 GB more memory than {small} (GB)",
             lambda a, b: (b.values["peak GiB"] - a.values["peak GiB"]) * GIB / 1e9,
             lambda more: more <= 1.5,
         ),
-        target(f"a step with {large} at most 1.2 times as slow, once warm", slower, lambda ratio: ratio <= 1.2),
-        target("input at least 20× the step's demand, warm", lambda a, _: a.values["input × warm"], lambda r: r >= 20),
-        target("input at least 3× the step's demand, cold", lambda _, b: b.values["input × cold"], lambda r: r >= 3),
+        aim(f"a step with {large} at most 1.2 times as slow, once warm", slower, lambda ratio: ratio <= 1.2),
+        aim("input at least 20× the step's demand, warm", lambda a, _: a.values["input × warm"], lambda r: r >= 20),
+        aim("input at least 3× the step's demand, cold", lambda _, b: b.values["input × cold"], lambda r: r >= 3),
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from experiments.benchmark.results import OURS, Aim, Measurement, Part, ratio_target
+from experiments.benchmark.results import OURS, Aim, Measurement, Part, ratio_aim
 from experiments.benchmark.timing import interleaved, timed
 from ummkd_tf.evaluation.metrics import ClassMetrics, case_metrics
 
@@ -70,16 +70,16 @@ def measure(shape: Sequence[int], spacing_mm: Sequence[float], rounds: int) -> P
         "Ours and surface-distance give Dice, HD, HD95, ASSD and surface Dice; MedPy has no surface Dice. Surfaces of "
         "surface-distance are patches between voxels and not voxels, so that its distances differ by definition."
     )
-    targets = [
-        ratio_target(
+    aims = [
+        ratio_aim(
             "metrics at least 5× as fast as MedPy",
             {case: (timings[MEDPY].median, timings[OURS].median)} if MEDPY in timings else {},
             5.0,
         )
     ]
     if MEDPY in timings:
-        targets.append(agreement(prediction, reference, spacing))
-    return Part("evaluation", "Evaluation", rows, targets, notes)
+        aims.append(agreement(prediction, reference, spacing))
+    return Part("evaluation", "Evaluation", rows, aims, notes)
 
 
 def agreement(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Aim:

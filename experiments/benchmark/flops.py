@@ -1,8 +1,8 @@
 """Floating-point operations of a network's convolutions, counted from its table.
 
-A multiplication and an addition are two operations. Counted is the direct sum with every border position in full;
-an implementation that needs fewer (Winograd) can so achieve more than the machine's peak. Normalization, activations
-and losses are left out: they are below one per cent.
+A multiplication and an addition are two operations. The direct convolution is counted, border positions in full. An
+implementation that needs fewer operations (Winograd) can therefore exceed the machine's peak. Normalization,
+activations and losses are left out: they are below one per cent.
 """
 
 from __future__ import annotations

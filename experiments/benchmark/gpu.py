@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from experiments.benchmark.results import OURS, OURS_BFLOAT16, Measurement, Part
 from experiments.benchmark.steps import INSTALL, Size, Worker
@@ -45,20 +46,17 @@ def measure(sizes: Sequence[Size], rounds: int, *, compiled: bool = True) -> Par
         workers: dict[str, Worker] = {}
         with ThreadPoolExecutor(len(names)) as pool:
             starting = {name: pool.submit(Worker, name, size) for name in names}
-        for name, start in starting.items():
-            try:
-                workers[name] = start.result()
-            except InputError as error:
-                notes.append(f"left out: {error}")
-        try:
+        with ExitStack() as running:
+            for name, start in starting.items():
+                try:
+                    workers[name] = running.enter_context(start.result())
+                except InputError as error:
+                    notes.append(f"left out: {error}")
             timings = interleaved({name: worker.step for name, worker in workers.items()}, rounds + 2)
             for name, worker in workers.items():
                 values = {"GPU GiB": worker.last["gpu_bytes"] / 2**30, "GFLOP/s": size.gflop / timings[name].median}
                 values["s to first step"] = worker.first_step_seconds
                 rows.append(Measurement(size.title, name, timings[name], values))
-        finally:
-            for worker in workers.values():
-                worker.__exit__(None, None, None)
     from experiments.benchmark import inference  # here, to start without TensorFlow
 
     largest = max(size.size for size in sizes)

@@ -70,7 +70,7 @@ def measure(depth: int, cases: int, batches: int, rounds: int, steps: Part | Non
         "Cold: every file is put out of the page cache as far as the system lets a user do that; from opening the data "
         "set to the first batch. Otherwise warm: cases in memory, as in training; seconds are those of one batch.",
     ]
-    return Part("input", "Input pipeline", rows, _targets(rows, steps), notes)
+    return Part("input", "Input pipeline", rows, _aims(rows, steps), notes)
 
 
 def _rows(case: str, dataset: Dataset, rank: int, batch_size: int, batches: int, rounds: int) -> list[Measurement]:
@@ -146,12 +146,11 @@ def _read_batch(dataset: Dataset, rank: int, batch_size: int, step: int) -> dict
     return batch
 
 
-def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
+def _aims(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
     warm = next(row for row in rows if row.case.startswith("dilated2d 8+8") and row.contender == OURS)
-    assert warm.timing
     supply = warm.values["batches/s"]
     text = "2D slices 8+8 warm: at least 50 batches/s"
-    targets = [Aim(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
+    aims = [Aim(text, f"{warm.case}: {supply:.1f} batches/s", supply >= 50)]
     ways = ((OURS, 20, ""), (AUGMENTED, 20, ", augmented"), (COLD, 3, ", cold"))
     texts = [f"input at least {least}× what the 2D training step takes{how}" for _, least, how in ways]
     step = (
@@ -159,16 +158,16 @@ def _targets(rows: Sequence[Measurement], steps: Part | None) -> list[Aim]:
         if steps
         else None
     )
-    if step is None or step.timing is None:
-        return [*targets, *(Aim(text, "needs part `step` in the same run", None) for text in texts)]
+    if step is None:
+        return [*aims, *(Aim(text, "needs part `step` in the same run", None) for text in texts)]
     demand = _examples_per_second(4, step.timing)
     by_contender = {row.contender: row for row in rows if row.case == warm.case}
     for text, (contender, least, _) in zip(texts, ways, strict=True):
         row = by_contender[contender]
         found = 16 * row.values["batches/s"]
         measured = f"{found:.0f} against {demand:.1f} examples/s: {found / demand:.0f}×"
-        targets.append(Aim(text, measured, found >= least * demand))
-    return targets
+        aims.append(Aim(text, measured, found >= least * demand))
+    return aims
 
 
 def _examples_per_second(batch_size: int, timing: Timing) -> float:

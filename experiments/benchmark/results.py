@@ -20,16 +20,14 @@ class Measurement:
     Attributes:
         case: What had to be done.
         contender: Who did it; `OURS` for this project.
-        timing: Seconds; None where there is nothing to measure, and `note` says why.
+        timing: Seconds.
         values: Further numbers by title, with their unit.
-        note: Anything a reader must know.
     """
 
     case: str
     contender: str
-    timing: Timing | None
+    timing: Timing
     values: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Part:
         name: As in --parts.
         title: Heading.
         rows: In order; rows of one case follow each other.
-        targets: In order.
+        aims: In order.
         notes: Sentences below the table.
         pictures: File name beside the page → caption.
     """
@@ -63,12 +61,12 @@ class Part:
     name: str
     title: str
     rows: Sequence[Measurement] = ()
-    targets: Sequence[Aim] = ()
+    aims: Sequence[Aim] = ()
     notes: Sequence[str] = ()
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def ratio_target(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Aim:
+def ratio_aim(text: str, pairs: Mapping[str, tuple[float, float]], least: float) -> Aim:
     """An aim that a quotient reaches `least` in every case.
 
     Args:
@@ -85,15 +83,14 @@ def as_json(part: Part) -> dict[str, Any]:
     """A part as JSON takes it, with the medians that readers want."""
     content = asdict(part)
     for row, entry in zip(part.rows, content["rows"], strict=True):
-        if row.timing is not None:
-            seconds = row.timing.seconds
-            entry["timing"] |= {
-                "median": row.timing.median,
-                "min": min(seconds),
-                "max": max(seconds),
-                "deviation": row.timing.deviation,
-                "rounds": len(seconds),
-            }
+        seconds = row.timing.seconds
+        entry["timing"] |= {
+            "median": row.timing.median,
+            "min": min(seconds),
+            "max": max(seconds),
+            "deviation": row.timing.deviation,
+            "rounds": len(seconds),
+        }
     return content
 
 
@@ -105,20 +102,19 @@ def page(parts: Sequence[Part], facts: Mapping[str, Any]) -> str:
         facts: Date, commit, machine, versions.
     """
     blocks = ["# Benchmark", "\n".join(f"- {name}: {_fact(value)}" for name, value in facts.items())]
-    targets = [target for part in parts for target in part.targets]
-    if targets:
+    aims = [aim for part in parts for aim in part.aims]
+    if aims:
         mark = {True: "✔ met", False: "✘ missed", None: "– not measured"}
         blocks += [
-            "## Targets",
-            markdown(["target", "", "measured"], [[t.text, mark[t.met], t.measured] for t in targets]),
+            "## Aims",
+            markdown(["aim", "", "measured"], [[aim.text, mark[aim.met], aim.measured] for aim in aims]),
         ]
     for part in parts:
         blocks += [f"## {part.title}"]
         if part.rows:
             blocks.append(table(part.rows))
-        notes = [*part.notes, *(f"{row.case}, {row.contender}: {row.note}" for row in part.rows if row.note)]
-        if notes:
-            blocks.append("\n".join(f"- {note}" for note in notes))
+        if part.notes:
+            blocks.append("\n".join(f"- {note}" for note in part.notes))
         blocks += [f"![{caption}]({name})" for name, caption in part.pictures.items()]
     return "\n\n".join(blocks) + "\n"
 
@@ -126,18 +122,15 @@ def page(parts: Sequence[Part], facts: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Measurement]) -> str:
     """Seconds of every row, the ratio to ours of the same case, and all further values."""
     titles = list(dict.fromkeys(title for row in rows for title in row.values))
-    ours = {row.case: row.timing.median for row in rows if row.contender == OURS and row.timing}
+    ours = {row.case: row.timing.median for row in rows if row.contender == OURS}
     header = ["case", "contender", "median s", "min", "max", "±", "rounds", "by ours", *titles]
     body = []
     for row in rows:
-        cells = ["–"] * 6
-        if row.timing is not None:
-            seconds = row.timing.seconds
-            numbers = [row.timing.median, min(seconds), max(seconds), row.timing.deviation]
-            ratio = f"{row.timing.median / ours[row.case]:.2f}" if ours.get(row.case) else "–"
-            cells = [*map(number, numbers), str(len(seconds)), ratio]
+        seconds = row.timing.seconds
+        numbers = [row.timing.median, min(seconds), max(seconds), row.timing.deviation]
+        ratio = f"{row.timing.median / ours[row.case]:.2f}" if ours.get(row.case) else "–"
         extra = [number(row.values[title]) if title in row.values else "" for title in titles]
-        body.append([row.case, row.contender, *cells, *extra])
+        body.append([row.case, row.contender, *map(number, numbers), str(len(seconds)), ratio, *extra])
     return markdown(header, body)
 
 

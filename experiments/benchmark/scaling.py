@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,16 +117,14 @@ def measure(amounts: Amounts, bases: Sequence[Size], rounds: int, out_dir: Path)
 
 def _steps(base: Size, name: str, values: Sequence[int], rounds: int) -> dict[float, Timing]:
     workers: dict[int, Worker] = {}
-    try:
+    with ExitStack() as running:
         for value in values:
             if name == "modalities":
-                workers[value] = Worker(OURS, base, value)
+                worker = Worker(OURS, base, value)
             else:
-                workers[value] = Worker(OURS, Size(**{**vars(base), name: value}))
+                worker = Worker(OURS, Size(**{**vars(base), name: value}))
+            workers[value] = running.enter_context(worker)
         timings = interleaved({str(value): worker.step for value, worker in workers.items()}, rounds)
-    finally:
-        for worker in workers.values():
-            worker.__exit__(None, None, None)
     return {value: timings[str(value)] for value in values}
 
 

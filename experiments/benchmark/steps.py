@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +16,14 @@ from typing import Any, Self
 
 from experiments.benchmark.batches import DEPTH, NUM_CLASSES
 from experiments.benchmark.flops import training_flops
-from experiments.benchmark.results import OURS, OURS_BFLOAT16, Aim, Measurement, Part, ratio_target
+from experiments.benchmark.results import OURS, OURS_BFLOAT16, Aim, Measurement, Part, ratio_aim
 from experiments.benchmark.timing import interleaved, matmul_gflops
 from ummkd_tf.common.cli import start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
 
 ROOT = Path(__file__).parents[2]
-RIVALS = {"pytorch": ("torch", "pytorch"), "plain": ("tensorflow", "tensorflow_transcription")}
+RIVALS = {"pytorch": "torch", "plain": "tensorflow"}  # name, package that it needs
 INSTALL = "pip install -e .[benchmark]"
 
 
@@ -146,11 +147,9 @@ def contenders() -> tuple[list[str], list[str]]:
         found.append(OURS_BFLOAT16)
     else:
         missing.append(f"{OURS_BFLOAT16} is left out: this machine has no instructions for it, so a step takes minutes")
-    for name, (package, module) in RIVALS.items():
+    for name, package in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             missing.append(f"{name} is left out: {package} is not installed; {INSTALL}")
-        elif importlib.util.find_spec(f"experiments.benchmark.rivals.{module}") is None:
-            missing.append(f"{name} is left out: experiments/benchmark/{module}.py is missing")
         else:
             found.append(name)
     return found, missing
@@ -163,16 +162,13 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
     rows: list[Measurement] = []
     for size in sizes:
         workers: dict[str, Worker] = {}
-        try:
+        with ExitStack() as running:
             for name in names:
                 try:
-                    workers[name] = Worker(name, size)
+                    workers[name] = running.enter_context(Worker(name, size))
                 except InputError as error:
                     notes.append(f"left out: {error}")
             rows += _rows(size, workers, rounds)
-        finally:
-            for worker in workers.values():
-                worker.__exit__(None, None, None)
     notes += [
         "GFLOP/s count the direct convolution, so Winograd's way can exceed the peak, which is that of TensorFlow's "
         "float32 matrix product in the same rounds. Memory is that of the whole process; of it libraries: what it had "
@@ -180,7 +176,7 @@ def measure(sizes: Sequence[Size], rounds: int) -> Part:
         "bfloat16: `experiments.train --precision=mixed_bfloat16`; the aims are float32's.",
     ]
     largest = max(size.size for size in sizes)  # the paper's
-    return Part("step", "Training step", rows, _targets(rows, {s.title for s in sizes if s.size == largest}), notes)
+    return Part("step", "Training step", rows, _aims(rows, {s.title for s in sizes if s.size == largest}), notes)
 
 
 def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Measurement]:
@@ -212,7 +208,7 @@ def _rows(size: Size, workers: dict[str, Worker], rounds: int) -> list[Measureme
     ]
 
 
-def _targets(rows: Sequence[Measurement], aimed_at: Container[str]) -> list[Aim]:
+def _aims(rows: Sequence[Measurement], aimed_at: Container[str]) -> list[Aim]:
     """Aims, in the cases they are set for."""
     by_case: dict[str, dict[str, Measurement]] = {}
     for row in rows:
@@ -226,18 +222,17 @@ def _targets(rows: Sequence[Measurement], aimed_at: Container[str]) -> list[Aim]
         return {case: (value(found[rival]), value(found[OURS])) for case, found in both.items()}
 
     def seconds(row: Measurement) -> float:
-        assert row.timing
         return row.timing.median
 
     def memory(row: Measurement) -> float:
         return row.values["peak GiB"]
 
     return [
-        ratio_target("step reaches 75 % of the matmul peak (share ≥ 0.75)", share, 0.75),
-        ratio_target("step at least 1.2× as fast as PyTorch", against("pytorch", seconds), 1.2),
-        ratio_target("step at least 1.2× as fast as the plain transcription", against("plain", seconds), 1.2),
-        ratio_target("2D peak memory no more than PyTorch's (ratio ≥ 1)", against("pytorch", memory, "dilated2d"), 1.0),
-        ratio_target(
+        ratio_aim("step reaches 75 % of the matmul peak (share ≥ 0.75)", share, 0.75),
+        ratio_aim("step at least 1.2× as fast as PyTorch", against("pytorch", seconds), 1.2),
+        ratio_aim("step at least 1.2× as fast as the plain transcription", against("plain", seconds), 1.2),
+        ratio_aim("2D peak memory no more than PyTorch's (ratio ≥ 1)", against("pytorch", memory, "dilated2d"), 1.0),
+        ratio_aim(
             "3D peak memory at most 60 % of the plain one's (ratio ≥ 1.67)", against("plain", memory, "unet3d"), 1 / 0.6
         ),
     ]

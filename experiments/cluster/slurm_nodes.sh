@@ -14,4 +14,4 @@ workers=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/.*/\"&:$port\"/
 export workers
 # shellcheck disable=SC2016 # $workers and $SLURM_PROCID are for the worker's own shell
 srun --kill-on-bad-exit=1 bash -c 'TF_CONFIG="{\"cluster\": {\"worker\": [$workers]}, \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}" \
-	exec python -m experiments.train --strategy=multi_worker "$@"' worker "$@"
+	exec ummkd train --strategy=multi_worker "$@"' worker "$@"

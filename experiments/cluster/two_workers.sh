@@ -5,12 +5,11 @@
 #
 # For trying out several workers without a cluster; it is no faster than one process with all of the machine.
 set -euo pipefail
-python=${PYTHON:-python}
-read -ra ports < <("$python" -c 'import socket; s = [socket.create_server(("localhost", 0)) for _ in range(2)]; print(*(x.getsockname()[1] for x in s))')
+read -ra ports < <(python -c 'import socket; s = [socket.create_server(("localhost", 0)) for _ in range(2)]; print(*(x.getsockname()[1] for x in s))')
 workers=$(printf '"localhost:%s",' "${ports[@]}")
 for index in 0 1; do
 	TF_CONFIG="{\"cluster\": {\"worker\": [${workers%,}]}, \"task\": {\"type\": \"worker\", \"index\": $index}}" \
-		"$python" -m experiments.train --strategy=multi_worker "$@" &
+		ummkd train --strategy=multi_worker "$@" &
 	started[index]=$!
 done
 trap 'kill -TERM "${started[@]}" 2>/dev/null || true' TERM INT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,16 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
-from experiments.results.captions import MEANS, counts, evaluated_cases, incomplete, provenance, runs_missing, title
+from experiments.results.captions import (
+    MEANS,
+    OWN_MEANS,
+    case_numbers,
+    counts,
+    incomplete,
+    provenance,
+    runs_missing,
+    title,
+)
 from experiments.results.paper import compared
 from experiments.results.records import Record, Runs, modalities_of, seeds_and_folds, unplanned
 from experiments.results.significance import compare, holm, unit_values
@@ -29,6 +39,7 @@ from experiments.results.table import (
 )
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation.summary import MEASURES, POOLED, summarize_cases
+from ummkd_tf.runs.folder import config_of
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS, Task, differences
 
@@ -115,7 +126,8 @@ def _claim(target: str, runs: Runs) -> Table:
 
 
 def own_tables(records: Iterable[Record]) -> list[Table]:
-    """Runs that are not the paper's, a row each; a table for each task and modalities.
+    """Runs that are not the paper's, a row each and below them means over folds and seeds; a table for each task and
+    modalities.
 
     Args:
         records: Runs; those planned for the paper's tables, not finished or not evaluated are ignored.
@@ -134,10 +146,49 @@ def own_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _own_table(name: str, records: Sequence[Record]) -> Table:
-    rows = [(f"{r.name} ({SETTINGS[r.run['setting']['name']].title})", r.name, r.name) for r in records]
-    plan = [(MEASURES[metric][0], metric, None, rows) for metric in BLOCKS]
-    used = {record.name: [record] for record in records}
-    return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
+    def layout(used: Mapping[str, Sequence[Record]]) -> Table:
+        rows = [
+            (f"{text} ({SETTINGS[found[0].run['setting']['name']].title})", text, text) for text, found in used.items()
+        ]
+        plan = [(MEASURES[metric][0], metric, None, rows) for metric in BLOCKS]
+        return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
+
+    table = layout({record.name: [record] for record in records})
+    groups = _repeated(records)
+    if not groups:
+        return table
+    means = layout({_mean_title(group): group for group in groups})
+    blocks = [replace(a, rows=(*a.rows, *b.rows)) for a, b in zip(table.blocks, means.blocks, strict=True)]
+    return replace(table, blocks=tuple(blocks), notes=(*table.notes, OWN_MEANS))
+
+
+def _repeated(records: Iterable[Record]) -> list[list[Record]]:
+    """Groups of runs that differ in fold and seed alone, where the runs of each seed test the same cases, each once."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        run, evaluation = record.run, record.evaluation or {}
+        protocol = [evaluation.get(key) for key in ("selection", "overlap", "largest_component")]
+        settings = replace(config_of(run), seed=0).to_dict()
+        alike = json.dumps([run.get("source"), run.get("scans"), protocol, settings, run["model"]], sort_keys=True)
+        groups.setdefault(alike, []).append(record)
+    return [group for group in groups.values() if len(group) > 1 and _tests_each_case_once(group)]
+
+
+def _tests_each_case_once(records: Iterable[Record]) -> bool:
+    folds: dict[int, list[list[str]]] = {}
+    for record in records:
+        folds.setdefault(record.run["seed"], []).append(sorted(record.cases()))
+    first, *others = (sorted(found) for found in folds.values())
+    cases = [case_id for fold in first for case_id in fold]
+    return len(cases) == len(set(cases)) and all(found == first for found in others)
+
+
+def _mean_title(records: Sequence[Record]) -> str:
+    """E.g. "mean of 3 folds, n = 4 CT + 4 MRI: a, b, c"."""
+    seeds = len({record.run["seed"] for record in records})
+    numbers = {"fold": len(records) // seeds, "seed": seeds}
+    of = " × ".join(f"{number} {name}s" for name, number in numbers.items() if number > 1)
+    return f"mean of {of}, {case_numbers(records)}: {', '.join(record.name for record in records)}"
 
 
 _Key = RunSpec | str  # a planned run, or the name of another one
@@ -202,7 +253,7 @@ def _summaries(records: Iterable[Record], task: Task, modalities: Sequence[str])
     """`evaluation.summarize_cases` of every seed, over the cases of all its folds."""
     by_seed: dict[int, dict[str, Any]] = {}
     for record in records:
-        by_seed.setdefault(record.run["seed"], {}).update(evaluated_cases(record))
+        by_seed.setdefault(record.run["seed"], {}).update(record.cases())
     return [summarize_cases(cases, task, modalities) for cases in by_seed.values()]
 
 
@@ -287,7 +338,7 @@ def _outlier(target: str, runs: Runs) -> Table:
     """Table VI: of the outlier case, the mean over its organs."""
     specs = TARGETS[target].specs
     used = {spec: runs.of(spec, "outlier") for spec in specs}
-    cases = {case_id for found in used.values() for r in found for case_id in (r.outlier or {})["cases"]}
+    cases = {case_id for found in used.values() for r in found for case_id in r.cases("outlier")}
     rows = tuple(
         Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()), MEASURES[metric][2])
         for title, metric, key in CASE_ROWS
@@ -311,8 +362,7 @@ def _outlier(target: str, runs: Runs) -> Table:
 def _outlier_cell(records: Sequence[Record], metric: str) -> Cell:
     means = []
     for record in records:
-        assert record.outlier is not None
-        (case,) = record.outlier["cases"].values()
+        (case,) = record.cases("outlier").values()
         values = [case["classes"][name][metric] for name in record.task.table_classes]
         kept = [v for v in values if v is not None]
         means.append(math.fsum(kept) / len(kept) if kept else math.nan)

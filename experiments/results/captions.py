@@ -14,6 +14,10 @@ MEANS = (
     "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
     "overall mean that of the modalities' means."
 )
+OWN_MEANS = (
+    "Means are of runs that differ in fold and seed alone, where the runs of each seed test every case once: over the "
+    "cases of all folds together; over seeds, the mean of the seeds' means ± the root mean square of their deviations."
+)
 
 
 def title(target: str) -> str:
@@ -42,10 +46,6 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
 
     sources = each(r.run.get("source") or "unknown" for r in records)
     seeds = sorted({r.run["seed"] for r in records})
-    tested: dict[str, str] = {}
-    for record in records:
-        tested |= {case_id: case["modality"] for case_id, case in evaluated_cases(record, kind).items()}
-    numbers = [f"{list(tested.values()).count(m)} {modality_title(m)}" for m in modalities_of(records)]
     parts = [
         f"{'PHANTOM data' if any(map(is_phantom, records)) else 'Data'}: {sources}",
         f"split {each(r.run['split_name'] for r in records)}",
@@ -53,12 +53,18 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         *_unlike_the_paper(records),
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
-        f"n = {' + '.join(numbers)} {'outlier' if kind == 'outlier' else 'test'} cases",
+        f"{case_numbers(records, kind)} {'outlier' if kind == 'outlier' else 'test'} cases",
         *beyond_protocol([getattr(r, kind) or {} for r in records]),
         *_other_checkpoints(records, kind),
         f"commit {each(commit for r in records for commit in commits_of(r.run))}",
     ]
     return "; ".join(parts) + "."
+
+
+def case_numbers(records: Sequence[Record], kind: str = "evaluation") -> str:
+    """How many different cases were evaluated, e.g. "n = 4 CT + 4 MRI"; arguments as `provenance`."""
+    tested = {case_id: case["modality"] for record in records for case_id, case in record.cases(kind).items()}
+    return "n = " + " + ".join(f"{list(tested.values()).count(m)} {modality_title(m)}" for m in modalities_of(records))
 
 
 def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
@@ -94,10 +100,6 @@ def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
     ]
 
 
-def evaluated_cases(record: Record, kind: str = "evaluation") -> Mapping[str, Any]:
-    return (getattr(record, kind) or {"cases": {}})["cases"]
-
-
 def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:
     """Notes on everything that was missed, invented or left out, by `RunSpec` or name of a run."""
     texts = []
@@ -110,7 +112,7 @@ def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> li
             of_classes = [
                 case["classes"][name]["status"]
                 for record in records
-                for case in evaluated_cases(record, kind).values()
+                for case in record.cases(kind).values()
                 for name in record.task.table_classes
             ]
             if number := sum(status in statuses for status in of_classes):
@@ -121,7 +123,7 @@ def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> li
 
 
 def runs_missing(used: Mapping[Any, Sequence[Record]], runs: Runs) -> dict[Any, str]:
-    """Of which specs some runs are missing, e.g. "1 of 2 runs" are there."""
+    """Specs that have only some of their planned runs, each with a text such as "1 of 2 runs"."""
     planned = len(runs.seeds) * len(runs.folds)
     return {spec: f"{len(found)} of {planned} runs" for spec, found in used.items() if 0 < len(found) < planned}
 

@@ -59,6 +59,14 @@ class Record:
         """Whether it was trained to its end; only then it counts in tables and figures."""
         return self.run.get("status") == "finished"
 
+    def cases(self, kind: str = "evaluation") -> dict[str, Any]:
+        """The evaluated cases by id; none where it was not evaluated.
+
+        Args:
+            kind: Which evaluation: "evaluation" (of the test part) or "outlier".
+        """
+        return (getattr(self, kind) or {"cases": {}})["cases"]
+
 
 def load_records(runs_dir: str | Path) -> list[Record]:
     """Every run in a folder of runs, by name; [] where there is no such folder yet.

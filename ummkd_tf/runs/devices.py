@@ -25,6 +25,7 @@ from ummkd_tf.data.sampling import Batch
 from ummkd_tf.model.replicas import replica_sum
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
 from ummkd_tf.runs.config import Precision, Strategy
+from ummkd_tf.runs.environment import has_gpu
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Devices:
             logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it would name every tensor that is exchanged
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         elif name != "default":
-            kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+            kind = "GPU" if has_gpu() else "CPU"
             here = [device.name for device in tf.config.list_logical_devices(kind)]
             if len(here) > 1:
                 self.strategy = tf.distribute.MirroredStrategy(here)
@@ -179,7 +180,7 @@ def check_precision(precision: Precision) -> None:
     Raises:
         InputError: float16 without a GPU.
     """
-    if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+    if precision == "mixed_float16" and not has_gpu():
         raise InputError(
             "--precision=mixed_float16: needs a GPU, and TensorFlow sees none (its CPU operations lack float16); "
             "--precision=auto takes what suits the machine"
@@ -205,7 +206,7 @@ def _bfloat16_is_faster() -> bool:
 
     AVX512-BF16 pays on AMD's processors. On an Intel Xeon without AMX, whose float32 units are as fast, it does not.
     """
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return has_bfloat16_instructions()
     return "amx_bf16" in instructions() or {"avx512_bf16", "AuthenticAMD"} <= instructions()
 
@@ -217,7 +218,7 @@ def without_graph_optimizer(model: UnpairedModel) -> Iterator[None]:
     Measured there for training and inference, both networks, float32 and bfloat16: a step is no faster with it, and it
     takes 1 to 3 s before the first step. A user's Keras model keeps it: with it, a step of one took 14 % less time.
     """
-    if not isinstance(model, UnpairedSegmenter) or tf.config.list_physical_devices("GPU"):
+    if not isinstance(model, UnpairedSegmenter) or has_gpu():
         yield
         return
     option = "disable_meta_optimizer"

@@ -35,11 +35,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def total_memory() -> int:
+    """Bytes of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_memory() -> int:
     """Bytes that processes may still take: of the machine, or of the container or batch job where that is less."""
     meminfo, groups = Path("/proc/meminfo"), Path("/proc/self/cgroup")
     if not meminfo.exists():  # not Linux: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total_memory()
     lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = [int(lines["MemAvailable"].split()[0]) * 1024]
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
@@ -90,8 +95,8 @@ def gpus() -> list[str]:
 
 def device() -> str:
     """What TensorFlow computes on and the machine's memory, e.g. "CPU, 2 cores, 24 GiB"."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{', '.join(['GPU', *gpus()] if has_gpu() else ['CPU'])}, {available_cores()} cores, {memory:.0f} GiB"
+    kind = ", ".join(["GPU", *gpus()] if has_gpu() else ["CPU"])
+    return f"{kind}, {available_cores()} cores, {total_memory() / 2**30:.0f} GiB"
 
 
 def commit() -> str:

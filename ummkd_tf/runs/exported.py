@@ -121,13 +121,22 @@ def load_model(folder: str | Path) -> ExportedModel:
     return ExportedModel(folder, model, task, content["factor"], content["training"])
 
 
-def export_run(run_dir: str | Path, out: str | Path, selection: str | None = None, *, results: str = "") -> Path:
+def export_run(
+    run_dir: str | Path,
+    out: str | Path,
+    selection: str | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    results: str = "",
+) -> Path:
     """Writes a run's model as a folder.
 
     Args:
-        run_dir: The run's folder; its data set must still be there, since the folder says which scans it has seen.
+        run_dir: The run's folder.
         out: Folder to write; must not exist.
         selection: As for `load_run`.
+        data_dir: The run's data set, of which the folder says which scans the model has seen; None: where it was for
+            the training.
         results: Text of the model card's results.
 
     Raises:
@@ -135,7 +144,7 @@ def export_run(run_dir: str | Path, out: str | Path, selection: str | None = Non
     """
     model, record, step = load_run(run_dir, selection)
     config, task = config_of(record), task_of(record)
-    dataset = open_run_data(record)  # the folder says which scans the model has seen
+    dataset = open_run_data(record, data_dir)
     progress = record.get("progress", {})
     training = {
         "data": record.get("source", ""),

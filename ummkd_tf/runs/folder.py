@@ -274,9 +274,15 @@ def check_run(
         fixed.append(f"split is {dataset.split_name!r} {now}, was {record['split_name']!r} {before}")
     if fixed or (changed and not accept_changes):
         different = "; ".join(dict.fromkeys(fixed + changed))  # some settings are arguments of the model, too
+        accept = "; --accept_changes continues all the same, and records that"
+        if config.schedule == "polynomial" and config.steps != config_of(record).steps:
+            accept += (
+                ", but the learning rate, which falls to zero over all steps, jumps: to train longer, rather export "
+                "the model and start a new run with --init_from"
+            )
         raise InputError(
             f"{run_dir}: holds a run with other settings ({different}): use its settings to continue it, or another "
-            "--run_dir" + ("" if fixed else "; --accept_changes continues all the same, and records that")
+            "--run_dir" + ("" if fixed else accept)
         )
     return record, changed
 

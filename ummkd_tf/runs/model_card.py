@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+
+from ummkd_tf.settings import SETTINGS, Region
 
 _CARD = """\
 # {title}
@@ -14,8 +17,8 @@ patient. Nobody has certified it.
 ## Intended use
 
 Segments {classes} in {modalities} scans, after it has brought them onto the grid it was trained on
-({axes}, {spacing} mm, {rows} × {columns}). One network for all modalities, after Dou et al., "Unpaired Multi-modal
-Segmentation via Knowledge Distillation", IEEE TMI 2020.
+({axes}, {spacing} mm, {rows} × {columns}). Its convolution kernels are {kernels}, its normalization layers
+{norms}; after Dou et al., "Unpaired Multi-modal Segmentation via Knowledge Distillation", IEEE TMI 2020.
 
     import ummkd_tf
     model = ummkd_tf.load_model("{folder}")
@@ -37,6 +40,14 @@ Segmentation via Knowledge Distillation", IEEE TMI 2020.
 {results}
 """
 
+_OWNERS: Mapping[Region, str] = MappingProxyType(
+    {
+        "nowhere": "shared by all modalities",
+        "before_green_line": "each modality's own in the first stages",
+        "outside_blue_lines": "each modality's own in the first and last stages",
+        "everywhere": "each modality's own",
+    }
+)
 _PHANTOM = "- **It was trained on generated phantoms, not on patients**: it is of no use on real scans.\n"
 
 
@@ -49,7 +60,7 @@ def model_card(description: Mapping[str, Any], parameters: int, results: str) ->
         results: Text of the section "Results"; "" where nothing was evaluated.
     """
     task, training, factor = description["task"], description["training"], description["factor"]
-    modalities = description["model"]["modalities"]
+    modalities, setting = description["model"]["modalities"], SETTINGS[description["model"]["setting"]]
     classes = [name for name in task["class_names"] if name != "background"]
     return _CARD.format(
         title=f"{', '.join(name.replace('_', ' ') for name in classes)} in {', '.join(modalities)}",
@@ -59,6 +70,8 @@ def model_card(description: Mapping[str, Any], parameters: int, results: str) ->
         spacing=" × ".join(f"{v * by:g}" for v, by in zip(task["spacing_mm"], (factor, factor, 1), strict=True)),
         rows=description["size"][0],
         columns=description["size"][1],
+        kernels=_OWNERS[setting.separate_kernels],
+        norms=_OWNERS[setting.separate_norms],
         folder="model",
         first=modalities[-1],
         phantom=_PHANTOM if str(training.get("data", "")).startswith("phantom") else "",

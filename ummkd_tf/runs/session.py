@@ -14,6 +14,7 @@ import tensorflow as tf
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.cache import Cache
+from ummkd_tf.data.cases import file_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.intensities import training_intensities
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
@@ -29,8 +30,8 @@ from ummkd_tf.runs.config import KnowledgeOn, RunConfig, Strategy
 from ummkd_tf.runs.devices import Devices, check_precision, without_graph_optimizer
 from ummkd_tf.runs.environment import batch_threads, device, free_memory
 from ummkd_tf.runs.exported import check_not_seen, start_from
-from ummkd_tf.runs.folder import exclusive, recorded_session, start_run
-from ummkd_tf.runs.model_folder import read_description
+from ummkd_tf.runs.folder import RUN, config_of, exclusive, newest_step, read_run, recorded_session, start_run
+from ummkd_tf.runs.model_folder import WEIGHTS, read_description
 from ummkd_tf.runs.tensorboard import ValidationPicture
 
 
@@ -96,9 +97,16 @@ def run_training(
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    # A run that goes on from a checkpoint needs the model that it started from no more, which may be elsewhere by now.
+    source = Path(config.init_from) if config.init_from else None
+    recorded = read_run(run_dir) if source and (run_dir / RUN).is_file() else {}
+    weights = recorded.get("init_from_sha256")
+    if source and weights and (source / WEIGHTS).is_file() and file_checksum(source / WEIGHTS) == weights:
+        config = replace(config, init_from=config_of(recorded).init_from)  # the same model, in whichever folder
+    before = read_description(source) if source and not (weights and newest_step(run_dir) is not None) else None
     # A model that grows keeps the modalities it has, also those that the new data lack.
-    before = read_description(Path(config.init_from)) if config.init_from else None
-    modalities = tuple(dict.fromkeys((*(before["model"]["modalities"] if before else ()), *dataset.modalities)))
+    known = (before or recorded)["model"]["modalities"] if source else ()
+    modalities = tuple(dict.fromkeys((*known, *dataset.modalities)))
     model_arguments = {**model_arguments, "modalities": modalities}
     with devices.scope():
         model = make_model(config, model_arguments, xla=options.xla)
@@ -106,8 +114,8 @@ def run_training(
         for layer in model._flatten_layers():
             if isinstance(layer, BatchNorm):
                 layer.synchronized = False
-    if config.init_from and before:
-        start_from(model, config.init_from, dataset.task)
+    if source and before:
+        start_from(model, source, dataset.task)
         check_not_seen(before["training"], dataset, dataset.ids("validation"), ("train",))
         check_not_seen(before["training"], dataset, dataset.ids("test"))
     factor = config.factor(dataset.task)
@@ -165,11 +173,11 @@ def run_training(
         )
         if options.on_start:
             options.on_start(sampler)
+        if source and before:
+            record |= {"started_from": before["training"], "init_from_sha256": file_checksum(source / WEIGHTS)}
         with recorded_session(run_dir, record) as session:
-            if before:
-                session["started_from"] = before["training"]
-            known = before["training"].get("intensities", {}) if before else {}
-            session["intensities"] = record.get("intensities") or {**known, **training_intensities(dataset)}
+            earlier = record.get("started_from", {}).get("intensities", {})
+            session["intensities"] = record.get("intensities") or {**earlier, **training_intensities(dataset)}
             progress = train(validated=picture.write)
             session["progress"] = vars(progress)
     return progress

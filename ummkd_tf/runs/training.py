@@ -25,6 +25,7 @@ from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.model.segmenter import UnpairedModel
 from ummkd_tf.runs.checkpoints import CheckpointFolder, Progress
 from ummkd_tf.runs.devices import Devices
+from ummkd_tf.runs.environment import has_gpu
 from ummkd_tf.runs.history import HISTORY, KNOWLEDGE, JsonLines
 
 _TIMED = 5  # steps that the estimate of the run's time is taken from
@@ -133,7 +134,7 @@ def train(
                     tqdm.write(text)
             if step % log_every == 0 or step == steps:
                 log(step, values)
-                tf.summary.scalar("learning_rate", _learning_rate(model), step=step)
+                tf.summary.scalar("learning_rate", float(_own_optimizer(model).learning_rate), step=step)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             validating = step % validate_every == 0 or step == steps
@@ -192,9 +193,10 @@ def summary_tag(name: str, modalities: Sequence[str]) -> str:
     return "/".join(part for part in (group, modality, "total" if term == "loss" else term) if part)
 
 
-def _learning_rate(model: UnpairedModel) -> float:
+def _own_optimizer(model: UnpairedModel) -> Any:
+    """The optimizer that the model was compiled with, without the loss scaling that float16 puts around it."""
     optimizer: Any = model.optimizer
-    return float(getattr(optimizer, "inner_optimizer", optimizer).learning_rate)
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def time_left(ends: Sequence[float], steps: int) -> str | None:
@@ -211,7 +213,7 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
         return None
     about = f"{hours:.0f} hours" if hours >= 1.5 else "an hour"
     text = f"{pace:.3g} s a step: {steps} more take about {about}, and validation comes on top"
-    if hours < _LONG or tf.config.list_physical_devices("GPU"):
+    if hours < _LONG or has_gpu():
         return text
     return f"warning: no GPU: {text}; --preset=small and tiny are the sizes for a CPU"
 
@@ -220,13 +222,12 @@ def time_left(ends: Sequence[float], steps: int) -> str | None:
 def _averaged_weights(model: UnpairedModel) -> Iterator[None]:
     """Inside the block, the weights are the moving averages of an optimizer that has `use_ema`; after it, they are as
     before."""
-    optimizer: Any = model.optimizer
-    if not getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+    if not _own_optimizer(model).use_ema:
         yield
         return
     variables = model.variables_of(model.modalities)
     before = [(v, v.numpy()) for v in variables]
-    optimizer.finalize_variable_values([v for v in variables if v.trainable])
+    model.optimizer.finalize_variable_values([v for v in variables if v.trainable])
     try:
         yield
     finally:
