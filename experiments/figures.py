@@ -153,8 +153,7 @@ class Slice:
     @property
     def aspect(self) -> float:
         """Height of a voxel divided by its width."""
-        spacing = self.case.grid.spacing_mm
-        return spacing[self.plane.down] / spacing[self.plane.right]
+        return self.plane.aspect(self.case.grid.spacing_mm)
 
     @property
     def height(self) -> float:

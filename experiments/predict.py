@@ -11,8 +11,11 @@ A folder is one DICOM series, or holds scans: NIfTI, NRRD and MetaImage files, a
 CSV has the columns case, modality and image (paths relative to it); others are ignored.
 
 With a file as --output, the label map is written there. With a folder: NAME.nii.gz for each scan, volumes.csv and
-volumes.json (voxels and millilitres; a second call with the same model and options, as for the other modality, adds its
-scans), labels.label for ITK-SNAP and labels.ctbl for 3D Slicer.
+volumes.json (voxels, millilitres, whether each scan is done or failed, and notes; a second call with the same model and
+options, as for the other modality, adds its scans), labels.label for ITK-SNAP and labels.ctbl for 3D Slicer.
+
+A scan of several that fails ends no other; the exit code is then 1. The tables are written after each scan, and a
+prediction that was stopped goes on with --skip_existing.
 
 The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
 lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one. A scan larger than the
@@ -21,21 +24,25 @@ task's window is covered with windows.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 from tqdm import tqdm
 
-from ummkd_tf.common.cli import run, start_tensorflow
+from ummkd_tf.common.cli import message_for_user, run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
-from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import files_in_order, replacing, write_json
-from ummkd_tf.common.notes import note_aside
+from ummkd_tf.common.errors import InputError, Stopped, one_line
+from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.common.notes import note_aside, warnings_to
 from ummkd_tf.evaluation.overlap import check_overlap
 from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
 from ummkd_tf.output.pictures import overlay_figure, save_figure
@@ -59,6 +66,11 @@ flags.DEFINE_string("model", None, "Exported model, a folder that experiments.ex
 flags.DEFINE_string("input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.")
 flags.DEFINE_string("modality", None, "The scans' modality, as the run names it, e.g. ct or mr; a CSV has its own.")
 flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz; or a folder, for one scan or many.")
+flags.DEFINE_bool(
+    "skip_existing",
+    False,
+    "Keep what the same model and options have made of the same scans in the folder --output, and segment the others.",
+)
 flags.DEFINE_string(
     "overlay",
     None,
@@ -74,6 +86,7 @@ for _name in ("input", "output"):
     flags.mark_flag_as_required(_name)
 
 _COLUMNS = ("case", "modality", "image")
+_CSV, _JSON, _LOCK = "volumes.csv", "volumes.json", ".volumes.lock"
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,16 @@ def main(_: list[str]) -> None:
         check_highdicom()
     record = read_description(Path(FLAGS.model)) if FLAGS.model else read_agreeing_runs(run_dirs)[0]
     scans = _scans(Path(FLAGS.input), record["model"]["modalities"])
+    if FLAGS.skip_existing and (one_file or FLAGS.viewer):
+        raise InputError(
+            "--skip_existing: goes with a folder as --output, and without --viewer, whose page has all scans"
+        )
     if one_file and (len(scans) > 1 or FLAGS.input.endswith(".csv")):
         raise InputError(f"--output={output}: a file, but {FLAGS.input} lists scans: give a folder to write to")
-    targets = {scan.name: output if one_file else output / f"{scan.name}.nii.gz" for scan in scans}
-    _check_not_overwriting(scans, targets)
+    places = {scan.name: _places(scan.name, output, one_file) for scan in scans}
+    _check_not_overwriting(scans, [files["labels"] for files in places.values()])
     if not one_file:
-        _check_names_are_free(scans, output)
+        _check_names_are_free(scans, output, places)
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import load_model
@@ -118,31 +135,75 @@ def main(_: list[str]) -> None:
         if FLAGS.model
         else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
+    tables = None if one_file else _Tables(output, scans, predictor, run_dirs or [FLAGS.model])
+    _segment_all(scans, predictor, places, tables)
+
+
+def _segment_all(
+    scans: Sequence[ScanToSegment],
+    predictor: ScanPredictor,
+    places: Mapping[str, Mapping[str, Path]],
+    tables: _Tables | None,
+) -> None:
+    """Segments the scans, of which one that fails ends no other.
+
+    Raises:
+        InputError: At the end: some have failed.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    kept = tables.kept(places) if tables and FLAGS.skip_existing else []
+    if kept:
+        print(f"{FLAGS.output}: {len(kept)} of {len(scans)} scans are kept, segmented before")
+    todo = [scan for scan in scans if scan.name not in kept]
     viewer = SliceViewer(predictor.task, ("prediction",), cases=len(scans)) if FLAGS.viewer else None
-    failed, volumes = [], {}
-    for number, scan in enumerate(scans, start=1):
-        count = f"{number}/{len(scans)} " if len(scans) > 1 else ""
-        try:
-            result = _segment(scan, predictor, f"{count}{scan.name}")
-            write_nifti(targets[scan.name], Volume(result.labels, result.affine))
-            volumes[scan.name] = _volumes(result, scan)
-            _write(result, scan, targets[scan.name], predictor, one_file)
-        except InputError as error:
-            if len(scans) == 1:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(scan.name)
-            continue
-        if viewer:
-            maps, spacing_mm = [result.prepared_labels], result.prepared_grid.spacing_mm
-            viewer.add(scan.name, result.prepared_image, maps, spacing_mm=spacing_mm, words=scan.modality)
-    if not one_file and volumes:
-        _write_tables(output, volumes, predictor, run_dirs or [FLAGS.model])
-    if viewer and volumes:
-        viewer.write(FLAGS.viewer, predictor.title)
-        print(f"slices: {FLAGS.viewer}")
+    done, failed = len(kept), []
+    try:
+        with _sigterm_like_ctrl_c():
+            for number, scan in enumerate(todo, start=1):
+                title = f"{number}/{len(todo)} {scan.name}" if len(todo) > 1 else scan.name
+                entry: dict[str, Any] = {"modality": scan.modality, "image": str(scan.path), "windows": 0}
+                entry |= {"classes": {}, "status": "failed", "notes": []}
+                try:
+                    _segment(scan, predictor, places[scan.name], title, entry, viewer)
+                except BrokenPipeError:  # nobody reads the output any more
+                    raise
+                except Exception as error:  # of whatever kind, e.g. too little memory
+                    if len(scans) == 1:
+                        raise
+                    text = _without_path(message_for_user(error) or one_line(repr(error)), scan)
+                    print(f"error: {one_line(str(scan.path))}: {text}", file=sys.stderr)
+                    entry["notes"].append(text)
+                    failed.append(scan.name)
+                if tables:
+                    tables.add(scan.name, entry)
+                done += entry["status"] == "done"
+            if viewer and done:
+                viewer.write(FLAGS.viewer, predictor.title)
+                print(f"slices: {FLAGS.viewer}")
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        told = f"stopped by {signal.Signals(number).name}: {done} of {len(scans)} scans are segmented"
+        if tables:
+            told += f", and listed in {FLAGS.output}/{_CSV}; the same command with --skip_existing goes on"
+        raise Stopped(told, 128 + number) from None
+    if tables and todo:
+        print(f"{FLAGS.output}: {done - len(kept)} scans; {', '.join(tables.files)}")
     if failed:
         raise InputError(f"{len(failed)} of {len(scans)} scans have an error, see above: {', '.join(failed)}")
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM, by which a cluster or `timeout` stops a program, raise KeyboardInterrupt with its number."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
@@ -157,13 +218,14 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
     else:
         if FLAGS.modality is None:
             raise InputError("--modality: missing: expected the scan's modality, one of " + ", ".join(modalities))
-        if given.is_dir():
-            files_in_order(given)  # refuses broken links
         visible = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")] if given.is_dir() else []
-        several = [p for p in visible if p.is_dir() or p.name.lower().endswith(VOLUME_SUFFIXES)]
-        loose = [p for p in visible if p.is_file() and p not in several]
+        # A link to nothing may have been any scan; as one of several it fails alone.
+        several = [p for p in visible if not p.is_file() or p.name.lower().endswith(VOLUME_SUFFIXES)]
+        loose = [p for p in visible if p not in several]
         # A folder whose files are no volumes is one DICOM series, whatever folders lie beside them.
-        is_list = several and (not loose or any(p.is_file() for p in several))
+        is_list = several and (
+            not loose or any(p.name.lower().endswith(VOLUME_SUFFIXES) and not p.is_dir() for p in several)
+        )
         paths = several if is_list else [given]
         if is_list and loose:
             note_aside(f"{given}: left out, no scans: {', '.join(p.name for p in loose)}")
@@ -176,8 +238,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
         if scan.modality not in modalities:
             told = f"{where}: {scan.name} is {scan.modality!r}, and" if isinstance(where, Path) else f"{where}:"
             raise InputError(f"{told} the run knows {', '.join(modalities)}; give the scan's modality")
-        if not scan.path.exists():
-            raise InputError("no such file or folder", where=scan.path, fix="check the path")
+    if not any(scan.path.exists() for scan in scans):
+        _check_exists(scans[0].path)
     names = [scan.name for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -185,6 +247,13 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
             f"several scans called {', '.join(twice)}", where=given, fix="rename them, or list them in a CSV"
         )
     return scans
+
+
+def _check_exists(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise InputError("a link to a file that is not there", where=path, fix="restore the file, or remove the link")
+    if not path.exists():
+        raise InputError("no such file or folder", where=path, fix="check the path")
 
 
 def _csv_scans(path: Path) -> list[ScanToSegment]:
@@ -208,25 +277,46 @@ def _csv_scans(path: Path) -> list[ScanToSegment]:
     return [ScanToSegment(plain_name(case), path.parent / image, modality) for _, (case, modality, image) in rows]
 
 
-def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: dict[str, Path]) -> None:
+def _places(name: str, output: Path, one_file: bool) -> dict[str, Path]:
+    """Every file that is to be written of a scan alone, by what it is."""
+    labels = output if one_file else output / f"{name}.nii.gz"
+    base = labels.name.removesuffix(".gz").removesuffix(".nii")
+    places = {"labels": labels}
+    if FLAGS.probabilities:
+        places["probabilities"] = labels.with_name(f"{base}_probabilities.nii.gz")
+    if FLAGS.dicom_seg:
+        places["dicom_seg"] = labels.with_name(f"{base}.dcm")
+    if FLAGS.overlay:
+        places["overlay"] = Path(FLAGS.overlay) if one_file else Path(FLAGS.overlay) / f"{name}.png"
+    return places
+
+
+def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: Sequence[Path]) -> None:
     inputs = {scan.path.resolve() for scan in scans}
-    for target in targets.values():
-        if target.resolve() in inputs or any(target.exists() and target.samefile(path) for path in inputs):
+    for target in targets:
+        if target.resolve() in inputs or any(_same_file(target, path) for path in inputs):
             told = f"--output={FLAGS.output}"
             raise InputError("is the scan itself", where=told, fix="expected another file; choose another name")
 
 
-def _check_names_are_free(scans: Sequence[ScanToSegment], output: Path) -> None:
+def _same_file(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _check_names_are_free(
+    scans: Sequence[ScanToSegment], output: Path, places: Mapping[str, Mapping[str, Path]]
+) -> None:
     """Refuses to replace what the folder holds of another scan with the same name, e.g. of the other modality."""
     try:
-        earlier = read_json(output / "volumes.json")["scans"]
+        earlier = read_json(output / _JSON)["scans"]
         found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
         known = {name: (entry["modality"], Path(entry["image"])) for name, entry in found.items()}
     except MALFORMED:  # none yet, or a damaged one
         return
     for scan in scans:
         modality, image = known.get(scan.name, (scan.modality, scan.path))
-        if modality != scan.modality or (image.exists() and not image.samefile(scan.path)):
+        another = modality != scan.modality or (image.exists() and not _same_file(image, scan.path))
+        if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
             raise InputError(
                 f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
                 where=output,
@@ -234,84 +324,160 @@ def _check_names_are_free(scans: Sequence[ScanToSegment], output: Path) -> None:
             )
 
 
-def _segment(scan: ScanToSegment, predictor: ScanPredictor, title: str) -> Segmentation:
+def _segment(
+    scan: ScanToSegment,
+    predictor: ScanPredictor,
+    places: Mapping[str, Path],
+    title: str,
+    entry: dict[str, Any],
+    viewer: SliceViewer | None,
+) -> None:
+    """Segments a scan and writes its files; its entry in volumes.json gets what is found, and the notes."""
+
     def progress(batches: Sequence[int]) -> Any:
         return tqdm(batches, desc=title, unit="batch", disable=None, leave=False)  # None: quiet in a file or pipe
 
-    return predictor.predict_scan(scan.path, scan.modality, progress=progress)
+    def take(note: str) -> None:
+        note_aside(note)
+        entry["notes"].append(_without_path(note, scan))
+
+    with warnings_to(take):
+        _check_exists(scan.path)
+        result = predictor.predict_scan(scan.path, scan.modality, progress=progress)
+        write_nifti(places["labels"], Volume(result.labels, result.affine))
+        entry["windows"] = result.windows
+        entry["classes"] = {
+            name: {"label": result.task.class_names.index(name), "voxels": n, "ml": result.milliliters[name]}
+            for name, n in result.voxels.items()
+        }
+        _write(result, scan, places, predictor.title)
+        if viewer:
+            maps, spacing_mm = [result.prepared_labels], result.prepared_grid.spacing_mm
+            viewer.add(scan.name, result.prepared_image, maps, spacing_mm=spacing_mm, words=scan.modality)
+    entry["status"] = "done"
 
 
-def _volumes(result: Segmentation, scan: ScanToSegment) -> dict[str, Any]:
-    """A scan's entry in volumes.json."""
-    classes = {
-        name: {"label": result.task.class_names.index(name), "voxels": n, "ml": result.milliliters[name]}
-        for name, n in result.voxels.items()
-    }
-    return {"modality": scan.modality, "image": str(scan.path), "windows": result.windows, "classes": classes}
+def _without_path(text: str, scan: ScanToSegment) -> str:
+    """A message without the scan's path before it."""
+    return text.removeprefix(one_line(f"{scan.path}: "))
 
 
-def _write(result: Segmentation, scan: ScanToSegment, target: Path, predictor: ScanPredictor, one_file: bool) -> None:
+def _write(result: Segmentation, scan: ScanToSegment, places: Mapping[str, Path], title: str) -> None:
     """What there is to say and to write of a scan beside its label map."""
-    base = target.with_name(target.name.removesuffix(".gz").removesuffix(".nii"))
     labels = Volume(result.labels, result.affine)
-    if FLAGS.probabilities:
-        write_nifti(base.with_name(f"{base.name}_probabilities.nii.gz"), Volume(result.probabilities, result.affine))
-    if FLAGS.dicom_seg:
+    if "probabilities" in places:
+        write_nifti(places["probabilities"], Volume(result.probabilities, result.affine))
+    if "dicom_seg" in places:
         if not is_dicom_scan(scan.path):
             raise InputError("no DICOM series, which --dicom_seg needs", where=scan.path, fix="leave --dicom_seg out")
         if labels.array.any():
-            path, series = base.with_name(f"{base.name}.dcm"), DicomSeries.open(scan.path)
-            write_dicom_seg(path, labels, series, result.task, predictor.title)
+            write_dicom_seg(places["dicom_seg"], labels, DicomSeries.open(scan.path), result.task, title)
         else:
             print(f"{scan.path}: nothing was found, and a DICOM segmentation cannot be empty: none was written")
-    print(f"{target}: {predictor.title}; shape {result.labels.shape}, orientation {result.grid.axes}")
+    print(f"{places['labels']}: {title}; shape {result.labels.shape}, orientation {result.grid.axes}")
     if result.windows > 1:
         print(f"{scan.path}: larger than the task's window, and covered with {result.windows} windows")
     print("; ".join(f"{number} {name} {ml:.0f} ml" for number, (name, ml) in enumerate(result.milliliters.items(), 1)))
-    if FLAGS.overlay:
+    if "overlay" in places:
         figure = overlay_figure(
             result.prepared_image,
             result.prepared_labels,
             task=result.task,
             spacing_mm=result.prepared_grid.spacing_mm,
-            title=f"{_scan_name(scan.path)}: {predictor.title}",
+            title=f"{_scan_name(scan.path)}: {title}",
         )
-        picture = Path(FLAGS.overlay) if one_file else Path(FLAGS.overlay) / f"{scan.name}.png"
-        save_figure(figure, picture)
-        print(f"picture: {picture}")
+        save_figure(figure, places["overlay"])
+        print(f"picture: {places['overlay']}")
 
 
-def _write_tables(output: Path, volumes: dict[str, Any], predictor: ScanPredictor, run_dirs: Sequence[str]) -> None:
-    """Writes the tables of a folder: also of scans that the same model and options have segmented there before."""
-    about = {
-        "model": predictor.title,
-        "run_dirs": list(run_dirs),
-        "task": predictor.task.name,
-        "overlap": predictor.overlap,
-        "largest_component": predictor.largest_component,
-    }
-    new = len(volumes)
-    try:
-        before = read_json(output / "volumes.json")
-        earlier = dict(before.pop("scans"))
-    except MALFORMED:  # none yet, or a damaged one, which is written anew
-        before, earlier = about, {}
-    if before == about:
-        volumes = {**earlier, **volumes}
-    elif left := [name for name in earlier if name not in volumes]:
-        print(f"{output}: segmented otherwise, so no longer in volumes.csv: {', '.join(left)}")
-    rows = [
-        (name, scan["modality"], class_name, entry["label"], entry["voxels"], f"{entry['ml']:.3f}")
-        for name, scan in volumes.items()
-        for class_name, entry in scan["classes"].items()
-    ]
-    with replacing(output / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("scan", "modality", "class", "label", "voxels", "ml"))
-        writer.writerows(rows)
-    write_json(output / "volumes.json", {**about, "scans": volumes})
-    files = write_label_files(output, predictor.task)
-    print(f"{output}: {new} scans; volumes.csv, volumes.json, {', '.join(path.name for path in files)}")
+class _Tables:
+    """The tables of a folder, which also hold what the same model and options have segmented there before.
+
+    They are written again after each scan, so that they hold what is done, however the program ends. Another process
+    may write there, too, as for the other modality.
+    """
+
+    def __init__(
+        self, folder: Path, scans: Sequence[ScanToSegment], predictor: ScanPredictor, sources: Sequence[str]
+    ) -> None:
+        self._folder, self._scans, self._task = folder, scans, predictor.task
+        self._about = {
+            "model": predictor.title,
+            "run_dirs": list(sources),
+            "task": predictor.task.name,
+            "overlap": predictor.overlap,
+            "largest_component": predictor.largest_component,
+        }
+        self._entries: dict[str, dict[str, Any]] = {}
+        self.files: list[str] = []
+
+    def kept(self, places: Mapping[str, Mapping[str, Path]]) -> list[str]:
+        """Names of the scans that are done: listed as such, by the same model and options, and with all files."""
+        about, entries = self._read()
+        if about != self._about:
+            return []
+
+        def is_done(scan: ScanToSegment) -> bool:
+            entry = entries.get(scan.name, {})
+            return (
+                (entry.get("status", "done"), entry.get("modality")) == ("done", scan.modality)
+                and _same_file(Path(str(entry.get("image"))), scan.path)
+                and all(path.exists() for path in places[scan.name].values())
+            )
+
+        return [scan.name for scan in self._scans if is_done(scan)]
+
+    def add(self, name: str, entry: dict[str, Any]) -> None:
+        """Adds a scan, and writes the tables."""
+        self._entries[name] = entry
+        label_files = write_label_files(self._folder, self._task)
+        with _waiting_for(self._folder / _LOCK):
+            about, entries = self._read()
+            if about == self._about:
+                entries = {**entries, **self._entries}
+            else:
+                left = [name for name in entries if name not in {scan.name for scan in self._scans}]
+                if left:
+                    print(f"{self._folder}: segmented otherwise, so no longer in {_CSV}: {', '.join(left)}")
+                entries = self._entries
+            path = self._folder / _CSV
+            with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(("scan", "modality", "class", "label", "voxels", "ml", "status", "notes"))
+                writer.writerows(_rows(entries))
+            write_json(self._folder / _JSON, {**self._about, "scans": entries})
+        self.files = [_CSV, _JSON, *(file.name for file in label_files)]
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """What the folder's entries were made with, and the entries."""
+        try:
+            about = read_json(self._folder / _JSON)
+            entries = dict(about.pop("scans"))
+            _rows(entries)
+        except MALFORMED:  # none yet, or a damaged one, which is written anew
+            return self._about, {}
+        return about, entries
+
+
+def _rows(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """Lines of volumes.csv: one for each class of a scan, or one without a class where the scan failed."""
+    rows: list[tuple[object, ...]] = []
+    for name, entry in entries.items():
+        classes = [(c, e["label"], e["voxels"], f"{e['ml']:.3f}") for c, e in entry["classes"].items()]
+        # Entries of earlier versions have neither status nor notes; they were done.
+        end = entry.get("status", "done"), "; ".join(entry.get("notes", ()))
+        rows += [(name, entry["modality"], *values, *end) for values in classes or [("", "", "", "")]]
+    return rows
+
+
+@contextlib.contextmanager
+def _waiting_for(lock: Path) -> Iterator[None]:
+    """Waits until no other process holds a lock file, and holds it."""
+    with open(lock, "a", encoding="utf-8") as stream:
+        # Some network file systems have no locks; there, one process at a time is safe.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _scan_name(path: Path) -> str:

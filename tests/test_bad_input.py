@@ -249,7 +249,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{run}/run.json: damaged (run.json: unknown task 'brain': expected abdomen or cardiac, or a whole task): "
         "restore it from a copy or train again"),
     "run.json of a giant": (PREDICT, edit_run(lambda run: run["model"].update(width=10**6)), "",
-        "out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image"),
+        "out of memory: free some, or take a smaller image; in training, a smaller --batch_size or --preset"),
     "no checkpoints": (PREDICT, lambda at: shutil.rmtree(at.run / "checkpoints"), "",
         "{run}/checkpoints: no best checkpoint: train the run first, or choose --selection=last"),
     "no last checkpoint": (PREDICT, nothing, "--selection=last",

@@ -92,6 +92,7 @@ def test_table_has_the_papers_columns_and_the_printed_numbers():
     record = record_of({"ct_1": (0.9, 0.8, 0.7, 0.6), "ct_2": (0.7, 0.8, None, 0.2), "mr_1": (0.5, 0.5, 0.5, None)})
     lines = reporting.evaluation_table(record, TASK).splitlines()
     header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header[0] == "mean ± std over cases (pooled: over surface points)"
     assert header[1:6] == ["ct liver", "ct spleen", "ct right kidney", "ct left kidney", "ct mean"]
     assert header[-2:] == ["mr mean", "overall"]
     row = [cell.strip() for cell in lines[2].strip("|").split("|")]

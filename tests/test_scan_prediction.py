@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import itertools
 import json
 import os
+import signal
+import threading
+from functools import partial
 from pathlib import Path
 
 import dicom_files
@@ -14,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from programs import program
+from programs import fresh_programs, program
 from recorded_runs import write_run
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -303,7 +307,7 @@ def test_folder_of_scans_with_tables_and_label_files(run_dir, tmp_path):
     done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={out}", "--probabilities")
     assert done.returncode == 0, done.stderr
     assert "left out, no scans: notes.txt" in done.stderr
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.iterdir() if p.name != ".volumes.lock") == [
         *(f"{name}{more}.nii.gz" for name in "abc" for more in ("", "_probabilities")),
         *("labels.ctbl", "labels.label", "volumes.csv", "volumes.json"),
     ]
@@ -318,6 +322,8 @@ def test_folder_of_scans_with_tables_and_label_files(run_dir, tmp_path):
         "label": "1",
         "voxels": str((labels == 1).sum()),
         "ml": f"{(labels == 1).sum() * 0.288:.3f}",
+        "status": "done",
+        "notes": NOTE,
     }
     content = json.loads((out / "volumes.json").read_text(encoding="utf-8"))
     assert content["scans"]["c"]["classes"]["liver"]["voxels"] == int(rows[8]["voxels"])
@@ -415,20 +421,165 @@ def test_an_oblique_scan_in_a_folder_whose_name_is_no_text(run_dir, tmp_path):
     assert content["scans"]["scan"]["image"] == str(folder / "scan")
 
 
-def test_a_broken_link_among_the_scans_is_named(run_dir, tmp_path):
+NOTE = "the image has only 13 different values, usual are hundreds: is it a label map?"
+DONE = ("done", [NOTE])
+
+
+def entries(out: Path) -> dict[str, tuple[str, list[str]]]:
+    """Status and notes of each scan in volumes.json, which volumes.csv must repeat."""
+    scans = json.loads((out / "volumes.json").read_text(encoding="utf-8"))["scans"]
+    found = {name: (scan["status"], scan["notes"]) for name, scan in scans.items()}
+    with open(out / "volumes.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["scan"]: (row["status"], row["notes"]) for row in rows} == {
+        name: (status, "; ".join(notes)) for name, (status, notes) in found.items()
+    }
+    assert [row["scan"] for row in rows if not row["class"]] == [name for name in scans if not scans[name]["classes"]]
+    return found
+
+
+def test_scans_that_are_not_there_are_named_and_the_others_are_done(run_dir, tmp_path):
     write_scans(tmp_path / "scans")
     (tmp_path / "scans/patient_9").symlink_to("nowhere")
     done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
-    assert done.returncode == 1 and "patient_9: a link to a file that is not there" in done.stderr
+    told = "a link to a file that is not there: restore the file, or remove the link"
+    assert done.returncode == 1 and f"error: {tmp_path}/scans/patient_9: {told}" in done.stderr
+    assert "1 of 4 scans have an error, see above: patient_9" in done.stderr
+    assert entries(tmp_path / "out") == {**dict.fromkeys("abc", DONE), "patient_9": ("failed", [told])}
+    (tmp_path / "list.csv").write_text(
+        "case,modality,image\nx,ct,no.nii\ny,ct,scans/a.nii.gz\nz,ct,no\n", encoding="utf-8"
+    )
+    done = predict(run_dir, f"--input={tmp_path / 'list.csv'}", f"--output={tmp_path / 'new'}")
+    assert done.returncode == 1 and "2 of 3 scans have an error, see above: x, z" in done.stderr
+    failed = ("failed", ["no such file or folder: check the path"])
+    assert entries(tmp_path / "new") == {"x": failed, "y": DONE, "z": failed}
 
 
 def test_one_bad_scan_of_many_is_named_and_the_others_are_done(run_dir, tmp_path):
     write_scans(tmp_path / "scans")
     (tmp_path / "scans/b.nii").write_bytes(b"no scan")
-    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
+    done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 1
-    assert "1 of 3 scans have an error, see above: b" in done.stderr
-    assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"a.nii.gz", "c.nii.gz"}
+    assert "2 of 3 scans have an error, see above: b, c" in done.stderr
+    assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"a.nii.gz"}
+    found = entries(tmp_path / "out")
+    assert "values down to -1000, which looks like a CT" in " ".join(found["a"][1]) and NOTE in found["a"][1]
+    assert found["c"] == (
+        "failed",
+        ["the DICOM files' Modality is CT: expected MR for modality 'mr'; give the scan's own modality"],
+    )
+    # What failed takes no name.
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans/c'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0 and entries(tmp_path / "out")["c"] == DONE
+
+
+@pytest.fixture
+def at_scan(monkeypatch):
+    """What happens at scans instead of their prediction, by file name."""
+    events, real = {}, ScanPredictor.predict_scan
+
+    def predict_scan(self, scan, modality, **more):
+        events.get(Path(scan).name, lambda: None)()
+        return real(self, scan, modality, **more)
+
+    monkeypatch.setattr(ScanPredictor, "predict_scan", predict_scan)
+    return events
+
+
+def raising(error: BaseException):
+    def happen():
+        raise error
+
+    return happen
+
+
+def test_too_little_memory_for_one_scan_ends_no_other(run_dir, tmp_path, at_scan):
+    write_scans(tmp_path / "scans")
+    flags = ["--modality=ct", f"--output={tmp_path / 'out'}"]
+    at_scan.update({"a.nii.gz": raising(MemoryError()), "b.nii": raising(KeyError("unheard of"))})
+    done = predict(run_dir, f"--input={tmp_path / 'scans'}", *flags)
+    assert done.returncode == 1 and "2 of 3 scans have an error, see above: a, b" in done.stderr
+    memory = "out of memory: free some, or take a smaller image; in training, a smaller --batch_size or --preset"
+    assert f"error: {tmp_path}/scans/a.nii.gz: {memory}\n" in done.stderr
+    assert entries(tmp_path / "out") == {
+        "a": ("failed", [memory]), "b": ("failed", ["KeyError('unheard of')"]), "c": DONE,
+    }  # fmt: skip
+    with pytest.raises(KeyError):  # a fault of the program at a single scan shows its place
+        predict(run_dir, f"--input={tmp_path / 'scans/b.nii'}", *flags)
+
+
+@pytest.mark.parametrize(
+    ("stop", "name", "code"),
+    [(raising(KeyboardInterrupt()), "SIGINT", 130), (lambda: os.kill(os.getpid(), signal.SIGTERM), "SIGTERM", 143)],
+)
+def test_a_stopped_prediction_has_its_tables_and_goes_on(run_dir, tmp_path, at_scan, stop, name, code):
+    write_scans(tmp_path / "scans")
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+    flags = ["--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={out}"]
+    at_scan["b.nii"] = stop
+    done = predict(run_dir, *flags)
+    told = f"1 of 3 scans are segmented, and listed in {out}/volumes.csv; the same command with --skip_existing goes on"
+    assert done.returncode == code and f"stopped by {name}: {told}\n" in done.stdout
+    assert entries(out) == {"a": DONE} and signal.getsignal(signal.SIGTERM) is before
+    del at_scan["b.nii"]
+    seen = []
+    at_scan.update({scan: partial(seen.append, scan) for scan in ("a.nii.gz", "b.nii", "c")})
+    done = predict(run_dir, *flags, "--skip_existing")
+    assert done.returncode == 0 and seen == ["b.nii", "c"]
+    assert "1 of 3 scans are kept, segmented before" in done.stdout and "out: 2 scans; volumes.csv" in done.stdout
+    assert entries(out) == dict.fromkeys("abc", DONE)
+
+
+def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, at_scan):
+    write_scans(tmp_path / "scans")
+    flags = ["--modality=ct", f"--output={tmp_path / 'out'}"]
+    seen = []
+    at_scan.update({scan: partial(seen.append, scan) for scan in ("a.nii.gz", "b.nii", "c")})
+
+    def segmented(*more, scans="scans"):
+        seen.clear()
+        done = predict(run_dir, f"--input={tmp_path / scans}", *flags, *more)
+        assert done.returncode == 0, done.stderr
+        return seen.copy()
+
+    everything = ["a.nii.gz", "b.nii", "c"]
+    assert segmented() == everything
+    assert segmented("--skip_existing") == []
+    (tmp_path / "out/b.nii.gz").unlink()
+    assert segmented("--skip_existing") == ["b.nii"]
+    assert segmented("--skip_existing", "--probabilities") == everything
+    assert segmented("--skip_existing", "--overlap=0.5") == everything
+    (tmp_path / "scans").rename(tmp_path / "others")
+    assert segmented("--skip_existing", "--overlap=0.5", scans="others") == everything
+    for more in ("--viewer=page.html", f"--output={tmp_path / 'a.nii'}"):
+        done = predict(run_dir, *flags, f"--input={tmp_path / 'others/a.nii.gz'}", "--skip_existing", more)
+        assert done.returncode == 1 and "--skip_existing: goes with a folder as --output" in done.stderr
+
+
+def test_two_processes_lose_no_scan_of_each_other(tmp_path, monkeypatch):
+    """Threads stand for them: both read the tables before either has written."""
+    with fresh_programs():
+        from experiments import predict as module
+    reading = threading.Barrier(2)
+    read = module._Tables._read
+
+    def slow(self):
+        found = read(self)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            reading.wait(0.2)  # the other one, unless it has to wait
+        return found
+
+    monkeypatch.setattr(module._Tables, "_read", slow)
+    entry = {"modality": "ct", "image": "a", "windows": 1, "classes": {}, "status": "done", "notes": []}
+    threads = [
+        threading.Thread(target=module._Tables(tmp_path, [], predictor(), ["run"]).add, args=(name, entry))
+        for name in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(entries(tmp_path)) == {"a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from experiments.results.table import modality_title
 from ummkd_tf.runs.folder import commits_of, selected_step
 
 MEANS = (
-    "Mean ± population standard deviation over test cases; a modality's mean is the mean of its classes' means, the "
-    "overall mean that of the modalities' means."
+    "Mean ± population standard deviation over test cases (of the pooled distance: over surface points); a modality's "
+    "mean is the mean of its classes' means, the overall mean that of the modalities' means."
 )
 OWN_MEANS = (
     "Means are of runs that differ in fold and seed alone, where the runs of each seed test every case once: over the "

