@@ -19,7 +19,7 @@ DECODERS = ("paper", "released")
 
 
 def unit_of(layer: Conv | Block) -> Conv:
-    """The convolution, or that of a block, which has two equal ones."""
+    """The layer itself, or the convolution that a block has twice."""
     return layer.unit if isinstance(layer, Block) else layer
 
 
