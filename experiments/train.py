@@ -232,7 +232,7 @@ def chosen_network(text: str, num_classes: int) -> tuple[Network, str | dict[str
     # Here, to start without TensorFlow where no file is given.
     import keras
 
-    from ummkd_tf.model.any_network import network_of_keras
+    from ummkd_tf.model.any_network import network_of_keras, stand_in
 
     keras.utils.clear_session(free_memory=False)  # the same names of layers whenever the run is continued
     build = runpy.run_path(file).get(function)
@@ -241,7 +241,7 @@ def chosen_network(text: str, num_classes: int) -> tuple[Network, str | dict[str
     network = build(num_classes) if inspect.signature(build).parameters else build()
     try:
         if isinstance(network, keras.Model):
-            table = Network(network.name, network.input_shape[-1], len(network.input_shape) - 2, (), {}, 1, 0.0)
+            table = stand_in(network)
             if (table.rank, table.input_channels) not in ((2, 3), (3, 1)) or network.output_shape[-1] != num_classes:
                 raise ValueError(
                     f"{network.input_shape} → {network.output_shape}: expected images [batch, rows, columns, 3] (three "

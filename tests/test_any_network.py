@@ -110,6 +110,10 @@ def test_unsuitable_models_are_told() -> None:
     softmax = keras.layers.Conv2D(2, 3, activation="softmax")(normalized)
     with pytest.raises(ValueError, match="ends in probabilities"):
         per_modality(keras.Model(inputs, softmax), ("ct", "mr"))
+    logits = keras.layers.Conv2D(2, 3, padding="same")(normalized)
+    for probabilities in (keras.layers.Softmax()(logits), keras.ops.softmax(logits), keras.ops.sigmoid(logits)):
+        with pytest.raises(ValueError, match="ends in probabilities"):
+            per_modality(keras.Model(inputs, probabilities), ("ct", "mr"))
     pooled = keras.layers.GlobalAveragePooling2D()(normalized)
     with pytest.raises(ValueError, match="expected images → logits"):
         per_modality(keras.Model(inputs, pooled), ("ct", "mr"))
@@ -119,8 +123,9 @@ def test_unsuitable_models_are_told() -> None:
         per_modality(nested, ("ct", "mr"))
     with pytest.raises(ValueError, match="setting 'joint': expected ours, chilopod, individual"):
         per_modality(residual_unet(2, width=2, levels=2), ("ct", "mr"), "joint")
-    with pytest.raises(ValueError, match="different plain names"):
-        per_modality(residual_unet(2, width=2, levels=2), ("ct", "ct"))
+    for names in (("ct", "ct"), ("ct", "shared")):
+        with pytest.raises(ValueError, match="different plain names, none of them 'shared'"):
+            per_modality(residual_unet(2, width=2, levels=2), names)
 
 
 MY_NET = """
@@ -283,7 +288,11 @@ def test_a_table_is_checked_and_survives_json() -> None:
             "skip in output: expected",
         ),
         (replace(good, stages=(first, replace(last, layers=(Block(up),) * 2, skip="encoder_1"))), "it joins between"),
-        (replace(good, regions={}), "region 'nowhere'"),
+        (replace(good, regions={}), "region 'nowhere' covers None: expected stages among encoder_1"),
+        (
+            replace(good, regions={**good.regions, "everywhere": ("encoder_1", "middle")}),
+            r"region 'everywhere' covers \('encoder_1', 'middle'\): expected",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             check_network(wrong)

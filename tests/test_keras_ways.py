@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from toy_networks import toy3d
 
 from ummkd_tf import Adam, UnpairedSegmenter, losses
 from ummkd_tf.model.absent_classes import updated_memory
@@ -78,6 +79,55 @@ def test_fit_on_a_list_says_what_to_pass() -> None:
     model.compile()
     with pytest.raises(TypeError, match=r"list of 1: expected .* a generator"):
         model.fit([(images(), {m: np.zeros((1, 16, 16, 8), int) for m in ("ct", "mr")})])
+
+
+def toy_batch() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    x = {m: rng.normal(size=(1, 4, 4, 4, 1)).astype(np.float32) for m in ("ct", "mr")}
+    return x, {m: (v[..., 0] > 0).astype(np.int32) for m, v in x.items()}
+
+
+class Warmup(keras.callbacks.Callback):
+    """Of all three numbers; in epoch 0 the loss is that of the segmentation alone."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.model.kd_weight = 100.0 * epoch
+        self.model.l2_weight = 0.25 * epoch
+        self.model.temperature = 2.0 / (1.0 + epoch)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
+def test_a_callback_changes_the_loss_of_a_step_that_is_traced_already(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = UnpairedSegmenter(network=toy3d(), num_classes=2, width=2, initialization="glorot")
+    variables, parameters = list(model.named_variables()), model.count_params()
+    model.compile(keras.optimizers.SGD(0.0), temperature=2.0)  # nothing moves
+    x, y = toy_batch()
+    terms = model.fit(x, y, epochs=2, callbacks=[Warmup()], verbose=0).history
+    first, second = (sum(terms[f"{m}_segmentation_loss"][epoch] for m in x) for epoch in (0, 1))
+    assert terms["loss"][0] == pytest.approx(first)
+    distilled, decayed = 0.5 * 100.0 * terms["kd_loss"][1], 0.25 * terms["l2_loss"][1]
+    assert terms["loss"][1] == pytest.approx(second + distilled + decayed)
+    assert min(distilled, decayed) > 0.01  # each is seen
+    # z is small: so Eq. 4, quadratic in z / T, is four times as large at half of T.
+    assert terms["kd_loss"][1] == pytest.approx(4 * terms["kd_loss"][0], rel=0.2)
+    assert (model.kd_weight, model.l2_weight, model.temperature) == (100.0, 0.25, 1.0)
+    assert (list(model.named_variables()), model.count_params()) == (variables, parameters)
+    model.save(tmp_path / "x.keras")
+    assert keras.models.load_model(tmp_path / "x.keras").l2_weight == 0.25
+
+
+def test_what_would_have_no_effect_is_refused() -> None:
+    model = UnpairedSegmenter(network=toy3d(), num_classes=2, width=2)
+    assert not hasattr(model, "kd_weight")
+    for name, value in {"loss": "mse", "metrics": ["accuracy"], "loss_weights": [1], "weighted_metrics": []}.items():
+        with pytest.raises(TypeError, match=f"compile got {name}: "):
+            model.compile(**{name: value})
+    model.compile(loss=None)
+    x, y = toy_batch()
+    for method in (model.fit, model.evaluate, model.train_on_batch):
+        with pytest.raises(ValueError, match="sample_weight or class_weight"):
+            method(x, y, sample_weight=np.ones(1))
 
 
 def test_losses_take_numpy_and_lists() -> None:

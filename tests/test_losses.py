@@ -135,6 +135,34 @@ def test_three_modalities_are_the_mean_of_their_pairs():
         losses.knowledge_distillation_loss({"ct": SURE}, {"ct": one_hot(LABELS)})
 
 
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_16_bit_logits_lose_only_what_their_rounding_loses(dtype):
+    """More voxels than float16 can count (65504), or bfloat16 add one by one (256)."""
+    rng = np.random.default_rng(4)
+    shape = (1, 512, 512)
+    logits = tf.cast(rng.normal(size=(*shape, 2)), dtype)
+    rounded, reference = tf.cast(logits, tf.float32), one_hot(rng.integers(0, 2, shape))
+    for loss in (losses.soft_dice_loss, losses.weighted_cross_entropy, losses.class_knowledge):
+        np.testing.assert_array_equal(loss(logits, reference), loss(rounded, reference))
+    both = dict.fromkeys("ab", reference)
+    found = losses.knowledge_distillation_loss({"a": logits, "b": -logits}, both)
+    assert found == losses.knowledge_distillation_loss({"a": rounded, "b": -rounded}, both)
+
+
+def test_what_is_no_one_hot_reference_is_refused():
+    label_map = np.zeros((1, 1, 2, 1), int)  # would be broadcast
+    for loss in (losses.soft_dice_loss, losses.weighted_cross_entropy, losses.class_knowledge):
+        with pytest.raises(ValueError, match=r"\(1, 1, 2, 1\) for logits of shape \(1, 1, 2, 2\): .* tf.one_hot"):
+            loss(UNDECIDED, label_map)
+    both = {"ct": UNDECIDED, "mr": UNDECIDED}
+    with pytest.raises(ValueError, match=r"reference of shape \(1, 1, 2\) for .* one-hot \[batch"):
+        losses.knowledge_distillation_loss(both, {"ct": one_hot(LABELS), "mr": LABELS})
+    with pytest.raises(
+        ValueError, match=r"logits of \['ct', 'mr'\], one-hot references of \['ct'\]: expected the same"
+    ):
+        losses.knowledge_distillation_loss(both, {"ct": one_hot(LABELS)})
+
+
 def test_2d_and_3d_alike():
     rng = np.random.default_rng(2)
     flat = tf.constant(rng.normal(size=(1, 4, 2, 3)), tf.float32)

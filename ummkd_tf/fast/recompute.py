@@ -71,7 +71,7 @@ def add_scaled(gradient: tf.Tensor, variable: keras.Variable, factor: tf.Tensor)
 
 
 def recomputed(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """The function, of which the gradient keeps the arguments alone: for the gradient it is called a second time.
+    """The function with gradient checkpointing: the gradient keeps only its arguments and calls it a second time.
 
     Costs a little time and saves half of the memory of activations. The numbers are the same to the last bit.
 

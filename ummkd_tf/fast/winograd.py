@@ -5,8 +5,8 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016):
 products, where a CPU reaches its peak. Differences from the direct sum are those of float32 (about 1e-6); larger tiles
 would save more multiplications and lose digits, so they are not used.
 
-All tiles together are four times as large as the image. They exist only inside `_result` and `_gradients`, which
-TensorFlow does not inline: so it works on few of them at once, which keeps memory and the graph small.
+The tiles of a convolution are four times as large as its image. They exist only inside `_result` and `_gradients`,
+which TensorFlow does not inline, so that few convolutions hold tiles at a time and the graph stays small.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> 
     """Running mean of Eq. 2's z_c over the batches that hold class c.
 
     Args:
-        memory: [C, C] of the batches before; a row of zeros, which makes q_c uniform, where a class was in none.
+        memory: [C, C] of the batches before; zeros in the row of a class that none of them held, so that its q_c is
+            uniform.
         logits: Of this batch.
         one_hot: Its reference.
 

@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from ummkd_tf.common.files import last_line
 from ummkd_tf.model.architectures import Network
+from ummkd_tf.model.checks import check_modality_names, check_present
 from ummkd_tf.model.keras_hooks import RANDOM_STATE
 from ummkd_tf.model.layers import BatchNorm
 from ummkd_tf.model.operations import PLAIN
 from ummkd_tf.model.segmenter import UnpairedModel, UnpairedSegmenter
-from ummkd_tf.settings import SETTINGS, are_modality_names
+from ummkd_tf.settings import SETTINGS
 
 NORMALIZATIONS = (
     BatchNorm,
@@ -68,6 +69,11 @@ def network_of_keras(model: keras.Model) -> dict[str, Any]:
     return described
 
 
+def stand_in(model: keras.Model) -> Network:
+    """What training and prediction ask of a network: its rank and channels. Keras's layers check sizes themselves."""
+    return Network(model.name, model.input_shape[-1], len(model.input_shape) - 2, (), {}, 1, 0.0)
+
+
 def model_of(arguments: Mapping[str, Any], fast: bool | None = None) -> UnpairedModel:
     """The model of a run or an exported model.
 
@@ -116,13 +122,11 @@ class PerModalityModel(UnpairedModel):
             raise ValueError(
                 f"setting {setting!r}: expected {', '.join(KERAS_SETTINGS)}; others need a table of stages"
             )
-        if not are_modality_names(tuple(modalities)):
-            raise ValueError(f"modalities {modalities!r}: expected different plain names")
+        check_modality_names(modalities)
         _check(model)
         self.modalities, self.setting, self.operations = tuple(modalities), SETTINGS[setting], PLAIN
         self.num_classes = int(model.output_shape[-1])
-        # What training and prediction ask of a network: its rank and channels. Its layers check sizes themselves.
-        self.network = Network(model.name, model.input_shape[-1], len(model.input_shape) - 2, (), {}, 1, 0.0)
+        self.network = stand_in(model)
         # Not the model itself: Keras would count its weights as ours.
         described = keras.saving.serialize_keras_object(model)
         self._config = {"model": described, "modalities": self.modalities, "setting": setting}
@@ -132,9 +136,7 @@ class PerModalityModel(UnpairedModel):
         self.built = True
 
     def call(self, images: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        unknown = set(images) - set(self.modalities)
-        if unknown or not images:
-            raise ValueError(f"images of {sorted(images)}: expected modalities among {self.modalities}")
+        check_present(images, self.modalities)
         return {m: self.networks[m](images[m], training=training) for m in self.modalities if m in images}
 
     def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
@@ -174,7 +176,10 @@ def _check(model: keras.Model) -> None:
     inner += [norm.name for norm in norms if id(norm) not in own]
     if inner:  # a copy of the outer layer would be shared with the normalization in it
         raise ValueError(f"{model.name}: {inner[0]} holds layers or lies in one: expected all layers in one model")
-    if getattr(model.layers[-1], "activation", None) in (keras.activations.softmax, keras.activations.sigmoid):
+    last = model.outputs[0]._keras_history.operation  # the layer, or what keras.ops.softmax and the like have made
+    activation = getattr(last, "activation", None)
+    ends = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    if ends or type(last).__name__ in ("Softmax", "Sigmoid"):
         raise ValueError(f"{model.name}: ends in probabilities: expected logits, without the activation")
 
 

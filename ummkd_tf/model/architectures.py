@@ -88,7 +88,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the paper.
+    """A network as a table of stages: one of the paper's, or a user's own.
 
     Attributes:
         name: Flag value.

@@ -13,9 +13,47 @@ import tensorflow as tf
 from ummkd_tf.model.architectures import Network
 
 RANDOM_STATE = "seed_generator_state"
-"""Keras's name of what a layer that drops out draws from."""
+"""Keras's name for the random state of a dropout layer."""
 
+_WITHOUT_EFFECT = ("loss", "loss_weights", "metrics", "weighted_metrics")
 _OF_COMPILE = ("kd_weight", "temperature", "absent", "l2_weight", "l2_on", "jit_compile")
+
+
+class Adjustable:
+    """A number of the loss that may be set between two steps, also by a callback.
+
+    It is a variable, since a traced step would keep a Python number for ever; but none of the model's weights, so that
+    files and parameter counts have nothing of it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: keras.Model, owner: type) -> Any:
+        """A Python number; in a traced step, a tensor."""
+        try:
+            variable = vars(model)[self.name]
+        except (KeyError, TypeError):  # a model without compile, or the class
+            raise AttributeError(f"{self.name}: expected a compiled model") from None
+        return float(variable.numpy()) if tf.executing_eagerly() else tf.cast(variable.value, tf.float32)
+
+    def __set__(self, model: keras.Model, value: float) -> None:
+        if self.name in vars(model):
+            vars(model)[self.name].assign(value)
+        else:  # float64, which gives back the number that was set; past Keras, which would count it as a weight
+            vars(model)[self.name] = keras.Variable(value, trainable=False, dtype="float64", name=self.name)
+
+
+def images_and_labels(data: Any) -> tuple[Any, Any]:
+    """A batch as Keras passes it on.
+
+    Raises:
+        ValueError: It has sample weights.
+    """
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if weights is not None:
+        raise ValueError("sample_weight or class_weight: no loss of the paper has such weights; leave them out")
+    return images, labels
 
 
 class KerasHooks(keras.Model):
@@ -26,7 +64,7 @@ class KerasHooks(keras.Model):
     memory: Mapping[str, keras.Variable]
 
     def track_losses(self) -> None:
-        """Makes a running mean for each loss term; the last thing a subclass's `__init__` does."""
+        """Makes a running mean for each loss term; a subclass's `__init__` calls it once `modalities` is set."""
         terms = ["loss", "kd_loss", "alone", "l2_loss", "gradient_norm"]
         terms += [
             f"{m}_{part}" for m in self.modalities for part in ("segmentation_loss", "dice_loss", "cross_entropy")
@@ -37,6 +75,19 @@ class KerasHooks(keras.Model):
     def named_variables(self) -> dict[str, keras.Variable]:
         """Every weight, statistic and random state by a name that is the same in every process."""
         return {v.path: v for v in self.variables_of(self.modalities)}
+
+    def compile(self, optimizer: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`.
+
+        Raises:
+            TypeError: Arguments that would have no effect, because the losses are those of Eq. 5.
+        """
+        given = [name for name in _WITHOUT_EFFECT if kwargs.get(name) is not None]
+        if given:
+            raise TypeError(
+                f"compile got {', '.join(given)}: the losses are the paper's, and they are reported; leave it out"
+            )
+        super().compile(optimizer, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """What a `.keras` file stores of `compile`, and what absent="memory" remembers."""
@@ -103,8 +154,7 @@ class KerasHooks(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: `batch_losses` on one batch `(images, labels)`, in inference mode."""
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._track(self.batch_losses(images, labels, training=False))
+        return self._track(self.batch_losses(*images_and_labels(data), training=False))
 
     def predict_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: logits."""

@@ -1,27 +1,20 @@
 """The losses of the paper as pure functions (Sec. III-B and III-C; docs/reproduction.md#losses).
 
-All take logits `[batch, *space, classes]` before the softmax and one-hot references (2D or 3D): tensors, arrays, lists.
-A voxel whose one-hot is all zero (a label outside the classes) counts in Dice's p² and the voxels' number alone.
+All take logits `[batch, *space, classes]` before the softmax and one-hot references of the same shape (2D or 3D), as
+tensors, arrays or lists; another shape is a ValueError. Logits of 16 bits are taken, and the loss returned, in float32.
+A voxel with an all-zero one-hot (its label is no class) adds only to Dice's sum(p²) and to cross-entropy's voxel count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
 
 import tensorflow as tf
 
+from ummkd_tf.model.checks import as_tensors, check_pairs
 from ummkd_tf.model.replicas import replica_any, replica_means, replica_sum, replica_sums
 from ummkd_tf.settings import AbsentClass
-
-
-def _as_tensors(logits: Any, one_hot: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both as floating-point tensors of the logits' type."""
-    logits = tf.convert_to_tensor(logits)
-    if not logits.dtype.is_floating:
-        logits = tf.cast(logits, tf.float32)
-    return logits, tf.cast(one_hot, logits.dtype)
 
 
 def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
@@ -32,7 +25,7 @@ def soft_dice_loss(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         Scalar in [-1, 0]; -1 is a perfect prediction.
     """
-    logits, one_hot = _as_tensors(logits, one_hot)
+    logits, one_hot = as_tensors(logits, one_hot)
     probabilities = tf.nn.softmax(logits)
     axes = list(range(logits.shape.rank - 1))
     intersection = tf.reduce_sum(probabilities * one_hot, axes)
@@ -49,7 +42,7 @@ def weighted_cross_entropy(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         Scalar >= 0.
     """
-    logits, one_hot = _as_tensors(logits, one_hot)
+    logits, one_hot = as_tensors(logits, one_hot)
     axes = list(range(logits.shape.rank - 1))
     counts = replica_sum(tf.reduce_sum(one_hot, axes))
     weights = 1.0 - counts / tf.reduce_sum(counts)
@@ -63,7 +56,7 @@ def class_logits(logits: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
     Returns:
         [C, C]; row = true class. A class without voxels has a row of zeros.
     """
-    logits, one_hot = _as_tensors(logits, one_hot)
+    logits, one_hot = as_tensors(logits, one_hot)
     classes = logits.shape[-1]
     indicators = tf.reshape(one_hot, [-1, classes])
     sums = tf.matmul(indicators, tf.reshape(logits, [-1, classes]), transpose_a=True)
@@ -104,14 +97,11 @@ def knowledge_distillation_loss(
         Scalar >= 0; 0 where all modalities confuse the classes alike.
 
     Raises:
-        ValueError: Fewer than two modalities, or absent="memory" without one.
+        ValueError: Fewer than two modalities, other ones in the references, or absent="memory" without a memory.
     """
-    if len(logits_by_modality) < 2:
-        raise ValueError(
-            f"the distillation loss compares modalities: expected at least two, got {len(logits_by_modality)}"
-        )
-    present = {m: present_classes(one_hot_by_modality[m]) for m in logits_by_modality}
+    check_pairs(logits_by_modality, one_hot_by_modality)
     z = {m: class_logits(logits, one_hot_by_modality[m]) for m, logits in logits_by_modality.items()}
+    present = {m: present_classes(one_hot_by_modality[m]) for m in logits_by_modality}
     if absent == "memory":
         if memory is None:
             raise ValueError("absent='memory': expected the memory of the batches before, got none")

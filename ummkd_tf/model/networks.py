@@ -18,6 +18,11 @@ _RELEASED_UP = {
 DECODERS = ("paper", "released")
 
 
+def unit_of(layer: Conv | Block) -> Conv:
+    """The layer itself, or the convolution that a block has twice."""
+    return layer.unit if isinstance(layer, Block) else layer
+
+
 def get_network(name: str | Network | Mapping[str, Any], decoder: str = "paper") -> Network:
     """Row of the network table, with the decoder of Table II ("paper") or of the uploaded code ("released").
 
@@ -92,7 +97,7 @@ def check_network(network: Network) -> None:
             raise ValueError(f"{where}: stage name {stage.name!r}: expected different plain names")
         if stage.skip is not None and stage.skip not in names[:number]:
             raise ValueError(f"{where}: skip {stage.skip!r} of {stage.name}: expected an earlier stage")
-        kernels = [(layer.unit if isinstance(layer, Block) else layer).kernel_size for layer in stage.layers]
+        kernels = [unit_of(layer).kernel_size for layer in stage.layers]
         wrong = [kernel for kernel in kernels if len(kernel) != network.rank]
         if wrong or not kernels:
             raise ValueError(f"{where}: kernels {kernels} in {stage.name}: expected layers with {network.rank} sizes")
@@ -104,6 +109,6 @@ def check_network(network: Network) -> None:
                 f"{where}: skip in {stage.name}: expected a convolution and another layer, since it joins between them"
             )
     for region in get_args(Region):
-        unknown = set(network.regions.get(region, ("none",))) - set(names)
-        if unknown:
-            raise ValueError(f"{where}: region {region!r}: expected stages among {', '.join(names)}")
+        covered = network.regions.get(region)
+        if covered is None or not set(covered) <= set(names):
+            raise ValueError(f"{where}: region {region!r} covers {covered}: expected stages among {', '.join(names)}")

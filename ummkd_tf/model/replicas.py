@@ -70,7 +70,8 @@ def normalize_over_replicas(
         inputs: [batch, *space, channels] of this replica.
         gamma: Scale of each channel.
         beta: Shift of each channel.
-        shift: Values near the mean, not trained, the same on all replicas: sums of what is left over keep their digits.
+        shift: Subtracted before summing, so that sums keep their digits: near the mean, not trained, equal on all
+            replicas.
         epsilon: Added to the variance.
 
     Returns:

@@ -15,7 +15,7 @@ from ummkd_tf.model.absent_classes import count_alone, updated_memory
 from ummkd_tf.model.architectures import Initialization, Network, Normalization
 from ummkd_tf.model.checks import check_arguments, check_bfloat16, present_modalities
 from ummkd_tf.model.finite import apply_if_finite
-from ummkd_tf.model.keras_hooks import KerasHooks
+from ummkd_tf.model.keras_hooks import Adjustable, KerasHooks, images_and_labels
 from ummkd_tf.model.layers import Stage, StageOptions
 from ummkd_tf.model.networks import get_network, network_to_dict
 from ummkd_tf.model.operations import Operations, Tensors, choose_operations
@@ -33,6 +33,7 @@ class UnpairedModel(KerasHooks):
     num_classes: int
     setting: Setting
     operations: Operations
+    kd_weight, temperature, l2_weight = Adjustable(), Adjustable(), Adjustable()
 
     def variables_of(self, modalities: Mapping[str, Any] | Sequence[str]) -> list[keras.Variable]:
         """Variables that a batch of these modalities uses: the shared ones and their own."""
@@ -49,16 +50,20 @@ class UnpairedModel(KerasHooks):
         l2_on: Literal["all", "kernels"] = "all",
         **kwargs: Any,
     ) -> None:
-        """Configures Eq. 5.
+        """Configures Eq. 5. `kd_weight`, `temperature` and `l2_weight` may be set between steps, as attributes.
 
         Args:
             optimizer: Keras optimizer; the paper's is Adam with epsilon 1e-8.
             kd_weight: alpha. Used by the settings that distill; the others only report the loss.
             temperature: T of Eq. 3.
-            absent: What a class does that a batch lacks, see `losses.knowledge_distillation_loss`.
+            absent: How the loss treats a class that a batch lacks, see `losses.knowledge_distillation_loss`.
             l2_weight: eta.
-            l2_on: Whether the L2 term holds all trainable variables (paper) or kernels only (released 2D code).
+            l2_on: "all": every trainable variable (the paper's sum has no bias: one in 3D); "kernels": as in the
+                released 2D code.
             **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
+
+        Raises:
+            TypeError: Keras's `loss`, `loss_weights`, `metrics` or `weighted_metrics`, which would have no effect.
         """
         super().compile(optimizer=optimizer, **kwargs)  # mixed_float16: Keras wraps the optimizer to scale the loss
         take_summed_gradients(self.optimizer)
@@ -155,8 +160,7 @@ class UnpairedModel(KerasHooks):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Keras hook: `optimize` on one batch `(images, labels)`."""
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._track(self.optimize(images, labels))
+        return self._track(self.optimize(*images_and_labels(data)))
 
 
 @keras.saving.register_keras_serializable(package="ummkd_tf")
@@ -181,7 +185,7 @@ class UnpairedSegmenter(UnpairedModel):
         dropout: Share of activations dropped in training; None for the network's own (2D 0.25, 3D 0).
         initialization: Of kernels: "released" (normal, deviation 0.01) or "glorot", for short trainings.
         fast: Use the faster and smaller operations of `ummkd_tf.fast`, whose results differ by float32's rounding.
-            They suit CPUs; None: where no GPU is visible.
+            They suit CPUs; None: on a single device, where no GPU is visible.
 
     Call arguments:
         images: Modality → float images; [batch, height, width, 3] (three adjacent slices) for the 2D network,

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
 from ummkd_tf.model.architectures import Block, Conv, Network, StageRow
+from ummkd_tf.model.networks import unit_of
 from ummkd_tf.settings import Setting
 
 # Blue and orange first, which colour-blind readers tell apart.
@@ -79,10 +80,14 @@ def _levels(stages: Sequence[StageRow]) -> dict[str, int]:
     """How often each stage's output is halved against the input; a phase shift doubles it back."""
     level, levels = 0, {}
     for stage in stages:
-        level += stage.pool - any(isinstance(layer, Conv) and layer.up for layer in stage.layers)
+        level += stage.pool - _is_up(stage)
         levels[stage.name] = level
         level -= stage.phase_shift.bit_length() - 1 if stage.phase_shift else 0
     return levels
+
+
+def _is_up(stage: StageRow) -> bool:
+    return any(isinstance(layer, Conv) and layer.up for layer in stage.layers)
 
 
 def _box_height(level: int) -> float:
@@ -107,7 +112,7 @@ def _stage_box(
             axes.add_patch(Rectangle(place, across, height / count, facecolor=color, edgecolor=_INK, linewidth=0.9))
 
     stripes(-height / 2, height, separate)
-    if any((layer.unit if isinstance(layer, Block) else layer).order != "conv" for layer in stage.layers):
+    if any(unit_of(layer).order != "conv" for layer in stage.layers):
         stripes(height / 2 + 0.06, 0.3, own_norms)
 
 
@@ -117,14 +122,13 @@ def _words(
     """Below the box: its name, its layers, and its last number of channels."""
     lines = [stage.name.replace("_", " ")]
     for layer, times in _counted(stage.layers):
-        unit = layer.unit if isinstance(layer, Block) else layer
+        unit = unit_of(layer)
         size = "×".join(map(str, unit.kernel_size))
         kind = f"res. block{'s' * (times > 1)} " if isinstance(layer, Block) else "up " if unit.up else "conv "
         lines.append(f"{f'{times} ' if times > 1 else ''}{kind}{size}")
         if unit.dilation > 1:
             lines.append(f"dilation {unit.dilation}")
-    last = stage.layers[-1]
-    channels = (last.unit if isinstance(last, Block) else last).filters.count(width, num_classes)
+    channels = unit_of(stage.layers[-1]).filters.count(width, num_classes)
     turned = 90 * (channels > 999)
     _text(axes, x, 0, f"{channels:,}", fontsize=10, fontweight="bold", rotation=turned, path_effects=_HALO)
     _text(axes, x, -height / 2 - 0.12, "\n".join(lines), va="top", fontsize=7.5)
@@ -134,7 +138,7 @@ def _counted(layers: Sequence[Conv | Block]) -> list[tuple[Conv | Block, int]]:
     """Layers of the same kind in a row, with their number."""
 
     def kind(layer: Conv | Block) -> object:
-        unit = layer.unit if isinstance(layer, Block) else layer
+        unit = unit_of(layer)
         return type(layer), unit.kernel_size, unit.dilation, unit.up
 
     counted: list[tuple[Conv | Block, int]] = []
@@ -148,11 +152,10 @@ def _counted(layers: Sequence[Conv | Block]) -> list[tuple[Conv | Block, int]]:
 
 def _change(axes: Axes, x: float, stage: StageRow, after: StageRow) -> None:
     """What changes the resolution between two stages."""
-    up = any(isinstance(layer, Conv) and layer.up for layer in after.layers)
     words = [
         *([f"phase shift {stage.phase_shift}"] if stage.phase_shift else []),
         *(["max-pool 2"] if after.pool else []),
-        *(["up 2"] if up else []),
+        *(["up 2"] if _is_up(after) else []),
     ]
     _text(axes, x, 0.12, "\n".join(words), rotation=90, va="bottom", fontsize=7.5)
 

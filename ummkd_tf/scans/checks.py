@@ -46,7 +46,7 @@ def check_content(path: Path) -> None:
         head = stream.read(256)
     for pattern, told in _FOREIGN:
         if re.match(pattern, head) and head[128:132] != b"DICM":
-            raise InputError(f"{told}", where=path)
+            raise InputError(told, where=path)
 
 
 def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:
