@@ -277,14 +277,31 @@ def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Spli
     """(name, split) of the cases found, as chosen, and checked: so `verify` refuses what `prepare_cases` would.
 
     Raises:
-        InputError: As `Choice.split`, or a part that lacks a modality.
+        InputError: As `Choice.split`; a part that lacks a modality; or one label map in two parts.
     """
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     modality_of = {case.case_id: case.modality for case in found.cases}
     ids = {m: [case_id for case_id, modality in modality_of.items() if modality == m] for m in modalities}
-    name, split = choice.split(ids, found.split)
-    check_split(by_part(split), modality_of, tuple(split), f"the split ({name})")
+    patients = {case.case_id: case.patient for case in found.cases if case.patient}
+    name, split = choice.split(ids, found.split, patients)
+    parts = by_part(split)
+    check_split(parts, modality_of, tuple(split), f"the split ({name})")
+    _check_label_files({case.case_id: case.label for case in found.cases}, parts, name)
     return name, split
+
+
+def _check_label_files(labels: Mapping[str, Path], parts: Mapping[str, Sequence[str]], name: str) -> None:
+    """Two scans with one label map are of one patient, at one time: they must be in one part."""
+    first: dict[Path, tuple[str, str]] = {}
+    for part, cases in parts.items():
+        for case in cases:
+            other, other_part = first.setdefault(labels[case].resolve(), (case, part))
+            if part != other_part:
+                raise InputError(
+                    f"the label map of {other} ({other_part}) and of {case} ({part}), which are of one patient, then",
+                    where=labels[case],
+                    fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
+                )
 
 
 def prepare_cases(

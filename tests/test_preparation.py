@@ -27,7 +27,7 @@ from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
 from data_prep.sources.table import SOURCES, RawOptions
-from data_prep.splits import Choice
+from data_prep.splits import Choice, by_part
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import read_case
@@ -524,6 +524,33 @@ def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
     dataset = Dataset.load(tmp_path / "out")
     assert dataset.split_name == "seeded 70/10/20, seed 4"
     assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_own_data_with_a_patient_column(tmp_path):
+    """All scans of a patient stay together, and so do those that have one label map."""
+    options = write_own(tmp_path / "own", split="given")
+    header, *rows = options["csv"].read_text(encoding="utf-8").split("\n")
+
+    def split(patients, choice=Choice(), rows=rows):  # noqa: B008, immutable
+        lines = [header + ",patient", *(f"{row},{patient}" for row, patient in zip(rows, patients, strict=True))]
+        options["csv"].write_text("\n".join(lines), encoding="utf-8")
+        found = own.find(options["csv"], TASK, options["label_map"])
+        assert [str(problem) for problem in found.problems] == []
+        return by_part(pipeline.split_cases(SOURCES["csv"], found, choice)[1])
+
+    assert split("AAABBBCCC")["test"] == ["ct_6", "t1_7", "t2_8"]  # as the split column has it
+    refused = r"patient 'B' is in train \(t2_2\) and in validation \(ct_3\): expected all scans of a patient"
+    with pytest.raises(InputError, match=refused):
+        split("AABBBBCCC")
+    patients = [["ct_0", "t1_7", "t2_5"], ["ct_3", "t1_1", "t2_8"], ["ct_6", "t1_4", "t2_2"]]
+    assert sorted(split("ABCBCACAB", Choice("seeded")).values()) == patients
+    assert sorted(split("ABCBCACAB", Choice("k_fold", folds=3)).values()) == patients
+    with pytest.raises(
+        InputError, match=r"t2_5_label.*: the label map of t2_5 \(validation\) and of t2_8 \(test\), which"
+    ):
+        split("AAABBBCCC", rows=[*rows[:8], rows[8].replace("t2_8_label", "t2_5_label")])
+    with pytest.raises(AssertionError, match="no patient for t2_8: fill the patient column in every row, or leave it"):
+        split([*"AAABBBCC", ""])
 
 
 def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):

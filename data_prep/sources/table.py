@@ -136,7 +136,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "abdomen", "abdomen", ("ct", "mr"), "BTCV (RAW/btcv) and CHAOS (RAW/chaos) together", (_btcv, _chaos)
             ),
             Source("mmwhs", "cardiac", ("ct", "mr"), f"MM-WHS CT and MR, {mmwhs.TREE}", (_mmwhs_ct, _mmwhs_mr)),
-            Source("csv", None, (), f"own data, listed in --csv with columns {','.join(own.COLUMNS)}", (_own,)),
+            Source("csv", None, (), f"own data, listed in --csv with columns {own.COLUMNS}", (_own,)),
             # Not raw scans: data_prep.release checks and describes them.
             Source(
                 "released",
