@@ -177,7 +177,7 @@ def write_description(
     *,
     raw: Path,
     records: Mapping[str, Mapping[str, Sequence[str]]],
-    cases: Mapping[str, Mapping[str, str | None]],
+    cases: Mapping[str, Mapping[str, str]],
     split_name: str,
     outside: OutsideLabel,
     sha256: str,
@@ -188,7 +188,7 @@ def write_description(
         directory: Folder of the description and of `cases/`.
         raw: Folder of the records.
         records: Paths below `raw` by modality and part.
-        cases: "modality", "source" and "reference" by test case.
+        cases: "modality" and "source" by test case.
         split_name: Where the parts come from.
         outside: What label `OUTSIDE` is in training.
         sha256: Checksum over all files.
@@ -200,7 +200,6 @@ def write_description(
         "raw": str(raw.absolute()),
         "split_name": split_name,
         "sha256": sha256,
-        "counts": {m: {part: len(paths) for part, paths in parts.items()} for m, parts in records.items()},
         "cases": cases,
         "records": records,
     }
