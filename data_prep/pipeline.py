@@ -33,9 +33,9 @@ from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
-from ummkd_tf.scans.plausibility import implausible
+from ummkd_tf.scans.plausibility import implausible, machine
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import Task
+from ummkd_tf.tasks import TASKS, Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
 _SUFFIX = ".h5"
@@ -226,8 +226,25 @@ def _share_outside(organ: NDArray[np.bool_], original: Grid, prepared: Grid) -> 
     return outside / np.count_nonzero(organ)
 
 
+def _note_ranges(task: Task, modalities: Iterable[str], note: Note) -> None:
+    """Notes modalities that take the default intensity range although another one may have been meant."""
+    known = dict.fromkeys(modalities)
+    without = [modality for modality in known if modality not in task.clip]
+    unused = [modality for modality in task.clip if modality not in (*known, "default")]
+    if without and unused and task not in TASKS.values():
+        what = f"{', '.join(unused)}, which the data lack, and none for {', '.join(without)}"
+        note(f"task {task.name} has an intensity range for {what}: the default is used there")
+    # The paper's cardiac task clips CT to percentiles like MR.
+    for modality in without if task != TASKS["cardiac"] else ():
+        if machine(modality) == "CT" and (default := task.clip_for(modality)).unit == "percentile":
+            range_ = f"the percentiles {default.low:g} to {default.high:g}"
+            fix = f'rename the modality, or give the task a range in Hounsfield units, "clip": {{"{modality}": …}}'
+            note(f"{modality}, a CT by its name, is clipped to {range_} of each scan by task {task.name}: {fix}")
+
+
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
     """Visits all cases without writing; every problem of each."""
+    _note_ranges(task, (case.modality for case in cases), note)
     return _report(list(pool.each(partial(visit, task=task, out=None), cases, "verify")), note)
 
 
@@ -263,7 +280,7 @@ def prepare_source(
         out,
         split=split,
         split_name=split_name,
-        source=f"{'phantom ' if options.is_phantom else ''}{source.name}",
+        source=source.described(options),
         held_out=choice.held_out,
         pool=pool,
         note=note,
@@ -350,6 +367,7 @@ def prepare_cases(
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
     check_split(parts, case_modality, tuple(split), f"the split ({split_name})")
+    _note_ranges(task, split, note)
     left_out = [case.case_id for case in cases if case.case_id not in chosen]
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
@@ -381,7 +399,9 @@ def prepare_cases(
         _discard(out, existed)
         return problems
     if any(found.put_aside for found in visits):
-        (out / INDEX).unlink(missing_ok=True)  # before the cases that it tells of are replaced
+        # Before the cases are replaced, so that a run that is killed meanwhile leaves no data set of old and new ones.
+        (out / DATASET).unlink(missing_ok=True)
+        (out / INDEX).unlink(missing_ok=True)
     for folder in (out, out / "cases"):  # of a run that was killed
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -37,10 +37,11 @@ from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
-from ummkd_tf.tasks import get_task
+from ummkd_tf.tasks import Clip, get_task
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = get_task("abdomen")
+MISSPELLED = dataclasses.replace(TASK, name="own", clip={**TASK.clip, "mri": Clip(0, 98, "percentile")})
 
 
 def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, **options):
@@ -392,6 +393,29 @@ def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path,
     assert snapshot(out) == snapshot(prepared[0])
 
 
+def test_a_run_killed_while_it_replaces_cases_leaves_no_data_set(raw, prepared, tmp_path, monkeypatch):
+    changed, out = shutil.copytree(raw, tmp_path / "raw"), shutil.copytree(prepared[0], tmp_path / "out")
+    for number in ("0001", "0002"):
+        write_nifti(ct(changed, "img", number), raw_data.image(90 + int(number)))
+    real = Path.replace
+
+    def killed(path, target):
+        if path.name == "ct_0002.h5" and path.parent.name == pipeline.STAGING:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(changed, out)
+    with pytest.raises(InputError, match=r"dataset\.json: no prepared data set"):
+        Dataset.load(out)
+    assert prepare(changed, out)[-1].startswith("0 cases prepared, 6 already up to date")
+    assert not (out / pipeline.STAGING).exists()
+    checksums = Dataset.load(out).scan_checksums, Dataset.load(prepared[0]).scan_checksums
+    assert {c for c in checksums[0] if checksums[0][c] != checksums[1][c]} == {"ct_0001", "ct_0002"}
+
+
 def test_what_an_interrupted_run_made_of_other_files_is_not_taken_over(raw, prepared, tmp_path):
     """A scan is replaced, its preparation stops, the scan is put back: the data set's own case is the right one."""
     out, changed = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
@@ -563,6 +587,34 @@ def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):
         f"{options['csv']}: modality T1 is taken as t1",
     ]
     assert sum("would be prepared" in note for note in notes) == 9
+
+
+@pytest.mark.parametrize(
+    ("task", "modalities", "expected"),
+    [
+        (TASK, ["ct", "mr"], []),
+        (TASK, ["mr"], []),
+        (get_task("cardiac"), ["ct", "mr"], []),
+        (
+            TASK,
+            ["ct_portal", "mr"],
+            ["ct_portal, a CT by its name, is clipped to the percentiles 0 to 99.5 of each scan"],
+        ),
+        (MISSPELLED, ["ct", "mr"], ["task own has an intensity range for mri, which the data lack, and none for mr:"]),
+        (MISSPELLED, ["ct", "mri"], []),
+    ],
+)
+def test_modalities_that_take_the_default_range_unawares_are_noted(task, modalities, expected):
+    notes = []
+    pipeline._note_ranges(task, modalities, notes.append)
+    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+
+
+def test_another_sequence_is_another_data_set():
+    """The usual one is not named, so that data sets of earlier versions stay valid."""
+    told = {s: SOURCES["abdomen"].described(RawOptions(sequence=s)) for s in chaos.SEQUENCES}
+    assert told == {"t2spir": "abdomen", "t1_in": "abdomen t1_in", "t1_out": "abdomen t1_out"}
+    assert SOURCES["btcv"].described(RawOptions(sequence="t1_in")) == "btcv"
 
 
 def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):

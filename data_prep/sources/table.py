@@ -89,6 +89,11 @@ class Source:
             )
         return get_task(name)
 
+    def described(self, options: RawOptions) -> str:
+        """What `dataset.json` says of it, and of options that decide which scans are taken."""
+        sequence = options.sequence if _chaos in self.parts and options.sequence != RawOptions.sequence else ""
+        return " ".join(filter(None, ("phantom" if options.is_phantom else "", self.name, sequence)))
+
     def find(self, options: RawOptions) -> Found:
         """Looks through the raw folders; whatever is wrong with one is among the problems."""
         found = [_attempt(part, options) for part in self.parts]
