@@ -9,7 +9,6 @@ started again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,11 +27,11 @@ from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import warnings_to
-from ummkd_tf.data.cases import file_checksum, is_current, read_image_checksum, write_case
+from ummkd_tf.data.cases import file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
+from ummkd_tf.scans.geometry import Grid, same_geometry
 from ummkd_tf.scans.plausibility import implausible, machine
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Task
@@ -132,7 +131,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
     current = _current(case, task, out, source) if out is not None and source else None
     if current:
         aside = current.parent.name == STAGING
-        return Visit(case.case_id, image_sha256=read_image_checksum(current), up_to_date=True, put_aside=aside)
+        return Visit(case.case_id, image_sha256=read_checksums(current).image, up_to_date=True, put_aside=aside)
     scan = found.attempt(case.read_scan)
     label = found.attempt(lambda: case.read_label(scan, found.notes.append))
     if label is not None:
@@ -146,7 +145,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
             found.notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
     image_sha256 = ""
     if scan is not None:
-        image, image_sha256 = scan.volume, _voxels_checksum(scan.volume)
+        image, image_sha256 = scan.volume, voxels_checksum(scan.volume)
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
@@ -457,15 +456,6 @@ def _source(case: RawCase) -> dict[str, str]:
     """sha256 by source file, and the label values in words, because both decide the result."""
     by_name = {name: file_checksum(path) for name, path in source_names(case.files).items()}
     return by_name | {"label values": str(sorted(case.label_values.items()))}
-
-
-def _voxels_checksum(image: Volume) -> str:
-    """sha256 of a scan's voxels along fixed axes: a copy in another format or with other axes has the same."""
-    array = reorient(image, "LPS").array.T
-    digest = hashlib.sha256(str(array.shape).encode())
-    for part in array:  # by slice, so that it takes no memory
-        digest.update(np.ascontiguousarray(part, "<f4").data)
-    return digest.hexdigest()
 
 
 def _current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> Path | None:

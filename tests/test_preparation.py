@@ -412,8 +412,8 @@ def test_a_run_killed_while_it_replaces_cases_leaves_no_data_set(raw, prepared, 
         Dataset.load(out)
     assert prepare(changed, out)[-1].startswith("0 cases prepared, 6 already up to date")
     assert not (out / pipeline.STAGING).exists()
-    checksums = Dataset.load(out).scan_checksums, Dataset.load(prepared[0]).scan_checksums
-    assert {c for c in checksums[0] if checksums[0][c] != checksums[1][c]} == {"ct_0001", "ct_0002"}
+    before, after = (Dataset.load(folder).checksums for folder in (prepared[0], out))
+    assert {case_id for case_id in after if after[case_id] != before[case_id]} == {"ct_0001", "ct_0002"}
 
 
 def test_what_an_interrupted_run_made_of_other_files_is_not_taken_over(raw, prepared, tmp_path):
@@ -679,13 +679,26 @@ def test_a_list_without_scans_is_told(tmp_path):
 
 
 def test_another_label_map_prepares_again(tmp_path):
-    options = write_own(tmp_path / "own")
+    """And nothing goes on with a run that was started on the earlier labels."""
+    options, run_dir = write_own(tmp_path / "own"), tmp_path / "run"
     prepare(None, tmp_path / "out", "csv", **options)
+    model = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "t1", "t2"]}
+    started = {"config": run_config(), "model": model}
+    record = start_run(run_dir, dataset=Dataset.load(tmp_path / "out"), **started)
+    check_run(run_dir, dataset=Dataset.load(tmp_path / "out"), **started)
     options["label_map"].write_text(
         json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}), encoding="utf-8"
     )
     assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
     assert not (read_case(tmp_path / "out/cases/ct_0.h5", original_label=True).original_label == 2).any()
+    other = Dataset.load(tmp_path / "out")
+    message = "ct_0, ct_3, ct_6, t1_1, t1_4, …: not the same label map as when the run was started"
+    with pytest.raises(InputError, match=message):
+        check_run(run_dir, dataset=other, **started)
+    with pytest.raises(InputError, match=message):
+        open_run_data(record)
+    del record["labels"]  # of an earlier version, which did not tell
+    assert open_run_data(record).checksums == other.checksums
 
 
 def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path):

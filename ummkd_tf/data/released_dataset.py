@@ -15,7 +15,7 @@ from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.cache import Cache
-from ummkd_tf.data.cases import Case
+from ummkd_tf.data.cases import Case, Checksums
 from ummkd_tf.data.dataset import RELEASED, Dataset
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.data.sampling import Example, Examples
@@ -162,7 +162,7 @@ class ReleasedDataset(Dataset):
         )
 
     @property
-    def scan_checksums(self) -> Mapping[str, str]:
+    def checksums(self) -> Mapping[str, Checksums]:
         """Nothing: `split_checksum` holds the files' contents."""
         return {}
 
