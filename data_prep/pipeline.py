@@ -314,7 +314,7 @@ def _check_label_files(labels: Mapping[str, Path], parts: Mapping[str, Sequence[
             other, other_part = first.setdefault(labels[case].resolve(), (case, part))
             if part != other_part:
                 raise InputError(
-                    f"the label map of {other} ({other_part}) and of {case} ({part}), which are of one patient, then",
+                    f"is the label map of {other} ({other_part}) and of {case} ({part}), so both are of one patient",
                     where=labels[case],
                     fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
                 )

@@ -570,7 +570,7 @@ def test_own_data_with_a_patient_column(tmp_path):
     assert sorted(split("ABCBCACAB", Choice("seeded")).values()) == patients
     assert sorted(split("ABCBCACAB", Choice("k_fold", folds=3)).values()) == patients
     with pytest.raises(
-        InputError, match=r"t2_5_label.*: the label map of t2_5 \(validation\) and of t2_8 \(test\), which"
+        InputError, match=r"t2_5_label.*: is the label map of t2_5 \(validation\) and of t2_8 \(test\), so"
     ):
         split("AAABBBCCC", rows=[*rows[:8], rows[8].replace("t2_8_label", "t2_5_label")])
     with pytest.raises(AssertionError, match="no patient for t2_8: fill the patient column in every row, or leave it"):
