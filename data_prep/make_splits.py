@@ -13,19 +13,17 @@ from typing import Any
 from absl import flags
 
 from data_prep import splits
+from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.dataset import PARTS
 
 SEED = 0
 PAPER_NUM_CASES = {"ct": 29, "mr": 9}
-ABDOMEN = {
-    "ct": [f"ct_{n:04d}" for n in (*range(1, 11), *range(21, 41))],
-    "mr": [f"mr_{n}" for n in (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)],
-}
+ABDOMEN = {"ct": [f"ct_{n}" for n in BTCV_IDS], "mr": [f"mr_{n}" for n in CHAOS_IDS]}
 NOT_AT_HAND = {*(f"ct_{n:04d}" for n in (3, 8, 22, 28, 34, 39)), *(f"mr_{n}" for n in (5, 13, 22, 33, 38))}
 """Cases of BTCV and CHAOS that the runs in docs/results do without."""
-MMWHS = {m: [f"{m}_{n}" for n in range(1001, 1021)] for m in ("ct", "mr")}
+MMWHS = {m: [f"{m}_{n}" for n in MMWHS_IDS] for m in ("ct", "mr")}
 SIFA_TEST = {"ct": (1003, 1008, 1014, 1019), "mr": (1007, 1009, 1018, 1019)}
 
 

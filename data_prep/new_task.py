@@ -312,7 +312,7 @@ def label_map_beside(out: Path) -> Path:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("csv", None, f"CSV file with columns {','.join(csv_list.COLUMNS)}.", required=True)
+    flags.DEFINE_string("csv", None, f"CSV file with columns {csv_list.COLUMNS}.", required=True)
     flags.DEFINE_string("out", None, "Task file to write, *.json.", required=True)
     flags.DEFINE_string("name", None, "The task's name; by default that of the file.")
     flags.DEFINE_enum("network", "unet3d", list(NETWORKS), "Network: 3D for thin scans, or 2D with three slices.")

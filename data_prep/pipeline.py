@@ -9,7 +9,6 @@ started again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,14 +27,14 @@ from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import warnings_to
-from ummkd_tf.data.cases import file_checksum, is_current, read_image_checksum, write_case
+from ummkd_tf.data.cases import file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
-from ummkd_tf.scans.plausibility import implausible
+from ummkd_tf.scans.geometry import Grid, same_geometry
+from ummkd_tf.scans.plausibility import implausible, machine
 from ummkd_tf.scans.preprocessing import Prepared
-from ummkd_tf.tasks import Task
+from ummkd_tf.tasks import TASKS, Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
 _SUFFIX = ".h5"
@@ -132,7 +131,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
     current = _current(case, task, out, source) if out is not None and source else None
     if current:
         aside = current.parent.name == STAGING
-        return Visit(case.case_id, image_sha256=read_image_checksum(current), up_to_date=True, put_aside=aside)
+        return Visit(case.case_id, image_sha256=read_checksums(current).image, up_to_date=True, put_aside=aside)
     scan = found.attempt(case.read_scan)
     label = found.attempt(lambda: case.read_label(scan, found.notes.append))
     if label is not None:
@@ -146,7 +145,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
             found.notes.append(f"{case.case_id}: no {', '.join(absent)} in the label map")
     image_sha256 = ""
     if scan is not None:
-        image, image_sha256 = scan.volume, _voxels_checksum(scan.volume)
+        image, image_sha256 = scan.volume, voxels_checksum(scan.volume)
         problems, notes = implausible(image, task, case.modality)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
@@ -226,8 +225,25 @@ def _share_outside(organ: NDArray[np.bool_], original: Grid, prepared: Grid) -> 
     return outside / np.count_nonzero(organ)
 
 
+def _note_ranges(task: Task, modalities: Iterable[str], note: Note) -> None:
+    """Notes modalities that take the default intensity range although another one may have been meant."""
+    known = dict.fromkeys(modalities)
+    without = [modality for modality in known if modality not in task.clip]
+    unused = [modality for modality in task.clip if modality not in (*known, "default")]
+    if without and unused and task not in TASKS.values():
+        what = f"{', '.join(unused)}, which the data lack, and none for {', '.join(without)}"
+        note(f"task {task.name} has an intensity range for {what}: the default is used there")
+    # The paper's cardiac task clips CT to percentiles like MR.
+    for modality in without if task != TASKS["cardiac"] else ():
+        if machine(modality) == "CT" and (default := task.clip_for(modality)).unit == "percentile":
+            range_ = f"the percentiles {default.low:g} to {default.high:g}"
+            fix = f'rename the modality, or give the task a range in Hounsfield units, "clip": {{"{modality}": …}}'
+            note(f"{modality}, a CT by its name, is clipped to {range_} of each scan by task {task.name}: {fix}")
+
+
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
     """Visits all cases without writing; every problem of each."""
+    _note_ranges(task, (case.modality for case in cases), note)
     return _report(list(pool.each(partial(visit, task=task, out=None), cases, "verify")), note)
 
 
@@ -263,7 +279,7 @@ def prepare_source(
         out,
         split=split,
         split_name=split_name,
-        source=f"{'phantom ' if options.is_phantom else ''}{source.name}",
+        source=source.described(options),
         held_out=choice.held_out,
         pool=pool,
         note=note,
@@ -277,14 +293,31 @@ def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Spli
     """(name, split) of the cases found, as chosen, and checked: so `verify` refuses what `prepare_cases` would.
 
     Raises:
-        InputError: As `Choice.split`, or a part that lacks a modality.
+        InputError: As `Choice.split`; a part that lacks a modality; or one label map in two parts.
     """
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     modality_of = {case.case_id: case.modality for case in found.cases}
     ids = {m: [case_id for case_id, modality in modality_of.items() if modality == m] for m in modalities}
-    name, split = choice.split(ids, found.split)
-    check_split(by_part(split), modality_of, tuple(split), f"the split ({name})")
+    patients = {case.case_id: case.patient for case in found.cases if case.patient}
+    name, split = choice.split(ids, found.split, patients)
+    parts = by_part(split)
+    check_split(parts, modality_of, tuple(split), f"the split ({name})")
+    _check_label_files({case.case_id: case.label for case in found.cases}, parts, name)
     return name, split
+
+
+def _check_label_files(labels: Mapping[str, Path], parts: Mapping[str, Sequence[str]], name: str) -> None:
+    """Two scans with one label map are of one patient, at one time: they must be in one part."""
+    first: dict[Path, tuple[str, str]] = {}
+    for part, cases in parts.items():
+        for case in cases:
+            other, other_part = first.setdefault(labels[case].resolve(), (case, part))
+            if part != other_part:
+                raise InputError(
+                    f"is the label map of {other} ({other_part}) and of {case} ({part}), so both are of one patient",
+                    where=labels[case],
+                    fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
+                )
 
 
 def prepare_cases(
@@ -333,6 +366,7 @@ def prepare_cases(
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
     check_split(parts, case_modality, tuple(split), f"the split ({split_name})")
+    _note_ranges(task, split, note)
     left_out = [case.case_id for case in cases if case.case_id not in chosen]
     if left_out:
         note(f"not in the split and left out: {', '.join(left_out)}")
@@ -364,7 +398,9 @@ def prepare_cases(
         _discard(out, existed)
         return problems
     if any(found.put_aside for found in visits):
-        (out / INDEX).unlink(missing_ok=True)  # before the cases that it tells of are replaced
+        # Before the cases are replaced, so that a run that is killed meanwhile leaves no data set of old and new ones.
+        (out / DATASET).unlink(missing_ok=True)
+        (out / INDEX).unlink(missing_ok=True)
     for folder in (out, out / "cases"):  # of a run that was killed
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -420,15 +456,6 @@ def _source(case: RawCase) -> dict[str, str]:
     """sha256 by source file, and the label values in words, because both decide the result."""
     by_name = {name: file_checksum(path) for name, path in source_names(case.files).items()}
     return by_name | {"label values": str(sorted(case.label_values.items()))}
-
-
-def _voxels_checksum(image: Volume) -> str:
-    """sha256 of a scan's voxels along fixed axes: a copy in another format or with other axes has the same."""
-    array = reorient(image, "LPS").array.T
-    digest = hashlib.sha256(str(array.shape).encode())
-    for part in array:  # by slice, so that it takes no memory
-        digest.update(np.ascontiguousarray(part, "<f4").data)
-    return digest.hexdigest()
 
 
 def _current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> Path | None:

@@ -32,7 +32,8 @@ _SPLIT = flags.DEFINE_string(
     "split",
     None,
     "Which cases train, validate and test: seeded (70/10/20 % per modality), k_fold, a committed split "
-    f"({', '.join(splits.committed_names())}), or the path of a split file; default: the CSV's own, else seeded.",
+    f"({', '.join(splits.committed_names())}), or the path of a split file; default: the CSV's own, else seeded. "
+    "All scans of a patient (column `patient` of the CSV) are in one part.",
 )
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "Seed of --split=seeded and k_fold.")
 _FOLDS = flags.DEFINE_integer("folds", 5, "Number of folds of --split=k_fold.")

@@ -39,7 +39,8 @@ _PART_WORDS = {
     "testing": "test",
 }
 _LIST_SUFFIXES = ("", ".txt", ".lst")
-_THREADS = 4  # reading records is waiting for the disk and for checksums, which Python's lock does not cover
+_ALL_TRAINED = "mr"  # the released lists train and validate on all of MM-WHS's scans of this modality
+_THREADS = 4  # threads are enough: disk and checksums run outside of Python's global lock
 _STRUCTURES = frozenset(range(1, OUTSIDE))
 _VOXEL_BYTES = 4 + 1 + 1  # float32 image, label on the prepared and on the original grid
 
@@ -75,8 +76,9 @@ def find(raw: Path) -> Release:
 
     A list file is a text file whose name holds a modality (ct, mr, mri) and a part (train, val, test), for example the
     authors' `ct_train_list`; train lists are needed, validation lists for both modalities or none. A test volume is a
-    file of the modality's test list or, without one, every `.npz` whose name holds the modality, else every NIfTI pair
-    `image_<modality>_*` and `gth_<modality>_*`.
+    file of the modality's test list or, for CT without one, every `.npz` whose name holds the modality, else every
+    NIfTI pair `image_<modality>_*` and `gth_<modality>_*`. MR volumes that no list names are left out, because the
+    released records hold all 20 MR scans of MM-WHS, of some of which the README of the authors' SIFA links volumes.
     """
     release = Release(raw)
     try:
@@ -162,7 +164,17 @@ def _find_volumes(release: Release, files: FilesByName, modality: str) -> None:
         ]
     if not paths:
         text = f"no {modality} test volume, so {modality} will not be evaluated"
-        release.notes.append(f"{text}: expected .npz files, or image_ and label_ NIfTI files, named with {modality}")
+        release.notes.append(f"{text}: expected .npz files, or image_ and gth_ NIfTI files, named with {modality}")
+    elif modality == _ALL_TRAINED:
+        trained = "the released lists train and validate on all 20 MR scans of MM-WHS"
+        if (modality, "test") not in release.lists:
+            names = ", ".join(sorted(path.name for path in paths))
+            release.notes.append(
+                f"not tested on, because {trained}: {names}; name other MR scans in a {modality}_test_list"
+            )
+            return
+        listed = release.lists[modality, "test"].name
+        release.notes.append(f"the volumes in {listed} must not be of MM-WHS, because {trained}")
     for path in paths:
         case_id = re.sub(r"\.npz$|\.nii(\.gz)?$", "", path.name).removeprefix("image_")
         if case_id in release.volumes:

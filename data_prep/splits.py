@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.dataset import PARTS
 
 Split = Mapping[str, Mapping[str, Sequence[str]]]  # case ids by modality and part
+Patients = Mapping[str, str]  # patient by case id
+NO_PATIENTS: Patients = MappingProxyType({})
 
 COMMITTED = Path(__file__).parent / "splits"
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # the rest trains: 70/10/20 % per modality (paper Sec. IV-A)
@@ -28,47 +32,118 @@ def committed_names() -> list[str]:
     return sorted(path.stem for path in COMMITTED.glob("*.json"))
 
 
-def seeded(ids: Mapping[str, Sequence[str]], seed: int) -> Split:
-    """Random 70/10/20 % per modality.
+def seeded(ids: Mapping[str, Sequence[str]], seed: int, patients: Patients = NO_PATIENTS) -> Split:
+    """Random 70/10/20 % per modality; all scans of a patient in one part.
 
     Validation and test sizes are rounded half up, at least one case each, and the rest trains: 20 → 14/2/4,
-    29 → 20/3/6, 9 → 6/1/2.
+    29 → 20/3/6, 9 → 6/1/2. Where patients have several scans, the sizes come as close to these as they can.
+
+    Args:
+        ids: Cases by modality.
+        seed: Another one gives another split.
+        patients: Patient by case; a case that is not there is the only one of its patient.
 
     Raises:
-        InputError: A modality with fewer than three cases.
+        InputError: A modality with fewer than three patients.
     """
-    split = {}
-    for modality, cases in ids.items():
-        if len(cases) < 3:
-            raise InputError(
-                f"{len(cases)} {modality} case(s): expected at least three, one each to train, validate and test; "
-                "add cases"
-            )
-        order = shuffled(cases, seed)
-        test, validation = _share(len(order), TEST_SHARE), _share(len(order), VALIDATION_SHARE)
-        split[modality] = _parts(order[test + validation :], order[test : test + validation], order[:test])
-    return split
+    scans = _by_patient(ids, patients)
+    _check_enough(ids, patients, 3, "at least three, one each to train, validate and test")
+    order = shuffled(list(scans), seed)
+    test = _draw(order, scans, ids, TEST_SHARE)
+    rest = [patient for patient in order if patient not in test]
+    validation = _draw(rest, scans, ids, VALIDATION_SHARE)
+    return _split(ids, scans, test, validation)
 
 
-def k_fold(ids: Mapping[str, Sequence[str]], seed: int, folds: int, fold: int) -> Split:
-    """Fold `fold` (from 0) of `folds`: every case is tested in exactly one of them.
+def k_fold(
+    ids: Mapping[str, Sequence[str]], seed: int, folds: int, fold: int, patients: Patients = NO_PATIENTS
+) -> Split:
+    """Fold `fold` (from 0) of `folds`: every case is tested in exactly one of them, with all others of its patient.
 
-    The validation cases come from the next fold, so that they change with the fold.
+    The validation cases come from the next fold, so that they change with the fold. Other arguments as `seeded`.
 
     Raises:
-        InputError: A fold that does not exist, or fewer cases than folds.
+        InputError: A fold that does not exist, or fewer patients than folds.
     """
     if folds < 3 or not 0 <= fold < folds:
         raise InputError(f"fold {fold} of {folds}: expected at least 3 folds and 0 <= fold < folds; change the flags")
-    split = {}
+    scans = _by_patient(ids, patients)
+    _check_enough(ids, patients, folds, f"at least one for each of {folds} folds")
+    tested: list[list[str]] = [[] for _ in range(folds)]
+    share = [dict.fromkeys(ids, 0.0) for _ in range(folds)]  # of a modality's cases
+    # Patients with many scans first, because those with few can fill what is left.
+    for patient in sorted(shuffled(list(scans), seed), key=lambda patient: -len(scans[patient])):
+        of = Counter(modality for modality, _ in scans[patient])
+        emptiest = min(range(folds), key=lambda i: sum(n * share[i][m] for m, n in of.items()))
+        tested[emptiest].append(patient)
+        for modality, n in of.items():
+            share[emptiest][modality] += n / len(ids[modality])
+    validation = _draw(tested[(fold + 1) % folds], scans, ids, VALIDATION_SHARE)
+    return _split(ids, scans, tested[fold], validation)
+
+
+def _by_patient(ids: Mapping[str, Sequence[str]], patients: Patients) -> dict[str, list[tuple[str, str]]]:
+    """(modality, case) of every scan by patient."""
+    scans: dict[str, list[tuple[str, str]]] = {}
     for modality, cases in ids.items():
-        if len(cases) < folds:
-            raise InputError(f"{len(cases)} {modality} cases for {folds} folds: expected one or more a fold; add cases")
-        order = shuffled(cases, seed)
-        test, following = order[fold::folds], order[(fold + 1) % folds :: folds]
-        validation = following[: _share(len(order), VALIDATION_SHARE)]
-        split[modality] = _parts([c for c in order if c not in {*test, *validation}], validation, test)
-    return split
+        for case in cases:
+            scans.setdefault(patients.get(case, case), []).append((modality, case))
+    return scans
+
+
+def _check_enough(ids: Mapping[str, Sequence[str]], patients: Patients, least: int, expected: str) -> None:
+    for modality, cases in ids.items():
+        found = len({patients.get(case, case) for case in cases})
+        if found < least:
+            what = f"patient(s) with {modality}" if patients else f"{modality} case(s)"
+            raise InputError(f"{found} {what}: expected {expected}; add cases")
+
+
+def _draw(
+    order: Sequence[str],
+    scans: Mapping[str, Sequence[tuple[str, str]]],
+    ids: Mapping[str, Sequence[str]],
+    share: float,
+) -> list[str]:
+    """Patients for a part: in their order, each that brings its sizes closer to a share of each modality's cases."""
+    missing = Counter({modality: max(1, math.floor(len(cases) * share + 0.5)) for modality, cases in ids.items()})
+    drawn: list[str] = []
+
+    def change(patient: str) -> int:
+        """By how much the sizes would be farther from the share with this patient."""
+        of = Counter(modality for modality, _ in scans[patient])
+        return sum(abs(missing[m] - n) - abs(missing[m]) for m, n in of.items())
+
+    def take(patient: str) -> None:
+        drawn.append(patient)
+        missing.subtract(modality for modality, _ in scans[patient])
+
+    for patient in order:
+        if change(patient) < 0:
+            take(patient)
+    # A modality of which every patient has too many scans would be absent.
+    for modality in ids:
+        left = [p for p in order if p not in drawn and any(m == modality for m, _ in scans[p])]
+        if left and not any(m == modality for p in drawn for m, _ in scans[p]):
+            take(min(left, key=change))
+    return drawn
+
+
+def _split(
+    ids: Mapping[str, Sequence[str]],
+    scans: Mapping[str, Sequence[tuple[str, str]]],
+    test: Collection[str],
+    validation: Collection[str],
+) -> Split:
+    """The split by the patients of two parts; the others train."""
+    part = dict.fromkeys(scans, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
+    return {
+        modality: {
+            p: sorted(case for patient in scans if part[patient] == p for m, case in scans[patient] if m == modality)
+            for p in PARTS
+        }
+        for modality in ids
+    }
 
 
 def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
@@ -132,25 +207,29 @@ class Choice:
     excluded: frozenset[str] = frozenset()
     held_out: frozenset[str] = frozenset()
 
-    def split(self, ids: Mapping[str, Sequence[str]], own: Split | None) -> tuple[str, Split]:
+    def split(
+        self, ids: Mapping[str, Sequence[str]], own: Split | None, patients: Patients = NO_PATIENTS
+    ) -> tuple[str, Split]:
         """(name for `dataset.json`, split) without the excluded and the held-out cases.
 
         Args:
             ids: Cases found, by modality.
             own: The source's own split.
+            patients: As for `seeded`.
 
         Raises:
-            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named somewhere.
+            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named somewhere; a patient in two
+                parts.
         """
         without = self.excluded | self.held_out
         kept = {modality: [c for c in cases if c not in without] for modality, cases in ids.items()}
         if self.name is None and own is not None:
             name, split = "the CSV's split column", own
         elif self.name in (None, "seeded"):
-            name, split = f"seeded 70/10/20, seed {self.seed}", seeded(kept, self.seed)
+            name, split = f"seeded 70/10/20, seed {self.seed}", seeded(kept, self.seed, patients)
         elif self.name == "k_fold":
             name = f"fold {self.fold} of {self.folds}, seed {self.seed}"
-            split = k_fold(kept, self.seed, self.folds, self.fold)
+            split = k_fold(kept, self.seed, self.folds, self.fold, patients)
         else:
             name, split = read(self.name, self.fold)
         known = {c for cases in ids.values() for c in cases}
@@ -161,7 +240,9 @@ class Choice:
                 f"no case {', '.join(sorted(unknown))} to leave out: expected some of {', '.join(sorted(known))}; "
                 "correct --exclude_cases or --hold_out_cases"
             )
-        return name, _select(split, kept, without)
+        chosen = _select(split, kept, without)
+        _check_patients(by_part(chosen) | {"--hold_out_cases": sorted(self.held_out)}, patients, name)
+        return name, chosen
 
 
 def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collection[str]) -> Split:
@@ -180,15 +261,21 @@ def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collectio
     return chosen
 
 
+def _check_patients(parts: Mapping[str, Sequence[str]], patients: Patients, name: str) -> None:
+    first: dict[str, tuple[str, str]] = {}
+    for part, cases in parts.items():
+        for case in cases:
+            if case in patients:
+                other, other_part = first.setdefault(patients[case], (case, part))
+                if part != other_part:
+                    raise InputError(
+                        f"patient {patients[case]!r} is in {other_part} ({other}) and in {part} ({case})",
+                        where=f"the split ({name})",
+                        fix="expected all scans of a patient in one part; move one, or leave it out",
+                    )
+
+
 def shuffled(cases: Sequence[str], seed: int) -> list[str]:
     """Cases in a random order that depends on the seed and their ids alone."""
     # By hash rather than by a generator: the same for every version of NumPy, and another case changes no order.
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
-
-
-def _share(count: int, share: float) -> int:
-    return max(1, math.floor(count * share + 0.5))
-
-
-def _parts(train: Sequence[str], validation: Sequence[str], test: Sequence[str]) -> dict[str, list[str]]:
-    return {part: sorted(ids) for part, ids in zip(PARTS, (train, validation, test), strict=True)}

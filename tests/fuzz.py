@@ -45,7 +45,7 @@ from data_prep import splits
 from data_prep.sources import csv_list as own
 from ummkd_tf.common.cli import start_tensorflow
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data.cases import read_case, read_source_checksum, write_case
+from ummkd_tf.data.cases import read_case, read_checksums, write_case
 from ummkd_tf.data.dataset import write_dataset
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.released.records import read_record
@@ -221,7 +221,7 @@ def _read_case(path: Path) -> Any:
     case = read_case(path, original_label=True)
     return (
         *(case.case_id, case.modality, case.image, case.label, case.grid.affine, case.original.affine),
-        *(case.original.shape, case.original_label, read_source_checksum(path)),
+        *(case.original.shape, case.original_label, read_checksums(path)),
     )
 
 

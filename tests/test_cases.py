@@ -13,7 +13,7 @@ from ummkd_tf.data.cases import (
     file_checksum,
     is_current,
     read_case,
-    read_source_checksum,
+    read_checksums,
     recipe_checksum,
     source_checksum,
     write_case,
@@ -70,7 +70,7 @@ def test_case_comes_back_as_it_was(tmp_path):
         assert np.array_equal(getattr(case, name).affine, getattr(expected, name).affine)
         assert getattr(case, name).shape == getattr(expected, name).shape
     assert np.array_equal(read_case(path, original_label=True).original_label, expected.original_label)
-    assert read_source_checksum(path) == (source_checksum(SOURCE), recipe_checksum(TASK))
+    assert read_checksums(path).source == source_checksum(SOURCE)
 
 
 def test_a_case_of_the_largest_size_comes_back_and_is_current(tmp_path):
@@ -126,6 +126,21 @@ def test_recipe_changes_with_what_decides_the_result_only(monkeypatch):
     assert recipe_checksum(dataclasses.replace(TASK, class_colors={})) == before
     monkeypatch.setattr(preprocessing, "VERSION", preprocessing.VERSION + 1)
     assert recipe_checksum(TASK) != before
+
+
+def test_a_case_that_was_prepared_otherwise_than_its_data_set(dataset):
+    """One file of another clipping or version, copied into the set, is refused wherever it is opened."""
+    path, other = dataset / "cases/ct_1.h5", dataclasses.replace(TASK, clip={"default": Clip(0, 1)})
+    content = Dataset.load(dataset)
+    small = dataclasses.replace(content, task=dataclasses.replace(TASK, size=(8, 6)))
+    (stored,) = small.stored_cases("train", "ct", 2)
+    assert content.case("ct_1").recipe == content.recipe == content.checksums["ct_1"].recipe == recipe_checksum(TASK)
+    write_case(path, prepared(), case_id="ct_1", modality="ct", task=other, source=SOURCE)
+    for opened in (content.case, lambda _: stored.slices([0], [0]), lambda _: Dataset.load(dataset).checksums):
+        with pytest.raises(
+            InputError, match=r"ct_1\.h5: prepared otherwise than the data set: for another task, or by"
+        ):
+            opened("ct_1")
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import h5py
 import numpy as np
 import pytest
+from memory_case import MemoryCase
 
 from experiments.benchmark import cases as cases_part
 from experiments.benchmark.results import Measurement
@@ -115,7 +116,8 @@ def flat(sampler, steps=3):
 )
 def test_batches_do_not_depend_on_the_cache(rank, kind, factor, dataset):
     """From disk with no cache, a small one and a large one: the bits of whole cases in memory."""
-    whole = {m: kind([dataset.case(c, factor) for c in dataset.ids("train", m)]) for m in dataset.modalities}
+    cases = {m: [dataset.case(c, factor) for c in dataset.ids("train", m)] for m in dataset.modalities}
+    whole = {m: kind([MemoryCase(c.image, c.label) for c in cases[m]]) for m in dataset.modalities}
     expected = flat(UnpairedSampler(whole, 2, seed=0))
     for capacity in (0, 5 * PLANE // factor**2, np.inf):
         cache = Cache(capacity)

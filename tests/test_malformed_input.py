@@ -328,7 +328,7 @@ def test_really_full_disk(healthy, tmp_path, monkeypatch):
 HEADER = "case,modality,image,label,split"
 ROWS = [
     *(f"ct_{n},ct,btcv/img/img{n}.nii.gz,btcv/label/label{n}.nii.gz," for n in raw_data.CT_IDS),
-    *(f"t2_{n},t2,t2/img{n}.nii.gz,btcv/label/label{n}.nii.gz," for n in raw_data.CT_IDS),
+    *(f"t2_{n},t2,t2/img{n}.nii.gz,t2/label{n}.nii.gz," for n in raw_data.CT_IDS),
 ]
 LABEL_MAP = {"6": "liver", "2": 2, "3": "left_kidney", "1": "spleen"}
 # What is wrong: (lines of the CSV, label map, start of the line, words of the line)
@@ -342,7 +342,7 @@ CSV_DAMAGES = {
         "columns case,modality,image,label,part"),
     "semicolons": ([line.replace(",", ";") for line in (HEADER, *ROWS)], LABEL_MAP, "own.csv",
         "save the table with commas, not semicolons"),
-    "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label,split"),
+    "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label and, if wanted, split"),
     "empty CSV": ([], LABEL_MAP, "own.csv", "columns missing"),
     "too few fields": ([HEADER, *ROWS, "a,b"], LABEL_MAP, "own.csv line 8", "not 5 fields"),
     "unknown part": ([HEADER, *(row + "test" for row in ROWS[1:]), ROWS[0] + "testing"], LABEL_MAP, "own.csv line 7",
@@ -367,6 +367,7 @@ def test_damaged_csv_gives_a_clear_line_and_writes_nothing(name, healthy, tmp_pa
     (tmp_path / "t2").mkdir()
     for number, case in enumerate(raw_data.CT_IDS):
         write_nifti(tmp_path / f"t2/img{case}.nii.gz", raw_data.image(100 + number))
+        shutil.copy(tmp_path / f"btcv/label/label{case}.nii.gz", tmp_path / "t2")
     (tmp_path / "own.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     map_file = None if label_map is None else tmp_path / "map.json"
     if map_file:

@@ -27,7 +27,7 @@ from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Problem, RawCase, remap
 from data_prep.sources.table import SOURCES, RawOptions
-from data_prep.splits import Choice
+from data_prep.splits import Choice, by_part
 from data_prep.workers import Workers
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cases import read_case
@@ -37,10 +37,11 @@ from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
-from ummkd_tf.tasks import get_task
+from ummkd_tf.tasks import Clip, get_task
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = get_task("abdomen")
+MISSPELLED = dataclasses.replace(TASK, name="own", clip={**TASK.clip, "mri": Clip(0, 98, "percentile")})
 
 
 def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, **options):
@@ -392,6 +393,29 @@ def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path,
     assert snapshot(out) == snapshot(prepared[0])
 
 
+def test_a_run_killed_while_it_replaces_cases_leaves_no_data_set(raw, prepared, tmp_path, monkeypatch):
+    changed, out = shutil.copytree(raw, tmp_path / "raw"), shutil.copytree(prepared[0], tmp_path / "out")
+    for number in ("0001", "0002"):
+        write_nifti(ct(changed, "img", number), raw_data.image(90 + int(number)))
+    real = Path.replace
+
+    def killed(path, target):
+        if path.name == "ct_0002.h5" and path.parent.name == pipeline.STAGING:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(changed, out)
+    with pytest.raises(InputError, match=r"dataset\.json: no prepared data set"):
+        Dataset.load(out)
+    assert prepare(changed, out)[-1].startswith("0 cases prepared, 6 already up to date")
+    assert not (out / pipeline.STAGING).exists()
+    before, after = (Dataset.load(folder).checksums for folder in (prepared[0], out))
+    assert {case_id for case_id in after if after[case_id] != before[case_id]} == {"ct_0001", "ct_0002"}
+
+
 def test_what_an_interrupted_run_made_of_other_files_is_not_taken_over(raw, prepared, tmp_path):
     """A scan is replaced, its preparation stops, the scan is put back: the data set's own case is the right one."""
     out, changed = shutil.copytree(prepared[0], tmp_path / "out"), shutil.copytree(raw, tmp_path / "raw")
@@ -526,6 +550,33 @@ def test_own_data_without_a_split_is_split_by_the_seed(tmp_path):
     assert {part: len(ids) for part, ids in dataset.split.items()} == {"train": 3, "validation": 3, "test": 3}
 
 
+def test_own_data_with_a_patient_column(tmp_path):
+    """All scans of a patient stay together, and so do those that have one label map."""
+    options = write_own(tmp_path / "own", split="given")
+    header, *rows = options["csv"].read_text(encoding="utf-8").split("\n")
+
+    def split(patients, choice=Choice(), rows=rows):  # noqa: B008, immutable
+        lines = [header + ",patient", *(f"{row},{patient}" for row, patient in zip(rows, patients, strict=True))]
+        options["csv"].write_text("\n".join(lines), encoding="utf-8")
+        found = own.find(options["csv"], TASK, options["label_map"])
+        assert [str(problem) for problem in found.problems] == []
+        return by_part(pipeline.split_cases(SOURCES["csv"], found, choice)[1])
+
+    assert split("AAABBBCCC")["test"] == ["ct_6", "t1_7", "t2_8"]  # as the split column has it
+    refused = r"patient 'B' is in train \(t2_2\) and in validation \(ct_3\): expected all scans of a patient"
+    with pytest.raises(InputError, match=refused):
+        split("AABBBBCCC")
+    patients = [["ct_0", "t1_7", "t2_5"], ["ct_3", "t1_1", "t2_8"], ["ct_6", "t1_4", "t2_2"]]
+    assert sorted(split("ABCBCACAB", Choice("seeded")).values()) == patients
+    assert sorted(split("ABCBCACAB", Choice("k_fold", folds=3)).values()) == patients
+    with pytest.raises(
+        InputError, match=r"t2_5_label.*: is the label map of t2_5 \(validation\) and of t2_8 \(test\), so"
+    ):
+        split("AAABBBCCC", rows=[*rows[:8], rows[8].replace("t2_8_label", "t2_5_label")])
+    with pytest.raises(AssertionError, match="no patient for t2_8: fill the patient column in every row, or leave it"):
+        split([*"AAABBBCC", ""])
+
+
 def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):
     options = write_own(tmp_path / "own", split="given")
     text = options["csv"].read_text(encoding="utf-8")
@@ -536,6 +587,34 @@ def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):
         f"{options['csv']}: modality T1 is taken as t1",
     ]
     assert sum("would be prepared" in note for note in notes) == 9
+
+
+@pytest.mark.parametrize(
+    ("task", "modalities", "expected"),
+    [
+        (TASK, ["ct", "mr"], []),
+        (TASK, ["mr"], []),
+        (get_task("cardiac"), ["ct", "mr"], []),
+        (
+            TASK,
+            ["ct_portal", "mr"],
+            ["ct_portal, a CT by its name, is clipped to the percentiles 0 to 99.5 of each scan"],
+        ),
+        (MISSPELLED, ["ct", "mr"], ["task own has an intensity range for mri, which the data lack, and none for mr:"]),
+        (MISSPELLED, ["ct", "mri"], []),
+    ],
+)
+def test_modalities_that_take_the_default_range_unawares_are_noted(task, modalities, expected):
+    notes = []
+    pipeline._note_ranges(task, modalities, notes.append)
+    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+
+
+def test_another_sequence_is_another_data_set():
+    """The usual one is not named, so that data sets of earlier versions stay valid."""
+    told = {s: SOURCES["abdomen"].described(RawOptions(sequence=s)) for s in chaos.SEQUENCES}
+    assert told == {"t2spir": "abdomen", "t1_in": "abdomen t1_in", "t1_out": "abdomen t1_out"}
+    assert SOURCES["btcv"].described(RawOptions(sequence="t1_in")) == "btcv"
 
 
 def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
@@ -600,13 +679,26 @@ def test_a_list_without_scans_is_told(tmp_path):
 
 
 def test_another_label_map_prepares_again(tmp_path):
-    options = write_own(tmp_path / "own")
+    """And nothing goes on with a run that was started on the earlier labels."""
+    options, run_dir = write_own(tmp_path / "own"), tmp_path / "run"
     prepare(None, tmp_path / "out", "csv", **options)
+    model = {"network": "unet3d", "setting": "ours", "modalities": ["ct", "t1", "t2"]}
+    started = {"config": run_config(), "model": model}
+    record = start_run(run_dir, dataset=Dataset.load(tmp_path / "out"), **started)
+    check_run(run_dir, dataset=Dataset.load(tmp_path / "out"), **started)
     options["label_map"].write_text(
         json.dumps({"6": "liver", "2": 0, "3": "left_kidney", "1": "spleen"}), encoding="utf-8"
     )
     assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
     assert not (read_case(tmp_path / "out/cases/ct_0.h5", original_label=True).original_label == 2).any()
+    other = Dataset.load(tmp_path / "out")
+    message = "ct_0, ct_3, ct_6, t1_1, t1_4, …: not the same label map as when the run was started"
+    with pytest.raises(InputError, match=message):
+        check_run(run_dir, dataset=other, **started)
+    with pytest.raises(InputError, match=message):
+        open_run_data(record)
+    del record["labels"]  # of an earlier version, which did not tell
+    assert open_run_data(record).checksums == other.checksums
 
 
 def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path):

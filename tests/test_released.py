@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from programs import Done, program
+from recorded_runs import run_config
 
 from data_prep import release as preparation
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data import released_dataset
+from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.evaluation.validation import validation_score
 from ummkd_tf.released import lists, test_volumes
 from ummkd_tf.released import records as released
 from ummkd_tf.runs.exported import check_not_seen, export_run, training_cases
+from ummkd_tf.runs.session import make_sampler
 from ummkd_tf.scans.geometry import Volume, reorient
 from ummkd_tf.tasks import TASKS
 
@@ -90,6 +93,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image, label = test_volume(number)
         (raw / "test").mkdir(exist_ok=True)
         np.savez_compressed(raw / "test" / f"{modality}_test_0.npz", image, label)
+    (raw / "test" / "mr_test_list").write_text("mr_test_0.npz\n", encoding="utf-8")
     # As the released test code uses it: axes (slice, column, row).
     affine = np.array([[0.0, 0, 2, 7], [0, -1.5, 0, 8], [-3.0, 0, 0, 9], [0, 0, 0, 1]])
     write_nifti(raw / "test" / "ct_test_0_ref.nii.gz", np.zeros((5, 256, 256), np.uint8), affine)
@@ -340,8 +344,6 @@ def test_description_and_cases(release: Path, described: Path) -> None:
     assert dataset.ids("train", "ct") == [f"train&val/ct_train_tfs/ct_train_slice{k}.tfrecords" for k in range(2)]
     assert dataset.ids("validation") == [f"train&val/{m}_val_tfs/{m}_val_slice0.tfrecords" for m in ("ct", "mr")]
     assert dataset.ids("test") == ["ct_test_0", "mr_test_0"]
-    content = json.loads((described / "released.json").read_text(encoding="utf-8"))
-    assert content["counts"]["mr"] == {"train": 2, "validation": 1}
 
     case = dataset.case("ct_test_0")
     image, label = test_volumes.read_test_volume(release / "test/ct_test_0.npz")
@@ -404,6 +406,14 @@ def test_pooled_dice_by_hand(described: Path) -> None:
     assert [scores[name] for name in others] == [0.0, 0.0, 0.0]
 
 
+def test_augmenting_the_augmented_records_again_is_noted(described: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_dataset(described)
+    make_sampler(dataset, run_config(task="cardiac", size=64, augmentation="none"), 2, Cache())
+    assert caplog.messages == []
+    make_sampler(dataset, run_config(task="cardiac", size=64, augmentation="affine"), 2, Cache())
+    assert len(caplog.messages) == 1 and "augmented already, and --augmentation=affine does so again" in caplog.text
+
+
 def test_second_run_converts_nothing_again(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     preparation.prepare_release(release, out)
@@ -438,18 +448,25 @@ def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
     assert validation_score(open_dataset(tmp_path / "out"), None) is None  # type: ignore[arg-type]
 
 
-def test_mri_in_a_name_is_mr_too(release: Path, tmp_path: Path) -> None:
-    """As in the lists; and a modality without test volumes is told."""
-    shutil.copytree(release, tmp_path / "raw")
-    volume = tmp_path / "raw" / "test" / "mr_test_0.npz"
-    found = preparation.find(tmp_path / "raw")
+TRAINED = "the released lists train and validate on all 20 MR scans of MM-WHS"
+
+
+def test_mr_volumes_are_test_cases_only_where_a_list_names_them(release: Path, tmp_path: Path) -> None:
+    """`mri` in a name is MR too, as in the lists; and a modality without test volumes is told."""
+    raw = shutil.copytree(release, tmp_path / "raw")
+    volume = raw / "test" / "mr_test_0.npz"
+    listed = preparation.find(raw)
+    assert [m for m, _ in listed.volumes.values()] == ["ct", "mr"]
+    assert listed.notes == [f"the volumes in mr_test_list must not be of MM-WHS, because {TRAINED}"]
+    (raw / "test/mr_test_list").unlink()
     volume.rename(volume.with_name("mri_1007.npz"))
-    named = preparation.find(tmp_path / "raw")
-    assert found.notes == named.notes == []
-    assert [m for m, _ in named.volumes.values()] == [m for m, _ in found.volumes.values()] == ["ct", "mr"]
+    found = preparation.find(raw)
+    assert list(found.volumes) == ["ct_test_0"]
+    left_out = f"not tested on, because {TRAINED}: mri_1007.npz; name other MR scans in a mr_test_list"
+    assert found.notes == [left_out]
     volume.with_name("mri_1007.npz").unlink()
-    assert preparation.find(tmp_path / "raw").notes == [
-        "no mr test volume, so mr will not be evaluated: expected .npz files, or image_ and label_ NIfTI files, named "
+    assert preparation.find(raw).notes == [
+        "no mr test volume, so mr will not be evaluated: expected .npz files, or image_ and gth_ NIfTI files, named "
         "with mr"
     ]
 
@@ -489,7 +506,7 @@ def test_every_problem_at_once_and_nothing_written(release: Path, tmp_path: Path
 def test_record_in_two_lists(release: Path, tmp_path: Path) -> None:
     shutil.copytree(release, tmp_path / "raw")
     (tmp_path / "raw/train&val/ct_val_list").write_text("ct_train_slice0.tfrecords\n", encoding="utf-8")
-    (tmp_path / "raw/mr_test_list.txt").write_text("mr_test_0.npz\nct_test_0.npz\n", encoding="utf-8")
+    (tmp_path / "raw/test/mr_test_list").write_text("mr_test_0.npz\nct_test_0.npz\n", encoding="utf-8")
     first, second = preparation.verify(tmp_path / "raw")
     assert "ct_val_list: ct_train_slice0.tfrecords is also in" in str(first) or "same case twice" in str(first)
     assert {"is also in", "the same case twice"} == {
@@ -532,7 +549,7 @@ def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, 
 
 
 def train(data: Path, run_dir: Path, *more: str) -> Done:
-    small = ("--task=cardiac", "--preset=tiny", "--steps=2", "--batch_size=1")
+    small = ("--task=cardiac", "--recipe=released", "--preset=tiny", "--steps=2", "--batch_size=1")
     return program("experiments.train", *small, f"--data_dir={data}", f"--run_dir={run_dir}", *more)
 
 

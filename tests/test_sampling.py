@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from memory_case import MemoryCase
 from recorded_runs import run_config
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.cache import Cache
-from ummkd_tf.data.cases import Case
 from ummkd_tf.data.sampling import (
     PatchExamples,
     SliceExamples,
@@ -22,7 +22,6 @@ from ummkd_tf.data.sampling import (
     chunk_starts,
 )
 from ummkd_tf.runs.session import make_sampler
-from ummkd_tf.scans.geometry import Grid
 
 
 def case(depth, labelled=range(0), name="a"):
@@ -30,8 +29,7 @@ def case(depth, labelled=range(0), name="a"):
     image = np.broadcast_to(np.arange(depth, dtype=np.float32), (8, 8, depth)).copy()
     label = np.zeros((8, 8, depth), np.uint8)
     label[:, :, list(labelled)] = 1
-    grid = Grid(np.eye(4), label.shape)
-    return Case(case_id=name, modality="ct", image=image, label=label, grid=grid, original=grid)
+    return MemoryCase(image, label, name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from data_prep import make_splits, splits
@@ -123,11 +124,62 @@ def test_k_fold_tests_every_case_once(folds):
 
 @pytest.mark.parametrize(
     ("folds", "fold", "message"),
-    [(5, 5, "fold 5 of 5"), (5, -1, "fold -1 of 5"), (2, 0, "fold 0 of 2"), (10, 0, "9 mr cases for 10 folds")],
+    [
+        (5, 5, "fold 5 of 5"),
+        (5, -1, "fold -1 of 5"),
+        (2, 0, "fold 0 of 2"),
+        (10, 0, r"9 mr case\(s\): expected at least one for each of 10 folds"),
+    ],
 )
 def test_impossible_folds(folds, fold, message):
     with pytest.raises(InputError, match=message):
         k_fold({"mr": MR9}, 0, folds, fold)
+
+
+# --- several scans of a patient --------------------------------------------------------------------------------------
+
+SCANS = {m: [f"p{p}_{m}{t}" for p in range(10) for t in range(number)] for m, number in (("ct", 2), ("mr", 1))}
+SCANS["mr"] += [f"p{p}_mr0" for p in range(10, 20)]  # ten patients without CT
+PATIENTS = {case: case.split("_")[0] for cases in SCANS.values() for case in cases}
+
+
+def test_patients_of_one_scan_each_change_nothing():
+    for ids in (make_splits.ABDOMEN, make_splits.MMWHS):
+        alone = {case: case for cases in ids.values() for case in cases}
+        assert seeded(ids, 5, alone) == seeded(ids, 5)
+        assert k_fold(ids, 5, 3, 1, alone) == k_fold(ids, 5, 3, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_scans_of_a_patient_are_in_one_part(seed):
+    """20 CT of ten patients, two each, and 20 MR of these and ten more."""
+    drawn = seeded(SCANS, seed, PATIENTS)
+    assert sizes(drawn["ct"]) == (14, 2, 4)  # as without patients; of MR there may be more, as some come with CT
+    assert all(more in (0, 1, 2) for more in np.subtract(sizes(drawn["mr"])[1:], (2, 4)))
+    folds = [k_fold(SCANS, seed, 5, fold, PATIENTS) for fold in range(5)]
+    assert all((len(fold["ct"]["test"]), len(fold["mr"]["test"])) == (4, 4) for fold in folds)
+    assert sorted(c for fold in folds for c in by_part(fold)["test"]) == sorted(PATIENTS)
+    for split in (drawn, *folds):
+        of = {part: {PATIENTS[case] for case in cases} for part, cases in by_part(split).items()}
+        assert sum(map(len, of.values())) == 20
+        assert sum(map(len, by_part(split).values())) == 40
+        assert all(parts[part] for parts in split.values() for part in PARTS)
+
+
+def test_too_few_patients():
+    ids = {"ct": CT20, "mr": MR9}
+    with pytest.raises(InputError, match=r"2 patient\(s\) with mr: expected at least three"):
+        seeded(ids, 0, {case: str(int(case[3:]) % 2) for case in MR9})
+
+
+@pytest.mark.parametrize("name", [None, "file"])
+def test_a_split_that_divides_a_patient_is_refused(name, tmp_path):
+    choice = Choice(name and write_split(tmp_path / "s.json"))
+    with pytest.raises(InputError, match=r"patient 'A' is in train \(mr_2\) and in test \(mr_9\): expected all scans"):
+        choice.split({"mr": MR9}, OWN, {"mr_2": "A", "mr_9": "A", "mr_1": "B", "mr_3": "B"})
+    held_out = Choice(choice.name, held_out=frozenset({"mr_1"}))
+    with pytest.raises(InputError, match=r"patient 'B' is in train \(mr_3\) and in --hold_out_cases \(mr_1\)"):
+        held_out.split({"mr": MR9}, OWN, {"mr_1": "B", "mr_3": "B"})
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy import stats
 
 from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
 from experiments.results import builders, rendering
+from experiments.results.captions import provenance
 from experiments.results.paper import paper_numbers
 from experiments.results.records import load_records
 from experiments.results.table import p_text
@@ -196,6 +198,26 @@ def test_nothing_run(tmp_path):
         assert not any(cell.text for block in table.blocks for row in block.rows for cell in row.cells)
     with pytest.raises(InputError, match="no table 'fig4': expected one of table1, "):
         builders.build("fig4", [])
+
+
+def test_runs_that_saw_other_scans_or_labels_under_the_same_ids_are_named(tmp_path):
+    specs = [
+        RunSpec("abdomen", data, setting) for data in ("abdomen", "anticorrelated") for setting in ("ours", "joint")
+    ]
+    for spec in specs:
+        write_run(tmp_path, spec, evaluation_cases("abdomen", np.random.default_rng(0), range(2)))
+    runs = {record.name: record for record in load_records(tmp_path)}
+    ours, joint, unusual, _ = (runs[spec.name] for spec in specs)
+
+    def told(*checksums):
+        records = [replace(r, run={**r.run, **c}) for r, c in zip((ours, joint, unusual), checksums, strict=False)]
+        return provenance(records).partition("NOT THE SAME SCANS OR LABELS IN ALL RUNS: ")[2].partition(";")[0]
+
+    same = {"scans": {"ct_0": "a", "mr_0": "b"}, "labels": {"ct_0": "c"}}
+    assert told(same, same) == told(same, {}) == told(same, {"scans": {"ct_1": "b"}}) == ""
+    assert told(same, same | {"labels": {"ct_0": "d"}}) == "ct_0"
+    assert told(same, {"scans": {"ct_0": "b", "mr_0": "a"}}) == "ct_0, mr_0"
+    assert told(same, same, {"scans": {"ct_0": "b"}}) == ""  # another data set of the plan
 
 
 # --- Tables III to VI, and claims ------------------------------------------------------------------------------------

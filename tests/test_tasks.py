@@ -211,6 +211,15 @@ def test_by_name_or_path(tmp_path):
         get_task(str(tmp_path / "none.json"))
 
 
+def test_an_upper_case_modality_in_a_task_file_is_refused(tmp_path):
+    """It would have no effect, because modalities of scans are in lower case. What data hold of their task is read."""
+    path, content = tmp_path / "own.json", own(clip={"CT": {"low": -100, "high": 300, "unit": "value"}})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"own\.json: clip of CT: expected ct, because modalities are in lower case"):
+        get_task(str(path))
+    assert task_from_dict(content, "x").clip_for("ct") == DEFAULT_CLIP
+
+
 def test_a_name_of_the_paper_is_taken(tmp_path):
     path = tmp_path / "own.json"
     abdomen = TASKS["abdomen"]

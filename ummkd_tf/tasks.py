@@ -198,6 +198,15 @@ def _read(path: Path) -> Task:
         raise InputError(
             f"not a task file ({error})", where=path, fix="expected a JSON object, as data_prep.new_task writes it"
         ) from error
+    ranges = _without_notes(content).get("clip")
+    # Here and not in `task_from_dict`, because data and runs may hold a task with such a key, which had no effect.
+    upper = [m for m in ranges if m != m.lower()] if isinstance(ranges, Mapping) else []
+    if upper:
+        raise InputError(
+            f"clip of {', '.join(upper)}",
+            where=path,
+            fix=f"expected {', '.join(upper).lower()}, because modalities are in lower case; correct the file",
+        )
     return task_from_dict(content, path)
 
 

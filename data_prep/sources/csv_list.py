@@ -1,7 +1,8 @@
-"""Own data by a CSV file with the columns `case,modality,image,label` and, if wanted, `split`, one scan a row.
+"""Own data by a CSV file, one scan a row: columns `case,modality,image,label` and, if wanted, `split` and `patient`.
 
 `image` and `label` are NIfTI, NRRD or MetaImage files or DICOM folders, relative to the CSV's folder. `split` is train,
-validation or test in every row, or empty in every row, or the column is left out. A label map is a JSON object
+validation or test in every row, or empty in every row, or the column is left out. `patient` is any text that is the
+same for all scans of a patient, in every row or in none; no split divides a patient. A label map is a JSON object
 from the file's label value to a class name or index of the task: `{"0": "background", "7": "liver", "9": 0}`.
 """
 
@@ -21,7 +22,8 @@ from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
 from ummkd_tf.scans.reading import Scan, read_label, read_scan
 from ummkd_tf.tasks import Task
 
-COLUMNS = ("case", "modality", "image", "label", "split")
+_NEEDED, _OPTIONAL = ("case", "modality", "image", "label"), ("split", "patient")
+COLUMNS = f"{','.join(_NEEDED)} and, if wanted, {' and '.join(_OPTIONAL)}"
 _MAX_LABEL = 65535  # larger values are no label map, and would need a table of that size
 
 
@@ -56,13 +58,17 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
             mistakes.append((f"the same case twice ({row['case']})", "give every scan a name of its own"))
         problems += [Problem(f"{csv_file} line {line}", problem, fix) for problem, fix in mistakes]
         if not mistakes and row["modality"] not in odd:
-            cases[row["case"]] = RawCase(row["case"], row["modality"], image, label, classes, read_aligned)
+            cases[row["case"]] = RawCase(
+                row["case"], row["modality"], image, label, classes, read_aligned, row["patient"]
+            )
+    for column in _OPTIONAL:
+        empty = [row["case"] for _, row in rows if not row[column]]
+        if 0 < len(empty) < len(rows):
+            text = f"no {column} for {', '.join(empty)}"
+            fix = f"fill the {column} column in every row, or leave it empty in all"
+            problems.append(Problem(str(csv_file), text, fix))
     parts = {row["case"]: row["split"] for _, row in rows}
-    unassigned = [case_id for case_id, part in parts.items() if not part]
-    if 0 < len(unassigned) < len(parts):
-        text = f"no split for {', '.join(unassigned)}"
-        problems.append(Problem(str(csv_file), text, "fill the split column in every row, or leave it empty in all"))
-    return Found(list(cases.values()), problems, None if unassigned else _split(cases, parts), notes)
+    return Found(list(cases.values()), problems, _split(cases, parts) if all(parts.values()) else None, notes)
 
 
 def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
@@ -122,12 +128,13 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
         with open(csv_file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = reader.fieldnames or ()
-            if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:-1])):
+            named = {*columns}
+            if len(named) < len(columns) or not {*_NEEDED} <= named <= {*_NEEDED, *_OPTIONAL}:
                 found = ",".join(columns)
                 raise InputError(
                     f"columns {found or 'missing'}",
                     where=csv_file,
-                    fix=f"expected {','.join(COLUMNS)}; "
+                    fix=f"expected {COLUMNS}; "
                     + ("save the table with commas, not semicolons" if ";" in found else "correct the first line"),
                 )
             rows = []
@@ -139,13 +146,18 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
                         f"{csv_file} line {reader.line_num}: not {len(columns)} fields: expected {','.join(columns)}; "
                         "correct the line"
                     )
-                rows.append((reader.line_num, {"split": "", **{name: text.strip() for name, text in row.items()}}))
+                rows.append(
+                    (
+                        reader.line_num,
+                        {**dict.fromkeys(_OPTIONAL, ""), **{name: text.strip() for name, text in row.items()}},
+                    )
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"not a readable CSV file ({error})", where=csv_file, fix="check the path and that it is UTF-8"
         ) from error
     if not rows:
-        raise InputError("lists no scan", where=csv_file, fix=f"expected one a line under {','.join(COLUMNS)}")
+        raise InputError("lists no scan", where=csv_file, fix=f"expected one a line under {COLUMNS}")
     return rows
 
 

@@ -58,6 +58,7 @@ class RawCase:
         label_values: Task class by the file's label value; any other value is an error.
         label_reader: Reads the label map in the file's values, given the scan as it was read (None where that failed),
             and notes what it had to mend. A module-level function, so that a case can be sent to a worker process.
+        patient: Whose scan it is, where the source says so; else "".
     """
 
     case_id: str
@@ -66,6 +67,7 @@ class RawCase:
     label: Path
     label_values: Mapping[int, int]
     label_reader: Callable[[RawCase, Scan | None, Note], Volume] = field(default=whole_file)
+    patient: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -89,6 +89,11 @@ class Source:
             )
         return get_task(name)
 
+    def described(self, options: RawOptions) -> str:
+        """What `dataset.json` says of it, and of options that decide which scans are taken."""
+        sequence = options.sequence if _chaos in self.parts and options.sequence != RawOptions.sequence else ""
+        return " ".join(filter(None, ("phantom" if options.is_phantom else "", self.name, sequence)))
+
     def find(self, options: RawOptions) -> Found:
         """Looks through the raw folders; whatever is wrong with one is among the problems."""
         found = [_attempt(part, options) for part in self.parts]
@@ -136,7 +141,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "abdomen", "abdomen", ("ct", "mr"), "BTCV (RAW/btcv) and CHAOS (RAW/chaos) together", (_btcv, _chaos)
             ),
             Source("mmwhs", "cardiac", ("ct", "mr"), f"MM-WHS CT and MR, {mmwhs.TREE}", (_mmwhs_ct, _mmwhs_mr)),
-            Source("csv", None, (), f"own data, listed in --csv with columns {','.join(own.COLUMNS)}", (_own,)),
+            Source("csv", None, (), f"own data, listed in --csv with columns {own.COLUMNS}", (_own,)),
             # Not raw scans: data_prep.release checks and describes them.
             Source(
                 "released",

@@ -56,6 +56,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"{case_numbers(records, kind)} {'outlier' if kind == 'outlier' else 'test'} cases",
         *beyond_protocol([getattr(r, kind) or {} for r in records]),
         *_other_checkpoints(records, kind),
+        *_other_data(records),
         f"commit {each(commit for r in records for commit in commits_of(r.run))}",
     ]
     return "; ".join(parts) + "."
@@ -98,6 +99,23 @@ def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
     return [
         f"{name} EVALUATED AT STEP {of}, not {own}" for name, (of, own) in steps.items() if own and of and of != own
     ]
+
+
+def _other_data(records: Sequence[Record]) -> list[str]:
+    """Cases that are not the same scan, or have not the same labels, in all runs, so that pairs of them mean nothing.
+
+    Runs that do not say, because they are older, are passed over.
+    """
+    known: dict[tuple[str, str, str], str] = {}
+    different = {
+        case_id
+        for record in records
+        for what in ("scans", "labels")
+        for case_id, checksum in record.run.get(what, {}).items()
+        if known.setdefault((record.data, what, case_id), checksum) != checksum
+    }
+    shown = ", ".join(sorted(different)[:5]) + ", …" * (len(different) > 5)
+    return [f"NOT THE SAME SCANS OR LABELS IN ALL RUNS: {shown}"] if different else []
 
 
 def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:

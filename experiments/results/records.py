@@ -45,6 +45,11 @@ class Record:
         return self.name.rpartition("-seed")[0]
 
     @property
+    def data(self) -> str:
+        """Its data set, of `plans.DATA` where the run was planned."""
+        return next((name for name in DATA if self.name.startswith(f"{name}-")), self.task.name)
+
+    @property
     def task(self) -> Task:
         """What it was trained for, as stored with it."""
         return task_of(self.run)
@@ -161,7 +166,7 @@ class Entry:
     @property
     def group(self) -> str:
         """Its data set, of `plans.DATA` where the run was planned."""
-        return next((name for name in DATA if self.record.name.startswith(f"{name}-")), self.record.task.name)
+        return self.record.data
 
 
 class Runs:

@@ -5,8 +5,8 @@
                                    label  uint8   [rows, columns, slices]
                                    original_label uint8 [i, j, k]           the scan's own grid and axis order
                                    attributes: case_id, modality, task, spacing_mm, affine, original_affine,
-                                   source (file names), source_sha256, image_sha256, recipe,
-                                   notes (what was odd in the scan, but handled)
+                                   source (file names), source_sha256, image_sha256, label_sha256,
+                                   recipe, notes (what was odd in the scan, but handled)
 
 Every byte of a case file that matters is under one of HDF5's checksums: the voxels under fletcher32, everything else
 under that of the newest file format. Text has a fixed length, because HDF5 keeps text of variable length without a
@@ -35,7 +35,7 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.checks import MAX_VOXELS
-from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.geometry import Grid, Volume, reorient
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import LARGEST_SIZE, Task
 
@@ -55,6 +55,7 @@ class CaseHeader:
         grid: Where the voxels lie.
         original: Where the scan's own voxels lie.
         notes: What was odd in the scan's files, but handled.
+        recipe: `recipe_checksum` of what prepared it; "" where it is not known.
     """
 
     case_id: str
@@ -62,6 +63,7 @@ class CaseHeader:
     grid: Grid
     original: Grid
     notes: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +79,6 @@ class Case(CaseHeader):
     image: NDArray[np.float32]
     label: NDArray[np.uint8]
     original_label: NDArray[np.uint8] | None = None
-
-    @property
-    def depth(self) -> int:
-        """Number of slices."""
-        return self.image.shape[2]
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Values of the class map."""
-        return tuple(np.unique(self.label).tolist())
-
-    @property
-    def labelled(self) -> tuple[int, int] | None:
-        """First and last slice with any class but background; None where there is none."""
-        return labelled_slices(self.label)
-
-    def slices(self, image: Sequence[int], label: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """These slices of the image and those of the class map, `[rows, columns, slices]`."""
-        return np.take(self.image, image, axis=2), np.take(self.label, label, axis=2)
 
 
 def labelled_slices(label: NDArray[np.uint8]) -> tuple[int, int] | None:
@@ -124,7 +107,7 @@ def write_case(
         modality: The scan's modality.
         task: Row of the task table.
         source: sha256 by source file name.
-        image_sha256: Checksum of the scan's voxels; it finds copies under another name.
+        image_sha256: `voxels_checksum` of the scan; it finds copies under another name.
         notes: As `Case.notes`.
     """
     assert prepared.label is not None and prepared.original_label is not None
@@ -144,6 +127,7 @@ def write_case(
             "source": json.dumps(sorted(source)),
             "source_sha256": source_checksum(source),
             "image_sha256": image_sha256,
+            "label_sha256": voxels_checksum(Volume(prepared.original_label, prepared.original.affine)),
             "recipe": recipe_checksum(task),
             "notes": json.dumps([note[:_LONGEST_NOTE] for note in notes[:_MOST_NOTES]]),
         }
@@ -172,6 +156,15 @@ def _new_file(buffer: io.BytesIO) -> h5py.File:
 def source_checksum(source: Mapping[str, str]) -> str:
     """One checksum over the checksums of a case's source files."""
     return hashlib.sha256(json.dumps(sorted(source.items())).encode()).hexdigest()
+
+
+def voxels_checksum(volume: Volume) -> str:
+    """sha256 of a volume's voxels along fixed axes: a copy in another format or with other axes has the same."""
+    array = reorient(volume, "LPS").array.T
+    digest = hashlib.sha256(str(array.shape).encode())
+    for part in array:  # by slice, so that it takes no memory
+        digest.update(np.ascontiguousarray(part, "<f4").data)
+    return digest.hexdigest()
 
 
 def file_checksum(path: str | Path) -> str:
@@ -219,8 +212,9 @@ def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> C
             label=file.label[()],
             grid=file.grid,
             original=file.original,
-            original_label=_voxels(file.file, "original_label") if original_label else None,
+            original_label=_dataset(file.file, "original_label")[()] if original_label else None,
             notes=file.notes,
+            recipe=file.recipe,
         )
     return reduced(case, factor)
 
@@ -269,6 +263,7 @@ def opened_case(path: Path, factor: int = 1) -> Iterator[OpenCase]:
             grid=Grid(affine, image.shape),
             original=Grid(original_affine, original_shape),
             notes=notes,
+            recipe=_text(file.attrs["recipe"]),
             file=file,
         )
 
@@ -285,17 +280,32 @@ def check_factor(shape: Sequence[int], factor: int, path: Path) -> None:
         )
 
 
-def check_identity(case: CaseHeader, case_id: str, modality: str, path: Path) -> None:
-    """Checks that a file holds the case that the data set names.
+def check_identity(case: CaseHeader, case_id: str, modality: str, path: Path, recipe: str = "") -> None:
+    """Checks that a file holds the case that the data set names, prepared by its recipe where that is known.
 
     Raises:
-        InputError: It holds another.
+        InputError: It holds another, or was prepared otherwise.
     """
     if (case.case_id, case.modality) != (case_id, modality):
         raise InputError(
             f"holds case {case.case_id!r} of modality {case.modality!r}",
             where=path,
             fix=f"expected {case_id!r} of {modality!r}; prepare the case again",
+        )
+    check_recipe(case.recipe, recipe, path)
+
+
+def check_recipe(found: str, expected: str, path: Path) -> None:
+    """Checks that a case was prepared by a recipe; "" stands for one that is not known.
+
+    Raises:
+        InputError: It was not.
+    """
+    if expected and found != expected:
+        raise InputError(
+            "prepared otherwise than the data set: for another task, or by another version of the steps",
+            where=path,
+            fix="prepare the data again with the same command",
         )
 
 
@@ -347,22 +357,43 @@ def reduced_grid(grid: Grid, factor: int) -> Grid:
 def is_current(path: Path, *, case_id: str, modality: str, task: Task, source: Mapping[str, str]) -> bool:
     """Whether a file holds a case, undamaged, as `write_case` would write it with these arguments."""
     with contextlib.suppress(InputError, OSError):
-        if read_source_checksum(path) == (source_checksum(source), recipe_checksum(task)):
+        found = read_checksums(path)
+        if (found.source, found.recipe) == (source_checksum(source), recipe_checksum(task)):
             check_identity(read_case(path, original_label=True), case_id, modality, path)
             return True
     return False
 
 
-def read_source_checksum(path: Path) -> tuple[str, str]:
-    """(source, recipe) checksums a case was prepared with."""
-    with _opened(path) as file:
-        return _text(file.attrs["source_sha256"]), _text(file.attrs["recipe"])
+@dataclass(frozen=True, kw_only=True)
+class Checksums:
+    """What a case file says of its origin.
+
+    Attributes:
+        source: `source_checksum` of the files it was prepared from.
+        recipe: `recipe_checksum` of how.
+        image: `voxels_checksum` of the scan, whatever its format; "" where the file does not say.
+        label: `voxels_checksum` of the label map as task classes; "" where the file does not say.
+    """
+
+    source: str
+    recipe: str
+    image: str
+    label: str
 
 
-def read_image_checksum(path: Path) -> str:
-    """sha256 of the scan's voxels; "" where the case file has none."""
+def read_checksums(path: Path) -> Checksums:
+    """Checksums of a case, of which no voxel is read.
+
+    Raises:
+        InputError: Missing or damaged file.
+    """
     with _opened(path) as file:
-        return _text(file.attrs.get("image_sha256", ""))
+        return Checksums(
+            source=_text(file.attrs["source_sha256"]),
+            recipe=_text(file.attrs["recipe"]),
+            image=_text(file.attrs.get("image_sha256", "")),
+            label=_text(file.attrs.get("label_sha256", "")),
+        )
 
 
 @contextlib.contextmanager
@@ -416,10 +447,6 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     if data.nbytes > DEFLATE_RATIO * data.id.get_storage_size():
         raise ValueError(f"{name} has too little content for {data.shape}")
     return data
-
-
-def _voxels(file: h5py.File, name: str) -> NDArray:
-    return _dataset(file, name)[()]
 
 
 def _affine(value: NDArray) -> NDArray[np.float64]:

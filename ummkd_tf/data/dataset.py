@@ -19,12 +19,14 @@ from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import (
     FORMAT,
     Case,
+    Checksums,
     check_factor,
     check_identity,
+    check_recipe,
     check_values,
     preparation_version,
     read_case,
-    read_image_checksum,
+    read_checksums,
     recipe_checksum,
 )
 from ummkd_tf.data.index import contents
@@ -51,6 +53,7 @@ class Dataset:
         split_name: Where the split comes from.
         source: Where the scans come from; "phantom …" for generated ones.
         preparation: Version of the steps (`preprocessing.VERSION`) that prepared them; 0 for an unknown one.
+        recipe: `recipe_checksum` of what prepared them, to which each case is held; "" where it is not known.
     """
 
     directory: Path
@@ -61,6 +64,7 @@ class Dataset:
     split_name: str
     source: str
     preparation: int = field(default=preprocessing.VERSION, kw_only=True)
+    recipe: str = field(default="", kw_only=True)
 
     unit: ClassVar[str] = "cases"  # what the ids of the train part stand for
 
@@ -91,6 +95,7 @@ class Dataset:
                 split_name=content["split_name"],
                 source=content.get("source", ""),
                 preparation=preparation_version(content["recipe"], task),
+                recipe=str(content["recipe"]),
             )
         except InputError:
             raise
@@ -119,7 +124,7 @@ class Dataset:
             InputError: As `read_case`, or the file holds another case, or what the task does not have.
         """
         case = read_case(self.path(case_id), factor, original_label=original_label)
-        check_identity(case, case_id, self.case_modality[case_id], self.path(case_id))
+        check_identity(case, case_id, self.case_modality[case_id], self.path(case_id), self.recipe)
         check_values(case.label, self.task, self.path(case_id))
         return case
 
@@ -144,7 +149,7 @@ class Dataset:
         """
         by_content: dict[str, list[str]] = {}
         for case_id in (case_id for part in PARTS for case_id in self.split[part]):
-            by_content.setdefault(self.scan_checksums[case_id] or case_id, []).append(case_id)
+            by_content.setdefault(self.checksums[case_id].image or case_id, []).append(case_id)
         twice = next((ids for ids in by_content.values() if len(ids) > 1), None)
         if twice:
             raise InputError(
@@ -221,15 +226,23 @@ class Dataset:
                     shape=content.shape,
                     content=label,
                     factor=factor,
+                    recipe=self.recipe,
                     cache=cache,
                 )
             )
         return cases
 
     @cached_property
-    def scan_checksums(self) -> Mapping[str, str]:
-        """sha256 of each scan's own voxels by case id: which scan it is, whatever its id; "" where it is not known."""
-        return {case_id: read_image_checksum(self.path(case_id)) for case_id in self.case_modality}
+    def checksums(self) -> Mapping[str, Checksums]:
+        """Which scan and label map each case id stands for.
+
+        Raises:
+            InputError: As `read_checksums`, or a case that was prepared otherwise.
+        """
+        found = {case_id: read_checksums(self.path(case_id)) for case_id in self.case_modality}
+        for case_id, of_case in found.items():
+            check_recipe(of_case.recipe, self.recipe, self.path(case_id))
+        return found
 
     @property
     def split_checksum(self) -> str:

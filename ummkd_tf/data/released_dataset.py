@@ -15,7 +15,7 @@ from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.cache import Cache
-from ummkd_tf.data.cases import Case
+from ummkd_tf.data.cases import Case, Checksums
 from ummkd_tf.data.dataset import RELEASED, Dataset
 from ummkd_tf.data.reduction import reduce_image, reduce_label
 from ummkd_tf.data.sampling import Example, Examples
@@ -162,7 +162,7 @@ class ReleasedDataset(Dataset):
         )
 
     @property
-    def scan_checksums(self) -> Mapping[str, str]:
+    def checksums(self) -> Mapping[str, Checksums]:
         """Nothing: `split_checksum` holds the files' contents."""
         return {}
 
@@ -177,7 +177,7 @@ def write_description(
     *,
     raw: Path,
     records: Mapping[str, Mapping[str, Sequence[str]]],
-    cases: Mapping[str, Mapping[str, str | None]],
+    cases: Mapping[str, Mapping[str, str]],
     split_name: str,
     outside: OutsideLabel,
     sha256: str,
@@ -188,7 +188,7 @@ def write_description(
         directory: Folder of the description and of `cases/`.
         raw: Folder of the records.
         records: Paths below `raw` by modality and part.
-        cases: "modality", "source" and "reference" by test case.
+        cases: "modality" and "source" by test case.
         split_name: Where the parts come from.
         outside: What label `OUTSIDE` is in training.
         sha256: Checksum over all files.
@@ -200,7 +200,6 @@ def write_description(
         "raw": str(raw.absolute()),
         "split_name": split_name,
         "sha256": sha256,
-        "counts": {m: {part: len(paths) for part, paths in parts.items()} for m, parts in records.items()},
         "cases": cases,
         "records": records,
     }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import Augmentation
+from ummkd_tf.data.stored_case import StoredCase
 
 PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
@@ -46,29 +47,6 @@ class Examples(Protocol):
         """Values of every class map there is, one case or record at a time."""
 
 
-class SlicedCase(Protocol):
-    """A case of which slices can be had, from memory (`Case`) or from disk (`StoredCase`)."""
-
-    @property
-    def case_id(self) -> str:
-        """Unique in the data set."""
-
-    @property
-    def depth(self) -> int:
-        """Number of slices."""
-
-    @property
-    def classes(self) -> Collection[int]:
-        """Values of the class map."""
-
-    @property
-    def labelled(self) -> tuple[int, int] | None:
-        """First and last slice with any class but background; None where there is none."""
-
-    def slices(self, image: Sequence[int], label: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """These slices of the image and those of the class map, `[rows, columns, slices]`."""
-
-
 class SliceExamples:
     """Three adjacent slices and the label of the middle one (Sec. IV-A, Network-1), uniform over all slices.
 
@@ -76,11 +54,11 @@ class SliceExamples:
         cases: Training cases of one modality.
     """
 
-    def __init__(self, cases: Sequence[SlicedCase]) -> None:
+    def __init__(self, cases: Sequence[StoredCase]) -> None:
         self._cases = list(cases)
         self._ends = np.cumsum([case.depth for case in self._cases])  # of each case, all slices in a row
 
-    def _choose(self, rng: np.random.Generator) -> tuple[SlicedCase, int]:
+    def _choose(self, rng: np.random.Generator) -> tuple[StoredCase, int]:
         position = rng.integers(int(self._ends[-1]))
         number = int(np.searchsorted(self._ends, position, side="right"))
         case = self._cases[number]
@@ -108,11 +86,11 @@ class PatchExamples:
         labelled_share: Share of patches that are centred inside the labelled slices, 0 to 1.
     """
 
-    def __init__(self, cases: Sequence[SlicedCase], labelled_share: float = LABELLED_SHARE) -> None:
+    def __init__(self, cases: Sequence[StoredCase], labelled_share: float = LABELLED_SHARE) -> None:
         self._cases = [(case, case.labelled) for case in cases]
         self._labelled_share = labelled_share
 
-    def _choose(self, rng: np.random.Generator) -> tuple[SlicedCase, int]:
+    def _choose(self, rng: np.random.Generator) -> tuple[StoredCase, int]:
         case, labelled = self._cases[rng.integers(len(self._cases))]
         if rng.random() < 1 - self._labelled_share or labelled is None:
             start = int(rng.choice(chunk_starts(case.depth)))

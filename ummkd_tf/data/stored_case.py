@@ -32,6 +32,7 @@ class StoredCase:
         shape: Rows, columns and slices in the file.
         content: Of its reduced class map.
         factor: In-plane reduction.
+        recipe: Of its data set; "" where it is not known.
         cache: Keeps slices, also those of other cases.
     """
 
@@ -42,6 +43,7 @@ class StoredCase:
     shape: tuple[int, int, int]
     content: LabelContent
     factor: int
+    recipe: str
     cache: Cache
 
     @property
@@ -116,7 +118,7 @@ class StoredCase:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[OpenCase]:
         with opened_case(self.path, self.factor) as file:
-            check_identity(file, self.case_id, self.modality, self.path)
+            check_identity(file, self.case_id, self.modality, self.path, self.recipe)
             if file.image.shape != self.shape:
                 raise InputError(
                     f"{file.image.shape} voxels, but {INDEX} says {self.shape}",

@@ -44,7 +44,7 @@ class RunConfig:
         absent: How the distillation loss treats a class that a batch lacks.
         l2_on: Variables of the L2 term.
         l2_weight: eta of Eq. 5.
-        ema: Decay of the moving average of weights, or None for none.
+        ema: Decay of the moving average of weights; 0 for none.
         selection: Checkpoint that evaluation uses.
         validate_every: Steps between validations.
         norm_batches: Batches from which running statistics are estimated anew before a validation; 0 keeps them.

@@ -21,7 +21,7 @@ import ummkd_tf
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, write_json
-from ummkd_tf.data.cases import file_checksum, read_image_checksum, read_source_checksum
+from ummkd_tf.data.cases import file_checksum, read_checksums
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset
 from ummkd_tf.evaluation.inference import Predictor
@@ -281,8 +281,8 @@ def training_cases(dataset: Dataset) -> dict[str, dict[str, str]]:
 def _checksums(dataset: Dataset, case_id: str) -> dict[str, str]:
     if isinstance(dataset, ReleasedDataset) and case_id not in dataset.ids("test"):  # a record
         return {"image_sha256": "", "source_sha256": dataset.sha256}
-    path = dataset.path(case_id)
-    return {"image_sha256": read_image_checksum(path), "source_sha256": read_source_checksum(path)[0]}
+    found = read_checksums(dataset.path(case_id))
+    return {"image_sha256": found.image, "source_sha256": found.source}
 
 
 def check_not_seen(

@@ -60,7 +60,8 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def evaluation_name(part: str, *, original_grid: bool = False) -> str:
-    """File name of the evaluation of a part ("test", "validation" or "outlier"), on the prepared or the scans' grid."""
+    """File name of the evaluation of a part ("train", "validation", "test" or "outlier"), or of "new" scans, on the
+    prepared or the scans' grid."""
     return f"evaluation_{part}{'_original' if original_grid else ''}.json"
 
 
@@ -81,7 +82,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
             outer, _, inner = field.rpartition(".")
             if not isinstance((record[outer] if outer else record).get(inner), kind):
                 raise ValueError(f"no {field}")
-        for field, kind in (("changes", list), ("scans", dict)):  # of which the oldest runs have none
+        for field, kind in (("changes", list), ("scans", dict), ("labels", dict)):  # of which the oldest runs have none
             if not isinstance(record.get(field, kind()), kind):
                 raise ValueError(f"no {field}")
         config_of(record).factor(task_of(record))
@@ -193,7 +194,7 @@ def start_run(
     Args:
         run_dir: The run's folder.
         config: Every setting that decides the result.
-        model: Arguments of `UnpairedSegmenter`.
+        model: Arguments of `model_of`.
         dataset: The data set.
         accept_changes: Continue although settings differ, and record that; never with another model or split.
 
@@ -224,7 +225,8 @@ def start_run(
         "source": dataset.source,
         "split_name": dataset.split_name,
         "cases": {part: dataset.ids(part) for part in dataset.split},
-        "scans": {case_id: checksum for case_id, checksum in dataset.scan_checksums.items() if checksum},
+        "scans": {case_id: found.image for case_id, found in dataset.checksums.items() if found.image},
+        "labels": {case_id: found.label for case_id, found in dataset.checksums.items() if found.label},
         "preparation": dataset.preparation,
         "seed": config.seed,
         "environment": environment(),
@@ -301,21 +303,28 @@ def _now() -> str:
 
 
 def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:
-    """Refuses a data set whose case ids stand for other scans than when a run was started, or prepared otherwise.
+    """Refuses a data set whose case ids stand for other scans or labels than when a run was started, or prepared
+    otherwise.
 
-    Runs that do not say so, because they are older, are not checked.
+    Runs and cases that do not say so, because they are older, are not checked.
 
     Raises:
         InputError: Names the cases, or both versions of the steps.
     """
-    before = record.get("scans", {})
-    others = [c for c, checksum in dataset.scan_checksums.items() if before.get(c, checksum) != checksum]
-    if others:
-        raise InputError(
-            f"{', '.join(others[:5])}{', …' if others[5:] else ''}: not the same scan as when the run was started",
-            where=dataset.directory,
-            fix="test cases may have been trained on; give the run's own data, or train again in another --run_dir",
-        )
+    now = dataset.checksums
+    for what, before, found, why in (
+        ("scan", "scans", {c: of.image for c, of in now.items()}, "test cases may have been trained on"),
+        ("label map", "labels", {c: of.label for c, of in now.items()}, "results would hang on other labels"),
+    ):
+        known = record.get(before, {})
+        others = [c for c, checksum in found.items() if checksum and known.get(c, checksum) != checksum]
+        if others:
+            cases = f"{', '.join(others[:5])}{', …' if others[5:] else ''}"
+            raise InputError(
+                f"{cases}: not the same {what} as when the run was started",
+                where=dataset.directory,
+                fix=f"{why}; give the run's own data, or train again in another --run_dir",
+            )
     version = record.get("preparation", dataset.preparation)
     if version != dataset.preparation:
         raise InputError(

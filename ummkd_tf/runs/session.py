@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,12 @@ import keras
 import tensorflow as tf
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data.augmentation import AUGMENTATIONS
+from ummkd_tf.data.augmentation import AUGMENTATIONS, NONE
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import file_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.intensities import training_intensities
+from ummkd_tf.data.released_dataset import ReleasedDataset
 from ummkd_tf.data.sampling import UnpairedSampler, check_classes
 from ummkd_tf.evaluation.case_results import knowledge_of_cases
 from ummkd_tf.evaluation.inference import Predictor
@@ -33,6 +35,8 @@ from ummkd_tf.runs.exported import check_not_seen, start_from
 from ummkd_tf.runs.folder import RUN, config_of, exclusive, newest_step, read_run, recorded_session, start_run
 from ummkd_tf.runs.model_folder import WEIGHTS, read_description
 from ummkd_tf.runs.tensorboard import ValidationPicture
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +204,12 @@ def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -
         for modality in dataset.modalities
     }
     check_classes(examples, dataset.task.class_names)
+    if isinstance(dataset, ReleasedDataset) and config.augmentation != NONE:
+        _LOG.warning(
+            "the released records are augmented already, and --augmentation=%s does so again: --recipe=released or "
+            "--augmentation=none takes them as they are",
+            config.augmentation,
+        )
     augmentation = replace(AUGMENTATIONS[config.augmentation], spacing_mm=dataset.task.spacing_mm[:2])
     return UnpairedSampler(examples, config.batch_size, config.seed, augmentation)
 
