@@ -168,6 +168,8 @@ DAMAGES = {
         "2 pixel spacings in one folder"),
     "not DICOM": (lambda raw: slice_path(raw, 3).write_bytes(b"hello" * 99), "IMG-0004-00003.dcm",
         "not a readable DICOM image"),
+    "other ends missing": (lambda raw: (slice_path(raw, 1).unlink(), png_path(raw, NUM_SLICES).unlink()),
+        "1/T2SPIR/Ground", "IMG-0004-00001.png stands where the label of IMG-0004-00002.dcm should"),
     "a PNG too few": (lambda raw: png_path(raw, 3).unlink(), "1/T2SPIR/Ground", "5 PNG files for 6 DICOM files"),
     "a PNG too many": (lambda raw: shutil.copy(png_path(raw, 3), png_path(raw, 99)), "1/T2SPIR/Ground",
         "7 PNG files for 6 DICOM files"),

@@ -221,6 +221,20 @@ def test_file_numbers_without_padding(tmp_path):
     assert np.array_equal(image.array, label.array)
 
 
+def test_out_phase_files_have_other_numbers_than_their_labels(tmp_path):
+    """DICOM 1, 3, … 11 with the labels of the in-phase files 2, 4, … 12; not with 2, 4, 6, 8, 10, 14."""
+    folder = tmp_path / "T1DUAL"
+    for n in range(1, 13, 2):
+        raw_data.write_slice(folder / f"DICOM_anon/OutPhase/IMG-0004-{n:05d}.dcm", np.eye(4), (0, 0, 5.0 * n))
+        raw_data.write_png(folder / f"Ground/IMG-0004-{n + 1:05d}.png", np.full((4, 4), 63, np.uint8))
+    case = RawCase("mr_1", "mr", folder / "DICOM_anon/OutPhase", folder / "Ground", chaos.CLASSES,
+                   chaos.read_grey_values)  # fmt: skip
+    assert (case.read_label(None).array == 1).all()
+    (folder / "Ground/IMG-0004-00012.png").rename(folder / "Ground/IMG-0004-00014.png")
+    with pytest.raises(InputError, match=r"Ground: IMG-0004-00014.png stands where the label of IMG-0004-00011.dcm"):
+        case.read_label(None)
+
+
 def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
     assert [note for note in prepared[1] if "mr_2" in note] == [
         "mr_2: files do not run from feet to head; slices are ordered by their position"

@@ -40,10 +40,12 @@ class Scan:
 
     Attributes:
         volume: In the file's own axis order.
-        file_of_slice: Of a DICOM folder: for each slice k the position of its file in file-name order; otherwise ().
+        files: Of a DICOM folder: its image files in file-name order; otherwise ().
+        file_of_slice: For each slice k the position of its file in `files`.
     """
 
     volume: Volume
+    files: tuple[Path, ...] = ()
     file_of_slice: tuple[int, ...] = ()
 
 
@@ -52,7 +54,7 @@ def read_scan(path: str | Path) -> Scan:
     path = Path(path)
     if path.is_dir():
         series = DicomSeries.open(path)
-        return Scan(series.read(), series.file_of_slice)
+        return Scan(series.read(), series.files, series.file_of_slice)
     return Scan(_read(path))
 
 
@@ -89,7 +91,7 @@ def _read(path: Path, labels: bool = False) -> Volume:
     raise InputError(
         "unknown image format",
         where=path,
-        fix=f"expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder",
+        fix=f"expected {', '.join(VOLUME_SUFFIXES)} or a DICOM folder",
     )
 
 
