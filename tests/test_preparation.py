@@ -153,6 +153,49 @@ def test_cases_come_in_the_order_of_their_numbers(raw, tmp_path):
     assert [case.case_id for case in chaos.find(tmp_path).cases] == ["mr_1", "mr_2", "mr_10"]
 
 
+@pytest.mark.parametrize(
+    ("source", "ours", "theirs"),
+    [
+        ("btcv", "btcv", "btcv/Abdomen/RawData/Training"),
+        ("btcv", "btcv", "RawData/RawData/Training"),
+        ("chaos", "chaos/Train_Sets/MR", "CHAOS_Train_Sets/Train_Sets/MR"),
+        ("mmwhs", "ct_train", "ct_train/ct_train"),
+    ],
+)
+def test_data_sets_are_found_as_downloads_are_unpacked(source, ours, theirs, raw, cardiac_raw, tmp_path):
+    original = (cardiac_raw if source == "mmwhs" else raw) / ours
+    for name in (theirs, f"__MACOSX/{theirs}"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(original)
+    cases = SOURCES[source].find(RawOptions(raw=tmp_path)).cases
+    assert [case.case_id for case in cases] == [
+        case.case_id for case in SOURCES[source].find(RawOptions(raw=original)).cases
+    ]
+    assert all(case.image.is_relative_to(tmp_path / theirs) for case in cases) and len(cases) == 3
+
+
+def test_a_second_data_set_below_the_folder_is_refused(raw, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(raw / "btcv", tmp_path / name)
+    (problem,) = SOURCES["btcv"].find(RawOptions(raw=tmp_path)).problems
+    named = f"BTCV cases in 2 folders ({tmp_path}/first, {tmp_path}/second)"
+    assert str(problem) == f"{tmp_path}: {named}: expected one; give its path"
+
+
+def test_what_is_left_out_or_missing_is_told(raw, tmp_path):
+    shutil.copytree(raw, tmp_path, dirs_exist_ok=True)
+    for kind in ("img", "label"):
+        path = ct(tmp_path, kind, "0002")
+        path.rename(path.with_name(f"{kind}0002 (1).nii.gz"))
+    found = SOURCES["btcv"].find(RawOptions(raw=tmp_path))
+    assert [case.case_id for case in found.cases] == ["ct_0001", "ct_0003"] and not found.problems
+    assert list(found.notes) == [
+        *(f"{tmp_path}/btcv/{kind}: left out, because their names are not as expected: {kind}0002 (1).nii.gz"
+          for kind in ("img", "label")),
+        "ct: 2 of 30 known cases; not there: 0002, 0004, 0005, 0006, 0007, 0008, 0009, 0010, 0021, 0022 and 18 more",
+    ]  # fmt: skip
+
+
 def test_modalities_can_lie_apart(raw, tmp_path):
     prepare(None, tmp_path / "out", raw_ct=raw / "btcv", raw_mr=raw / "chaos")
     assert len(Dataset.load(tmp_path / "out").case_modality) == 6

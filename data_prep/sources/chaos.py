@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from data_prep.sources.raw_case import Found, Note, Problem, RawCase, first_folder, numbered
+from data_prep.sources.raw_case import Found, Note, Problem, RawCase, find_root, numbered
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.dicom import DicomSeries
@@ -37,21 +37,18 @@ SEQUENCES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "t1_out": ("T1DUAL/DICOM_anon/OutPhase", "T1DUAL/Ground"),
     }
 )
+IDS = tuple(str(n) for n in (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39))  # with labels
 TREE = "Train_Sets/MR/<number>/{T2SPIR,T1DUAL}/{DICOM_anon,Ground}"
 
 
 def find(raw: Path, sequence: str = "t2spir") -> Found:
-    """Cases of a CHAOS folder.
+    """Cases of CHAOS in a folder or below it.
 
     Raises:
-        InputError: Not a CHAOS folder.
+        InputError: As `find_root`.
     """
-    root = first_folder(
-        [top / below for top in (raw, raw / "chaos") for below in (".", "Train_Sets", "Train_Sets/MR", "MR")],
-        lambda folder: any(folder.glob("[0-9]*/T[12]*")),
-        "CHAOS MR cases",
-        TREE,
-    )
+    # The folders of the challenge's test cases have no labels.
+    root = find_root(raw, lambda folder: any(folder.glob("[0-9]*/T[12]*/Ground")), "CHAOS MR cases", TREE)
     cases, problems = [], []
     for number, (patient,) in numbered(root, r"(\d+)").items():
         image, label = (patient / name for name in SEQUENCES[sequence])

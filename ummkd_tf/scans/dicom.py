@@ -31,7 +31,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, RLELossless
 
 from ummkd_tf.common.documents import DEFLATE_RATIO
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.common.files import files_in_order, last_line
 from ummkd_tf.scans.checks import check_content, check_size, checked
 from ummkd_tf.scans.geometry import Grid, Volume, nearest_orthonormal, ras_affine
@@ -266,7 +266,7 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
     for name in folders:
         _check_no_part(place / name, {_series(dataset) for dataset in found.values()})
     left_out = {"not DICOM": other, "no image": objects, "a folder": folders}
-    return found, [f"left out, {what}: {_listed(names)}" for what, names in left_out.items() if names]
+    return found, [f"left out, {what}: {listed(names)}" for what, names in left_out.items() if names]
 
 
 def _series(dataset: Dataset) -> str:
@@ -286,16 +286,12 @@ def _check_no_part(folder: Path, series: set[str]) -> None:
         )
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
-
-
 def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
     if images:
         return f", but {', '.join(images[:3])}; give the path of that file instead of its folder"
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return f", but folders: {_listed(inner)}; give the one that holds the series" if inner else ""
+    return f", but folders: {listed(inner)}; give the one that holds the series" if inner else ""
 
 
 @contextlib.contextmanager
