@@ -149,8 +149,8 @@ DAMAGES = {
         "label0001.nii.gz", "the label has spacing 20.000 × 25.000 × 11.000 mm, expected 20.000 × 25.000 × 10.000 mm"),
     "label of other direction": (lambda raw: change_label(raw, lambda a: a, shift_affine(scale=(-1, 1, 1))),
         "label0001.nii.gz", "the label has orientation RAS, expected LAS"),
-    "label in another place": (lambda raw: change_label(raw, lambda a: a, shift_affine(move=(0, 3, 4))),
-        "label0001.nii.gz", "the label has position or direction off by 5.00 mm"),
+    "label in another place": (lambda raw: change_label(raw, lambda a: a, shift_affine(move=(0, 12.5, 0))),
+        "label0001.nii.gz", "the label has position or direction off by 12.50 mm"),  # half a voxel
     "missing label": (lambda raw: ct(raw, "label").unlink(), "img0001.nii.gz", "no label for this image"),
     "missing image": (lambda raw: ct(raw, "img").unlink(), "label0001.nii.gz", "no image for this label"),
     "the same case twice": (two_names, "btcv/img", "the same case twice (img0001.nii and img0001.nii.gz)"),

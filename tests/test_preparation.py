@@ -285,9 +285,16 @@ def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
     changed = shutil.copytree(raw, tmp_path / "raw")
     write_nifti(ct(changed, "label"), label_map(CT_LABELS), CT_AFFINE * (1 + 1e-6))
     write_nifti(ct(changed, "label", "0002"), label_map((6, 2, 0, 1)))
+    shifted = CT_AFFINE.copy()
+    shifted[1, 3] += 5  # of a voxel's 25 mm
+    write_nifti(ct(changed, "label", "0003"), label_map(CT_LABELS), shifted)
     notes = prepare(changed, tmp_path / "out")
     assert "ct_0001: image and label headers differ by rounding; the image's is used" in notes
     assert "ct_0002: no left_kidney in the label map" in notes
+    off = "0.20 of a voxel off the image's (position or direction off by 5.00 mm)"
+    text = f"{ct(changed, 'label', '0003')}: its header lies up to {off}; the image's is used"
+    assert f"ct_0003: {text}" in notes
+    assert read_case(tmp_path / "out/cases/ct_0003.h5").notes == (text,)
     case = read_case(tmp_path / "out/cases/ct_0002.h5")
     assert set(np.unique(case.label)) == {0, 1, 2, 4}
 

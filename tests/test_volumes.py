@@ -12,10 +12,10 @@ from scipy import ndimage
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.scans.dicom import DicomSeries
-from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, same_geometry, to_sitk
+from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, reorient, resample, same_geometry, to_sitk
 from ummkd_tf.scans.itk import read_png
 from ummkd_tf.scans.nifti import write_nifti
-from ummkd_tf.scans.reading import as_labels, read_label, read_volume
+from ummkd_tf.scans.reading import as_labels, on_grid_of, read_label, read_volume
 
 LAS = np.array([[-2.0, 0, 0, 10], [0, 3, 0, -20], [0, 0, 5, 30], [0, 0, 0, 1]])
 
@@ -78,6 +78,23 @@ def test_reorient_keeps_every_voxel_in_its_place(axes):
 def test_same_geometry(affine, shape, difference):
     found = same_geometry(Grid(LAS, (4, 5, 6)), Grid(affine, shape))
     assert found is None if difference is None else found.startswith(difference)
+
+
+@pytest.mark.parametrize(
+    ("header", "apart", "taken"),
+    [
+        (np.diag([0.68, 0.68, 5, 1]), 0.0003 * 511.5 / 0.6797, True),  # two decimals
+        (np.diag([0.6801, 0.6797, 5, 1]), 0.0004 * 511.5 / 0.6797, True),
+        (np.diag([0.69, 0.69, 5, 1]), 0.0103 * 511.5 / 0.6797, False),
+        (np.array([[0.6797, 0, 0, 0], [0, 0.6797, 0, 0], [0, 0, 5, 2.5], [0, 0, 0, 1]]), 0.5, False),
+        (np.diag([-0.6797, 0.6797, 5, 1]), 1023, False),
+    ],
+)
+def test_a_label_with_a_rounded_header_is_taken_on_the_images_grid(header, apart, taken, caplog):
+    image, label = Grid(np.diag([0.6797, 0.6797, 5, 1]), (512, 512, 2)), Volume(np.zeros((512, 512, 2)), header)
+    assert corners_apart_voxels(image, label.grid) == pytest.approx(apart)
+    assert np.array_equal(on_grid_of(image, label, "label.nii").affine, image.affine if taken else header)
+    assert (f"label.nii: its header lies up to {apart:.2f} of a voxel off the image's" in caplog.text) == taken
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------

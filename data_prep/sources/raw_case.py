@@ -15,7 +15,7 @@ from ummkd_tf.common.errors import InputError, listed, one_line
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import files_of
-from ummkd_tf.scans.reading import Scan, read_label, read_scan
+from ummkd_tf.scans.reading import Scan, on_grid_of, read_label, read_scan
 
 Note = Callable[[str], None]
 
@@ -95,13 +95,15 @@ class RawCase:
     def read_label_values(self, scan: Scan | None, note: Note = no_note) -> Volume:
         """Reads the label map in the file's own values; otherwise as `read_label`."""
         volume = self.label_reader(self, scan, note)
-        if scan is not None and np.array_equal(scan.volume.array, volume.array):
+        if scan is None:
+            return volume
+        if np.array_equal(scan.volume.array, volume.array):
             raise InputError(
                 "the label map is the image itself, voxel for voxel",
                 where=self.label,
                 fix="expected an image and a map of its classes; correct the paths",
             )
-        return volume
+        return on_grid_of(scan.volume.grid, volume, self.label)
 
     def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
         """Reads (scan, label map of task classes), each in the files' own axis order.

@@ -143,8 +143,14 @@ def _corners_apart_mm(a: Grid, b: Grid) -> float:
     return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
 
 
-def same_geometry(a: Grid, b: Grid, tolerance_mm: float = ROUNDING_MM) -> str | None:
-    """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
+def corners_apart_voxels(a: Grid, b: Grid) -> float:
+    """How many voxels of a grid the outer corners of another of its shape lie off, along that axis where it is most."""
+    corners = CORNERS * np.asarray(a.shape) - 0.5
+    return float(np.abs(a.index(b.world(corners)) - corners).max())
+
+
+def same_geometry(a: Grid, b: Grid) -> str | None:
+    """Why two grids differ, or None where they agree: same shape, and no corner further apart than `ROUNDING_MM`.
 
     Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.
     """
@@ -154,7 +160,7 @@ def same_geometry(a: Grid, b: Grid, tolerance_mm: float = ROUNDING_MM) -> str | 
     if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
         return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
     # Before axes are compared by name: halfway between two of the patient's axes, rounding decides on the name.
-    if apart <= tolerance_mm:
+    if apart <= ROUNDING_MM:
         return None
     if a.axes != b.axes:
         return f"orientation {b.axes}, expected {a.axes}"
