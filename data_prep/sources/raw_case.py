@@ -144,7 +144,9 @@ def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> 
     unknown = np.iinfo(np.uint8).max
     table = np.full(size + 2, unknown, np.uint8)  # entries `size` and -1 catch every value beyond the list
     table[list(classes)] = list(classes.values())
-    result = table[np.clip(values, -1, size)]
+    result = np.empty_like(values, np.uint8)
+    for k in range(values.shape[-1]):  # slice by slice, because the clipped values take four times the result's memory
+        result[..., k] = table[np.clip(values[..., k], -1, size)]
     wrong = result == unknown
     if wrong.any():
         found, counts = np.unique(values[wrong], return_counts=True)
