@@ -21,7 +21,13 @@ _SOURCE = flags.DEFINE_enum(
 _RAW = flags.DEFINE_string("raw", None, "Raw folder, laid out as downloaded (docs/data.md shows the trees).")
 _RAW_CT = flags.DEFINE_string("raw_ct", None, "Raw folder of the CT, where it is not below --raw.")
 _RAW_MR = flags.DEFINE_string("raw_mr", None, "Raw folder of the MR, where it is not below --raw.")
-_SEQUENCE = flags.DEFINE_enum("sequence", "t2spir", list(SEQUENCES), "CHAOS sequence; the paper's is t2spir.")
+_SEQUENCE = flags.DEFINE_enum(
+    "sequence",
+    "t2spir",
+    list(SEQUENCES),
+    "CHAOS sequence, which the paper does not name; our default is t2spir, because it has label maps of its own, and "
+    "those of T1-DUAL stand for two images.",
+)
 _CSV = flags.DEFINE_string("csv", None, "CSV file of --source=csv.")
 _LABEL_MAP = flags.DEFINE_string(
     "label_map",

@@ -288,8 +288,13 @@ def _check_no_part(folder: Path, series: set[str]) -> None:
 
 def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
+    if len(images) > 1:
+        return (
+            f", but {listed(images, 3)}; give the path of one file instead of its folder (a label map holds all "
+            "classes: merge masks of one organ each into one first; TotalSegmentator does so with --ml)"
+        )
     if images:
-        return f", but {', '.join(images[:3])}; give the path of that file instead of its folder"
+        return f", but {images[0]}; give the path of that file instead of its folder"
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     return f", but folders: {listed(inner)}; give the one that holds the series" if inner else ""
 
@@ -714,19 +719,25 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
     clean.add(element)
     clean.file_meta = FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = syntax
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "pixels.dcm")
-        try:
-            # GDCM fails at run lengths with an odd number of pixels; pydicom reads them without a plugin
-            if syntax == RLELossless:
-                values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
-            else:
+    try:
+        # GDCM fails at run lengths with an odd number of pixels; pydicom reads them without a plugin
+        if syntax == RLELossless:
+            values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, "pixels.dcm")
                 clean.save_as(copy, enforce_file_format=True)
                 values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
-        except Exception as error:  # damaged pixels raise many kinds of errors
-            raise InputError(
-                f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
-            ) from error
+    except OSError as error:
+        raise InputError(
+            f"its pixels could not be unpacked into a temporary file ({error.strerror or last_line(error)})",
+            where=path,
+            fix="make room there, or name another folder in TMPDIR",
+        ) from error
+    except Exception as error:  # damaged pixels raise many kinds of errors
+        raise InputError(
+            f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
+        ) from error
     if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":
         raise InputError(
             f"its header tells of {pixels.shape[::-1]} pixels, and {values.shape[::-1]} are there",
