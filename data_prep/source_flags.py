@@ -8,7 +8,8 @@ from absl import flags
 
 from data_prep.sources.chaos import SEQUENCES
 from data_prep.sources.table import SOURCES, RawOptions, Source
-from data_prep.workers import Workers, default_workers
+from data_prep.workers import Workers
+from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.tasks import TASKS
 
 _SOURCE = flags.DEFINE_enum(
@@ -43,7 +44,7 @@ _TASK = flags.DEFINE_string(
 )
 _WORKERS = flags.DEFINE_integer(
     "workers",
-    default_workers(),
+    available_cores(),
     "Cases worked on at once, each by one process, which takes about 10 bytes a voxel: 1.4 GiB for 512 × 512 × 500.",
     lower_bound=1,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,15 @@ class Problem:
     def of(cls, error: InputError) -> Problem:
         """The problem that an `InputError` describes."""
         return cls(error.where, error.problem, error.fix)
+
+
+def report(problems: Sequence[Problem]) -> int:
+    """Prints the problems; the exit code that goes with them."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def whole_file(case: RawCase, scan: Scan | None, note: Note) -> Volume:
@@ -88,6 +98,9 @@ class RawCase:
         Args:
             scan: What `read_scan` gave, so that no file is read twice; None where it failed.
             note: Takes a line for each thing that had to be mended.
+
+        Raises:
+            InputError: As `read_volume`, or a label value outside `label_values`.
         """
         volume = self.read_label_values(scan, note)
         return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
@@ -104,15 +117,6 @@ class RawCase:
                 fix="expected an image and a map of its classes; correct the paths",
             )
         return on_grid_of(scan.volume.grid, volume, self.label)
-
-    def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
-        """Reads (scan, label map of task classes), each in the files' own axis order.
-
-        Raises:
-            InputError: As `read_volume`, or a label value outside `label_values`.
-        """
-        scan = self.read_scan()
-        return scan.volume, self.read_label(scan, note)
 
 
 @dataclass(frozen=True)

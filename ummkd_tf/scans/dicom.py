@@ -79,8 +79,9 @@ _PARTS = (
 )
 _MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP")  # with rounding
 _SAME_MEASURE = 0.02  # of the value; another echo is further away
-_SAME_PLACE_MM = 0.1  # headers of one series differ by rounding; what moves a slice's far corner less is one value
-_ROUNDING_MM = 0.11  # of positions given to a tenth of a millimetre: 0.087, and their line's own error
+# Headers of one series differ by rounding: values that move a slice's far corner by less count as equal.
+_SAME_PLACE_MM = 0.1
+_ROUNDING_MM = 0.11  # of positions from their line: rounding to 0.1 mm gives up to 0.087, the fitted line the rest
 _EXACT_MM = 1e-6
 _UNIT_ERROR = 0.02  # allowed in a direction's length and right angle; rounding to two decimals makes up to 0.0173
 _ROUNDED = 1e-4  # a larger correction of the directions is noted

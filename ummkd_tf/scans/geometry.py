@@ -183,12 +183,18 @@ def reorient(volume: Volume, axes: str) -> Volume:
 def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    spacing, origin, direction = _itk_place(affine)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+def _itk_place(affine: Affine) -> tuple[list[float], list[float], list[float]]:
+    """Spacing, origin and direction (LPS) of a RAS affine, as ITK takes them."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
+    return spacing.tolist(), lps[:3, 3].tolist(), (lps[:3, :3] / spacing).ravel().tolist()
 
 
 def blocks(grid: Grid, count: int) -> Iterator[tuple[slice, ...]]:
@@ -211,7 +217,7 @@ def around(volume: Volume, grid: Grid) -> Volume:
     """The part of a volume that linear interpolation at a grid's voxels needs; may be empty."""
     corners = volume.grid.index(grid.world(CORNERS * (np.asarray(grid.shape) - 1)))
     box = window(volume.grid, np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2)
-    return Volume(volume.array[box], shifted(volume.affine, box))
+    return crop(volume, box)
 
 
 def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
@@ -244,14 +250,14 @@ def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside:
     array = volume.array
     if interpolation in ("linear", "bspline"):
         array = array.astype(np.float32, copy=False)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    spacing, origin, direction = _itk_place(grid.affine)
     resampler = sitk.ResampleImageFilter()
     resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
     resampler.SetDefaultPixelValue(outside)
     resampler.SetSize([int(n) for n in grid.shape])
-    resampler.SetOutputSpacing(list(grid.spacing_mm))
-    resampler.SetOutputOrigin(lps[:3, 3].tolist())
-    resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
+    resampler.SetOutputSpacing(spacing)
+    resampler.SetOutputOrigin(origin)
+    resampler.SetOutputDirection(direction)
     return pixels(resampler.Execute(to_sitk(array, volume.affine)))
 
 
