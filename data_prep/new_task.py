@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,13 +24,14 @@ from absl import flags
 from numpy.typing import NDArray
 
 from data_prep.sources import csv_list
-from data_prep.sources.raw_case import Problem, RawCase
-from data_prep.workers import Workers, default_workers
+from data_prep.sources.raw_case import Problem, RawCase, report
+from data_prep.workers import Workers
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.common.notes import note, warnings_to
+from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import reorient, same_geometry
 from ummkd_tf.tasks import (
@@ -318,7 +318,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("network", "unet3d", list(NETWORKS), "Network: 3D for thin scans, or 2D with three slices.")
     flags.DEFINE_string("label_map", None, 'JSON file from label value to class name, e.g. {"1": "prostate"}.')
     flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.")
-    flags.DEFINE_integer("workers", default_workers(), "Scans read at once, each by one process.", lower_bound=1)
+    flags.DEFINE_integer("workers", available_cores(), "Scans read at once, each by one process.", lower_bound=1)
 
 
 def main(_: list[str]) -> int:
@@ -336,11 +336,8 @@ def main(_: list[str]) -> int:
         raise InputError(f"--name={name}: is the paper's task: choose another name")
     with Workers(values.workers) as pool:
         problems, files = first_task(csv_file, out, name=name, network=values.network, label_map=label_map, pool=pool)
-    for problem in problems:
-        print(problem, file=sys.stderr)
     if problems:
-        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
-        return 1
+        return report(problems)
     for path, text in files.items():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -18,8 +18,7 @@ from absl import flags
 
 from data_prep import pipeline, source_flags, splits
 from data_prep import release as released
-from data_prep.sources.raw_case import Problem
-from data_prep.verify import report
+from data_prep.sources.raw_case import Problem, report
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note

@@ -24,6 +24,7 @@ from ummkd_tf.common.files import replacing
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import PARTS, Dataset
+from ummkd_tf.data.sampling import PATCH_DEPTH
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
@@ -35,7 +36,6 @@ SLICES = "slices.html"
 UNUSED = "unused"  # the part of a case that is in no part of the split
 ROBUST_Z = 3.0  # robust z-scores, i.e. multiples of 1.4826 × the median absolute deviation (MAD)
 FEWEST_FOR_OUTLIERS = 5  # cases of a modality; a MAD over fewer says little
-FEW_SLICES = 8  # depth of the 3D network's training patch
 SCORE_TOLERANCE = 0.05  # of the mean and standard deviation
 BLACK_TOLERANCE = 0.1  # share of an organ that may be as dark as padding; gas and vessels are
 CUT_TOLERANCE = 1e-3  # standard deviations below the brightest value
@@ -71,7 +71,7 @@ class CaseSummary:
         size: Rows, columns and slices as prepared.
         intensity: "min", "max", "mean" and "std".
         voxels: Prepared voxels by foreground class.
-        millilitres: Volume of those voxels by foreground class.
+        milliliters: Volume of those voxels by foreground class.
         histogram: Fraction of voxels in each bin of `HISTOGRAM_EDGES`.
         warnings: One sentence each.
     """
@@ -84,7 +84,7 @@ class CaseSummary:
     size: tuple[int, ...]
     intensity: Mapping[str, float]
     voxels: Mapping[str, int]
-    millilitres: Mapping[str, float]
+    milliliters: Mapping[str, float]
     histogram: NDArray[np.float64]
     warnings: list[str] = field(default_factory=list)
 
@@ -111,7 +111,7 @@ def summarize_case(case: Case, original_label: NDArray, task: Task, part: str) -
         )
     names = task.class_names
     counts = np.bincount(case.label.ravel(), minlength=len(names))
-    millilitres = counts * case.grid.voxel_volume_mm3 / 1000
+    milliliters = counts * case.grid.voxel_volume_mm3 / 1000
     before = np.bincount(original_label.ravel(), minlength=len(names)) * case.original.voxel_volume_mm3 / 1000
     inner = np.clip(values, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
     summary = CaseSummary(
@@ -127,11 +127,11 @@ def summarize_case(case: Case, original_label: NDArray, task: Task, part: str) -
             **_moments(values, float(case.image.min()), case.image.size - values.size),
         },
         voxels={names[c]: int(counts[c]) for c in range(1, len(names))},
-        millilitres={names[c]: float(millilitres[c]) for c in range(1, len(names))},
+        milliliters={names[c]: float(milliliters[c]) for c in range(1, len(names))},
         histogram=np.histogram(inner, HISTOGRAM_EDGES)[0] / values.size,
     )
     summary.warnings += [
-        *_class_warnings(case, task, millilitres, before),
+        *_class_warnings(case, task, milliliters, before),
         *_side_warnings(case, task),
         *_image_warnings(summary),
         *odd_size(case.original),
@@ -149,8 +149,8 @@ def _scanned(case: Case) -> tuple[slice, ...]:
 def _moments(values: NDArray[np.float32], darkest: float, around: int) -> dict[str, float]:
     """Mean and standard deviation of the scan.
 
-    All-dark rows at its edge look like padding: of the voxels around the box, as many are counted to the scan as bring
-    the mean to 0. That they are as many as are needed for a standard deviation of 1 is then left to check.
+    Dark rows at the scan's edge look like padding. So of the dark voxels around the box, as many count as scan as make
+    the mean 0; whether the deviation is then 1 is the check.
     """
     total, squares = float(values.sum(dtype=np.float64)), float(np.square(values, dtype=np.float64).sum())
     dark = min(max(-total / darkest, 0.0), around) if darkest < 0 else 0.0
@@ -204,7 +204,7 @@ def _image_warnings(summary: CaseSummary) -> Iterable[str]:
     mean, std = summary.intensity["mean"], summary.intensity["std"]
     if abs(mean) > SCORE_TOLERANCE or abs(std - 1) > SCORE_TOLERANCE:
         yield f"intensities: mean {mean:.3f} and standard deviation {std:.3f} instead of 0 and 1"
-    if summary.size[2] < FEW_SLICES:
+    if summary.size[2] < PATCH_DEPTH:
         yield f"only {summary.size[2]} slices"
 
 
@@ -227,7 +227,7 @@ def warn_of_outliers(summaries: Sequence[CaseSummary]) -> None:
             having = [s for s in group if s.voxels[name]]
             if len(having) < FEWEST_FOR_OUTLIERS:
                 continue
-            volumes = np.array([s.millilitres[name] for s in having])
+            volumes = np.array([s.milliliters[name] for s in having])
             median = np.median(volumes)
             allowed = ROBUST_Z * 1.4826 * np.median(np.abs(volumes - median))
             for summary, volume in zip(having, volumes, strict=True):
@@ -325,7 +325,7 @@ _RULES = (
     f"The scan is longer than {LONGEST_MM:.0f} mm or thinner than {SHORTEST_MM:.0f} mm, which is hardly a patient.",
     "More than half of what is not dark has one value, the brightest.",
     "The scan's files had something odd that preparation could handle.",
-    f"There are fewer than {FEW_SLICES} slices, the depth of the 3D network's training patch.",
+    f"There are fewer than {PATCH_DEPTH} slices, the depth of the 3D network's training patch.",
 )
 
 _REGION = 'tabindex="0" role="region"'  # a wide table scrolls in its box, also by keyboard
@@ -435,7 +435,7 @@ def _case_row(number: int, s: CaseSummary) -> str:
         *((value, f"{value:z.3f}") for value in s.intensity.values()),
     ]
     for organ, voxels in s.voxels.items():
-        cells += [(voxels, str(voxels)), (s.millilitres[organ], f"{s.millilitres[organ]:.1f}")]
+        cells += [(voxels, str(voxels)), (s.milliliters[organ], f"{s.milliliters[organ]:.1f}")]
     kind = "text flagged" if s.warnings else "text"
     return (
         f'<tr><td class="{kind}"><a href="#case-{number}">{escaped(s.case_id)}</a></td>'

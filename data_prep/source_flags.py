@@ -8,7 +8,8 @@ from absl import flags
 
 from data_prep.sources.chaos import SEQUENCES
 from data_prep.sources.table import SOURCES, RawOptions, Source
-from data_prep.workers import Workers, default_workers
+from data_prep.workers import Workers
+from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.tasks import TASKS
 
 _SOURCE = flags.DEFINE_enum(
@@ -21,7 +22,13 @@ _SOURCE = flags.DEFINE_enum(
 _RAW = flags.DEFINE_string("raw", None, "Raw folder, laid out as downloaded (docs/data.md shows the trees).")
 _RAW_CT = flags.DEFINE_string("raw_ct", None, "Raw folder of the CT, where it is not below --raw.")
 _RAW_MR = flags.DEFINE_string("raw_mr", None, "Raw folder of the MR, where it is not below --raw.")
-_SEQUENCE = flags.DEFINE_enum("sequence", "t2spir", list(SEQUENCES), "CHAOS sequence; the paper's is t2spir.")
+_SEQUENCE = flags.DEFINE_enum(
+    "sequence",
+    "t2spir",
+    list(SEQUENCES),
+    "CHAOS sequence, which the paper does not name; our default is t2spir, because it has label maps of its own, and "
+    "those of T1-DUAL stand for two images.",
+)
 _CSV = flags.DEFINE_string("csv", None, "CSV file of --source=csv.")
 _LABEL_MAP = flags.DEFINE_string(
     "label_map",
@@ -36,7 +43,10 @@ _TASK = flags.DEFINE_string(
     "sources have their own.",
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", default_workers(), "Cases worked on at once, each by one process of at most 3 GiB.", lower_bound=1
+    "workers",
+    available_cores(),
+    "Cases worked on at once, each by one process, which takes about 10 bytes a voxel: 1.4 GiB for 512 × 512 × 500.",
+    lower_bound=1,
 )
 
 

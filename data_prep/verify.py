@@ -8,29 +8,17 @@ the chosen split.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
 from absl import flags
 
 from data_prep import pipeline, source_flags
 from data_prep import release as released
-from data_prep.sources.raw_case import Problem
+from data_prep.sources.raw_case import Problem, report
 from data_prep.splits import Choice
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note
 
 flags.adopt_module_key_flags(source_flags)
-
-
-def report(problems: Sequence[Problem]) -> int:
-    """Prints the problems; the exit code that goes with them."""
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
-    return 1 if problems else 0
 
 
 def main(argv: list[str]) -> int:

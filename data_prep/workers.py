@@ -15,7 +15,6 @@ import SimpleITK as sitk
 
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
-from ummkd_tf.runs.environment import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -109,8 +108,3 @@ def _work(function: Callable[[Item], Result], number: int, item: Item) -> Result
 def _one_thread() -> None:
     """One core a process, so that memory and speed grow with the workers as one expects."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
-def default_workers() -> int:
-    """Cores this process may use."""
-    return available_cores()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from data_prep.pipeline import prepare_unsplit
 from data_prep.sources import csv_list
-from data_prep.workers import Workers, default_workers
+from data_prep.workers import Workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
@@ -40,7 +40,7 @@ from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
-from ummkd_tf.runs.environment import environment
+from ummkd_tf.runs.environment import available_cores, environment
 from ummkd_tf.runs.folder import check_prepared_alike, commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.tasks import check_same_task
@@ -161,7 +161,7 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     found = csv_list.find(csv_file, task, Path(FLAGS.label_map) if FLAGS.label_map else None)
     problems = list(found.problems)
     if not problems:
-        with Workers(default_workers()) as pool:
+        with Workers(available_cores()) as pool:
             dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=note)
     for problem in problems:
         print(problem, file=sys.stderr)

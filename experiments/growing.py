@@ -20,7 +20,7 @@ from absl import flags
 from data_prep.phantom.sets import write_abdomen
 from data_prep.pipeline import prepare_cases
 from data_prep.sources import btcv, chaos
-from data_prep.workers import Workers, default_workers
+from data_prep.workers import Workers
 from experiments.recipes import PRESETS, RECIPES
 from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run, start_tensorflow
@@ -29,7 +29,7 @@ from ummkd_tf.common.notes import note
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.environment import commit
+from ummkd_tf.runs.environment import available_cores, commit
 from ummkd_tf.runs.loading import load_run
 from ummkd_tf.tasks import TASKS
 
@@ -59,7 +59,7 @@ def write_phantoms(folder: Path) -> None:
     write_abdomen(folder / "raw_new", num_ct=1, num_mr=14, seed=1, anticorrelated_mr=True, overwrite=True)
     new = [dataclasses.replace(case, modality=NEW) for case in chaos.find(folder / "raw_new").cases]
     first = [*btcv.find(folder / "raw_first").cases, *chaos.find(folder / "raw_first").cases]
-    with Workers(default_workers()) as pool:
+    with Workers(available_cores()) as pool:
         for name, cases, validation, test in (("first", first, 1, 1), ("new", new, 2, 4)):
             split = {}
             for modality in dict.fromkeys(case.modality for case in cases):

@@ -6,6 +6,8 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from data_prep.sources.raw_case import no_note
+
 SHAPE = (14, 12, 6)
 SPACING_MM = (20.0, 25.0, 10.0)
 CT_AFFINE = np.array([[-20.0, 0, 0, 130], [0, 25, 0, -140], [0, 0, 10, -25], [0, 0, 0, 1]])  # "LAS", as BTCV
@@ -91,6 +93,12 @@ def write_abdomen(raw):
     for seed, n in enumerate(MR_IDS):
         order = range(NUM_SLICES)[::-1] if n == "2" else range(NUM_SLICES)
         write_mr(mr(raw, n), 10 + seed, order)
+
+
+def read(case, note=no_note):
+    """(scan, label map of task classes) of a raw case, each in the files' own axis order."""
+    scan = case.read_scan()
+    return scan.volume, case.read_label(scan, note)
 
 
 def ct(raw, kind, case="0001"):

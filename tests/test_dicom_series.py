@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import dicom_files
@@ -11,6 +12,7 @@ from dicom_files import CT, ENHANCED_CT, ENHANCED_MR, MR, PACKED, PET, PLAIN, SE
 from pydicom import uid
 from scipy.spatial.transform import Rotation
 
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Volume
 
@@ -78,6 +80,21 @@ def test_series_are_read_as_their_tags_say(sop_class, tmp_path):
             for ds, name in zip(slices, random.Random(n).sample(range(len(slices)), len(slices)), strict=True):
                 dicom_files.write(folder / f"IM{name}.dcm", ds, syntax, preamble=n % 10 != 0 or syntax not in PLAIN[:2])
         assert_same(DicomSeries.open(folder).read(), positions, values)
+
+
+def test_a_full_disk_is_not_taken_for_damaged_pixels(tmp_path, monkeypatch):
+    for ds in random_series(np.random.default_rng(0), CT, uid.JPEG2000Lossless):
+        dicom_files.write(tmp_path / f"{ds.ImagePositionPatient}.dcm", ds, uid.JPEG2000Lossless)
+    series = DicomSeries.open(tmp_path)
+
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dicom_files.Dataset, "save_as", no_space)
+    with pytest.raises(
+        InputError, match=r"into a temporary file \(No space left on device\): make room there, or name"
+    ):
+        series.read()
 
 
 def uid_available(syntax: uid.UID) -> bool:

@@ -154,6 +154,49 @@ def test_cases_come_in_the_order_of_their_numbers(raw, tmp_path):
     assert [case.case_id for case in chaos.find(tmp_path).cases] == ["mr_1", "mr_2", "mr_10"]
 
 
+@pytest.mark.parametrize(
+    ("source", "ours", "theirs"),
+    [
+        ("btcv", "btcv", "btcv/Abdomen/RawData/Training"),
+        ("btcv", "btcv", "RawData/RawData/Training"),
+        ("chaos", "chaos/Train_Sets/MR", "CHAOS_Train_Sets/Train_Sets/MR"),
+        ("mmwhs", "ct_train", "ct_train/ct_train"),
+    ],
+)
+def test_data_sets_are_found_as_downloads_are_unpacked(source, ours, theirs, raw, cardiac_raw, tmp_path):
+    original = (cardiac_raw if source == "mmwhs" else raw) / ours
+    for name in (theirs, f"__MACOSX/{theirs}"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(original)
+    cases = SOURCES[source].find(RawOptions(raw=tmp_path)).cases
+    assert [case.case_id for case in cases] == [
+        case.case_id for case in SOURCES[source].find(RawOptions(raw=original)).cases
+    ]
+    assert all(case.image.is_relative_to(tmp_path / theirs) for case in cases) and len(cases) == 3
+
+
+def test_a_second_data_set_below_the_folder_is_refused(raw, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(raw / "btcv", tmp_path / name)
+    (problem,) = SOURCES["btcv"].find(RawOptions(raw=tmp_path)).problems
+    named = f"BTCV cases in 2 folders ({tmp_path}/first, {tmp_path}/second)"
+    assert str(problem) == f"{tmp_path}: {named}: expected one; give its path"
+
+
+def test_what_is_left_out_or_missing_is_told(raw, tmp_path):
+    shutil.copytree(raw, tmp_path, dirs_exist_ok=True)
+    for kind in ("img", "label"):
+        path = ct(tmp_path, kind, "0002")
+        path.rename(path.with_name(f"{kind}0002 (1).nii.gz"))
+    found = SOURCES["btcv"].find(RawOptions(raw=tmp_path))
+    assert [case.case_id for case in found.cases] == ["ct_0001", "ct_0003"] and not found.problems
+    assert list(found.notes) == [
+        *(f"{tmp_path}/btcv/{kind}: left out, because their names are not as expected: {kind}0002 (1).nii.gz"
+          for kind in ("img", "label")),
+        "ct: 2 of 30 known cases; not there: 0002, 0004, 0005, 0006, 0007, 0008, 0009, 0010, 0021, 0022 and 18 more",
+    ]  # fmt: skip
+
+
 def test_modalities_can_lie_apart(raw, tmp_path):
     prepare(None, tmp_path / "out", raw_ct=raw / "btcv", raw_mr=raw / "chaos")
     assert len(Dataset.load(tmp_path / "out").case_modality) == 6
@@ -198,11 +241,11 @@ def test_slice_order_does_not_matter(tmp_path):
     for patient, order in orders.items():
         write_mr(tmp_path / patient / "T2SPIR", 7, order)
     cases = {case.case_id: case for case in chaos.find(tmp_path).cases}
-    image, label = cases["mr_1"].read()
+    image, label = raw_data.read(cases["mr_1"])
     assert set(np.unique(label.array)) == {0, 1, 2, 3, 4}
     for case_id in ("mr_2", "mr_3"):
         notes = []
-        other_image, other_label = cases[case_id].read(notes.append)
+        other_image, other_label = raw_data.read(cases[case_id], notes.append)
         assert np.array_equal(other_image.array, image.array)
         assert np.array_equal(other_label.array, label.array)
         np.testing.assert_allclose(other_image.affine, image.affine)
@@ -218,8 +261,22 @@ def test_file_numbers_without_padding(tmp_path):
         raw_data.write_png(folder / f"Ground/{n}.png", np.full((4, 3), 55 + n, np.uint8))
     case = RawCase("mr_1", "mr", folder / "DICOM_anon", folder / "Ground", {55 + n: n for n in range(1, 13)},
                    chaos.read_grey_values)  # fmt: skip
-    image, label = case.read()
+    image, label = raw_data.read(case)
     assert np.array_equal(image.array, label.array)
+
+
+def test_out_phase_files_have_other_numbers_than_their_labels(tmp_path):
+    """DICOM 1, 3, … 11 with the labels of the in-phase files 2, 4, … 12; not with 2, 4, 6, 8, 10, 14."""
+    folder = tmp_path / "T1DUAL"
+    for n in range(1, 13, 2):
+        raw_data.write_slice(folder / f"DICOM_anon/OutPhase/IMG-0004-{n:05d}.dcm", np.eye(4), (0, 0, 5.0 * n))
+        raw_data.write_png(folder / f"Ground/IMG-0004-{n + 1:05d}.png", np.full((4, 4), 63, np.uint8))
+    case = RawCase("mr_1", "mr", folder / "DICOM_anon/OutPhase", folder / "Ground", chaos.CLASSES,
+                   chaos.read_grey_values)  # fmt: skip
+    assert (case.read_label(None).array == 1).all()
+    (folder / "Ground/IMG-0004-00012.png").rename(folder / "Ground/IMG-0004-00014.png")
+    with pytest.raises(InputError, match=r"Ground: IMG-0004-00014.png stands where the label of IMG-0004-00011.dcm"):
+        case.read_label(None)
 
 
 def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
@@ -229,9 +286,16 @@ def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
     changed = shutil.copytree(raw, tmp_path / "raw")
     write_nifti(ct(changed, "label"), label_map(CT_LABELS), CT_AFFINE * (1 + 1e-6))
     write_nifti(ct(changed, "label", "0002"), label_map((6, 2, 0, 1)))
+    shifted = CT_AFFINE.copy()
+    shifted[1, 3] += 5  # of a voxel's 25 mm
+    write_nifti(ct(changed, "label", "0003"), label_map(CT_LABELS), shifted)
     notes = prepare(changed, tmp_path / "out")
     assert "ct_0001: image and label headers differ by rounding; the image's is used" in notes
     assert "ct_0002: no left_kidney in the label map" in notes
+    off = "0.20 of a voxel off the image's (position or direction off by 5.00 mm)"
+    text = f"{ct(changed, 'label', '0003')}: its header lies up to {off}; the image's is used"
+    assert f"ct_0003: {text}" in notes
+    assert read_case(tmp_path / "out/cases/ct_0003.h5").notes == (text,)
     case = read_case(tmp_path / "out/cases/ct_0002.h5")
     assert set(np.unique(case.label)) == {0, 1, 2, 4}
 
@@ -242,7 +306,7 @@ def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_cardiac_phantom(modality, cardiac_raw):
     notes = []
-    image, label = mmwhs.find(cardiac_raw, modality).cases[0].read(notes.append)
+    image, label = raw_data.read(mmwhs.find(cardiac_raw, modality).cases[0], notes.append)
     prepared = preprocessing.prepare_scan(image, label, get_task("cardiac"), modality)
     assert prepared.grid.axes == "ILP"
     assert prepared.grid.spacing_mm == pytest.approx((1, 1, 1))
@@ -280,12 +344,12 @@ def test_421_is_known_but_422_is_not(cardiac_raw, tmp_path):
     nib.save(nib.Nifti1Image(array, image.affine), path)
     case = mmwhs.find(folder, "mr").cases[0]
     with pytest.raises(InputError, match=r"mr_train_1001_label.nii.gz: unknown label value 422 \(5 voxels\)"):
-        case.read()
+        raw_data.read(case)
 
 
 def test_t1_sequences(tmp_path):
     sets.write_abdomen(tmp_path / "raw", num_ct=0, num_mr=1, seed=2, size=32, t1=True)
-    scans = {s: chaos.find(tmp_path / "raw", s).cases[0].read() for s in chaos.SEQUENCES}
+    scans = {s: raw_data.read(chaos.find(tmp_path / "raw", s).cases[0]) for s in chaos.SEQUENCES}
     images, labels = ({s: scan[n].array for s, scan in scans.items()} for n in (0, 1))
     assert np.array_equal(labels["t1_in"], labels["t1_out"])  # one label map for both phases
     assert not np.array_equal(images["t1_in"], images["t1_out"])
@@ -726,7 +790,7 @@ def test_csv_as_spreadsheets_save_it(raw, tmp_path):
     found = own.find(tmp_path / "own.csv", TASK, tmp_path / "map.json")
     assert not found.problems
     assert [case.case_id for case in found.cases] == [f"{m}_{n}" for m in ("ct", "t1") for n in raw_data.CT_IDS]
-    assert set(np.unique(found.cases[0].read()[1].array)) == {0, 1, 2, 3, 4}
+    assert set(np.unique(raw_data.read(found.cases[0])[1].array)) == {0, 1, 2, 3, 4}
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
@@ -753,7 +817,7 @@ def test_help_does_not_load_tensorflow():
 
 def test_programs(raw, prepared, tmp_path):
     done = program("data_prep.verify", "--source=abdomen", f"--dir={raw}", "--workers=1")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem; 4 note(s) above to look at")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem; 6 note(s) above to look at")
     out = tmp_path / "out"
     done = run("prepare", "--source=abdomen", f"--raw={raw}", f"--out={out}", "--workers=1")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (

@@ -68,7 +68,7 @@ def test_numbers_are_those_of_numpy():
     case = _case()
     summary = _summary(case)
     assert summary.voxels == {"liver": 720, "right_kidney": 192, "left_kidney": 192, "spleen": 240}
-    assert summary.millilitres == pytest.approx({k: v * VOXEL_ML for k, v in summary.voxels.items()})
+    assert summary.milliliters == pytest.approx({k: v * VOXEL_ML for k, v in summary.voxels.items()})
     wide = case.image.astype(np.float64)
     assert summary.intensity == pytest.approx(
         {"min": wide.min(), "max": wide.max(), "mean": wide.mean(), "std": wide.std()}, abs=1e-9

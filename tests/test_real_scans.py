@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from raw_data import read
 
 from data_prep import pipeline
 from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
-from data_prep.workers import Workers, default_workers
+from data_prep.workers import Workers
 from ummkd_tf.data.dataset import Dataset
+from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.tasks import get_task
@@ -51,7 +53,7 @@ def raw_cases():
 def prepared(raw_cases, tmp_path_factory):
     """(data set, notes) of all scans."""
     out, notes = tmp_path_factory.mktemp("real") / "data", []
-    with Workers(default_workers()) as pool:
+    with Workers(available_cores()) as pool:
         problems = pipeline.prepare_source(
             SOURCES["abdomen"], RawOptions(raw=REAL), out, choice=Choice(), pool=pool, note=notes.append
         )
@@ -129,7 +131,7 @@ def test_organs_stay_in_their_place(scans):
 def test_known_voxels_survive_the_chain(modality, raw_cases):
     """A bright block put around a known voxel: the middle of the prepared block is within half a voxel of it."""
     for case in [case for case in raw_cases if case.modality == modality][:MARKED_PER_MODALITY]:
-        image, label = case.read()
+        image, label = read(case)
         middle = np.round(np.argwhere(label.array == 2).mean(axis=0)).astype(int)
         reach = np.ceil(8.0 / np.array(image.grid.spacing_mm)).astype(int)  # a prepared slice lies in it for certain
         array = np.clip(image.array, -125, 200).astype(np.float32)

@@ -204,6 +204,12 @@ def as_nifti(folder: Path) -> None:
     nib.save(nib.Nifti1Image(STORED, AFFINE), folder / "scan.nii.gz")
 
 
+def as_masks(folder: Path) -> None:
+    as_nifti(folder)
+    shutil.copy(folder / "scan.nii.gz", folder / "spleen.nii.gz")
+    (folder / "scan.nii.gz").rename(folder / "liver.nii.gz")
+
+
 def half_a_slice(of: str) -> Callable[[Dataset, int], None]:
     """Two scans of three slices, one in the gaps of the other."""
 
@@ -368,6 +374,8 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "no preamble": (Series(preamble=False), None),
     "a NIfTI file in the folder": (Series(after=as_nifti),
         "no DICOM files, but scan.nii.gz; give the path of that file"),
+    "masks of one organ each": (Series(after=as_masks),
+        "no DICOM files, but liver.nii.gz, spleen.nii.gz; .* merge masks of one organ each .* TotalSegmentator .*--ml"),
     "a Git-LFS pointer": (
         Series(after=add("IM0003.dcm", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")),
         "IM0003.dcm: a Git-LFS pointer, expected the file it stands for: run 'git lfs pull'"),

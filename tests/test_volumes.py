@@ -1,6 +1,7 @@
 """Volumes: places of voxels, files, DICOM folders and resampling, compared with scipy and SimpleITK."""
 
 import os
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +13,10 @@ from scipy import ndimage
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.scans.dicom import DicomSeries
-from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, same_geometry, to_sitk
+from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, reorient, resample, same_geometry, to_sitk
 from ummkd_tf.scans.itk import read_png
 from ummkd_tf.scans.nifti import write_nifti
-from ummkd_tf.scans.reading import as_labels, read_label, read_volume
+from ummkd_tf.scans.reading import as_labels, on_grid_of, read_label, read_volume
 
 LAS = np.array([[-2.0, 0, 0, 10], [0, 3, 0, -20], [0, 0, 5, 30], [0, 0, 0, 1]])
 
@@ -80,6 +81,23 @@ def test_same_geometry(affine, shape, difference):
     assert found is None if difference is None else found.startswith(difference)
 
 
+@pytest.mark.parametrize(
+    ("header", "apart", "taken"),
+    [
+        (np.diag([0.68, 0.68, 5, 1]), 0.0003 * 511.5 / 0.6797, True),  # two decimals
+        (np.diag([0.6801, 0.6797, 5, 1]), 0.0004 * 511.5 / 0.6797, True),
+        (np.diag([0.69, 0.69, 5, 1]), 0.0103 * 511.5 / 0.6797, False),
+        (np.array([[0.6797, 0, 0, 0], [0, 0.6797, 0, 0], [0, 0, 5, 2.5], [0, 0, 0, 1]]), 0.5, False),
+        (np.diag([-0.6797, 0.6797, 5, 1]), 1023, False),
+    ],
+)
+def test_a_label_with_a_rounded_header_is_taken_on_the_images_grid(header, apart, taken, caplog):
+    image, label = Grid(np.diag([0.6797, 0.6797, 5, 1]), (512, 512, 2)), Volume(np.zeros((512, 512, 2)), header)
+    assert corners_apart_voxels(image, label.grid) == pytest.approx(apart)
+    assert np.array_equal(on_grid_of(image, label, "label.nii").affine, image.affine if taken else header)
+    assert (f"label.nii: its header lies up to {apart:.2f} of a voxel off the image's" in caplog.text) == taken
+
+
 # --- resampling ------------------------------------------------------------------------------------------------------
 
 
@@ -129,11 +147,17 @@ def test_formats_give_the_same_volume(suffix, tmp_path):
 
 
 def test_scaled_integers_are_read_in_their_unit(tmp_path):
-    image = nib.Nifti1Image(np.full((2, 2, 2), 3, np.int16), np.eye(4))
+    """In little memory: beside the result, the stored values (half of it) and a mask of finite ones (a quarter)."""
+    stored = np.arange(64**3, dtype=np.int32).reshape(64, 64, 64) % 4096
+    image = nib.Nifti1Image(stored.astype(np.int16), np.eye(4))
     image.header.set_slope_inter(2.0, -1024.0)
     image.to_filename(tmp_path / "a.nii")
-    stored = nib.load(tmp_path / "a.nii")
-    assert read_volume(tmp_path / "a.nii").array.tolist() == np.asarray(stored.dataobj).tolist()
+    tracemalloc.start()
+    array = read_volume(tmp_path / "a.nii").array
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert array.dtype == np.float32 and np.array_equal(array, 2 * stored - 1024)
+    assert peak < 1.9 * array.nbytes
 
 
 @pytest.mark.parametrize(

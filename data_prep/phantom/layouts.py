@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from data_prep.phantom.patient import Anatomy, PhantomCase, draw_anatomy
 from data_prep.phantom.scanner import PhantomOptions, ct_image, mr_image
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
+from data_prep.sources import btcv, chaos, mmwhs
 from ummkd_tf.scans.geometry import Affine, Grid, to_sitk
 
-BTCV_IDS = tuple(f"{n:04d}" for n in (*range(1, 11), *range(21, 41)))
-CHAOS_IDS = tuple(str(n) for n in (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39))
-MMWHS_IDS = tuple(str(n) for n in range(1001, 1021))
+BTCV_IDS, CHAOS_IDS, MMWHS_IDS = btcv.IDS, chaos.IDS, mmwhs.IDS
 
 BTCV_LABELS = {
     "spleen": 1,

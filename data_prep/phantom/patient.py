@@ -58,8 +58,8 @@ def ramp(weights: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float
     return plane[:, :, None] + k.astype(np.float32)
 
 
-def _bounded_normal(rng: np.random.Generator, scale: float, size: int) -> NDArray[np.float64]:
-    return np.clip(rng.standard_normal(size), -2, 2) * scale
+def _bounded_normal(rng: np.random.Generator, scale: float) -> NDArray[np.float64]:
+    return np.clip(rng.standard_normal(3), -2, 2) * scale
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def draw_anatomy(template: Template, case: PhantomCase) -> Anatomy:
     """A patient: the template with other size, pose, organ shapes and place, by the case's name alone."""
     rng = case.rng("anatomy")
     stretch = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, 3)
-    turn = Rotation.from_rotvec(_bounded_normal(rng, 2.5, 3), degrees=True).as_matrix()
+    turn = Rotation.from_rotvec(_bounded_normal(rng, 2.5), degrees=True).as_matrix()
     place = np.eye(4)
     place[:3, :3] = turn * stretch
     place[:3, 3] = rng.uniform((-30, -30, -300), (30, 30, 300))
@@ -192,8 +192,8 @@ class _Variation:
     @staticmethod
     def draw(rng: np.random.Generator) -> _Variation:
         return _Variation(
-            shift_mm=_bounded_normal(rng, 3.0, 3),
-            turn_deg=_bounded_normal(rng, 5.0, 3),
+            shift_mm=_bounded_normal(rng, 3.0),
+            turn_deg=_bounded_normal(rng, 5.0),
             size=rng.uniform(-0.08, 0.08) + rng.uniform(-0.06, 0.06, 3),
             frequencies=rng.uniform(2.0, 4.5, 3),
             phases=rng.uniform(0, 2 * np.pi, 3),

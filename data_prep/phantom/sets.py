@@ -12,11 +12,11 @@ from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS, write_btcv
 from data_prep.phantom.patient import GLITCHES, PhantomCase
 from data_prep.phantom.scanner import PhantomOptions
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
+from data_prep.sources.table import PHANTOM
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
 
 VERSION = 1  # of the generator: raise it whenever the same seed gives other bytes
-MANIFEST = "phantom.json"
 
 
 def write_abdomen(
@@ -138,13 +138,15 @@ def _write_set(
                 streaks = modality == "ct" and case_id == outlier
                 write = plan[modality][-1]
                 write(whole, PhantomCase(seed, template.name, modality, case_id), replace(options, streaks=streaks))
-            (whole / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            (whole / PHANTOM).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if out_dir.exists():
                 out_dir.rename(Path(workspace, "old"))
             whole.rename(out_dir)
     except OSError as error:
         raise InputError(
-            f"phantom not written ({error.strerror or error})", where=out_dir, fix="the folder is as before"
+            f"phantom not written ({error.strerror or error})",
+            where=out_dir,
+            fix="make room or check permissions; the folder is as before",
         ) from error
 
 
@@ -174,8 +176,8 @@ def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
         raise InputError(
             "not empty", where=out_dir, fix="expected a new or empty folder; give another --out or --overwrite"
         )
-    if not (out_dir / MANIFEST).is_file():
-        raise InputError(f"holds no {MANIFEST}, so it is not a phantom's to replace; give another --out", where=out_dir)
+    if not (out_dir / PHANTOM).is_file():
+        raise InputError(f"holds no {PHANTOM}, so it is not a phantom's to replace; give another --out", where=out_dir)
 
 
 def _manifest(

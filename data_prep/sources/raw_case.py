@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ummkd_tf.common.errors import InputError, one_line
+from ummkd_tf.common.errors import InputError, listed, one_line
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import files_of
-from ummkd_tf.scans.reading import Scan, read_label, read_scan
+from ummkd_tf.scans.reading import Scan, on_grid_of, read_label, read_scan
 
 Note = Callable[[str], None]
+
+_LEVELS = 4  # of folders between --raw and a data set
 
 
 def no_note(text: str) -> None:
@@ -39,6 +42,15 @@ class Problem:
     def of(cls, error: InputError) -> Problem:
         """The problem that an `InputError` describes."""
         return cls(error.where, error.problem, error.fix)
+
+
+def report(problems: Sequence[Problem]) -> int:
+    """Prints the problems; the exit code that goes with them."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def whole_file(case: RawCase, scan: Scan | None, note: Note) -> Volume:
@@ -88,6 +100,9 @@ class RawCase:
         Args:
             scan: What `read_scan` gave, so that no file is read twice; None where it failed.
             note: Takes a line for each thing that had to be mended.
+
+        Raises:
+            InputError: As `read_volume`, or a label value outside `label_values`.
         """
         volume = self.read_label_values(scan, note)
         return Volume(remap(volume.array, self.label_values, self.label), volume.affine)
@@ -95,22 +110,15 @@ class RawCase:
     def read_label_values(self, scan: Scan | None, note: Note = no_note) -> Volume:
         """Reads the label map in the file's own values; otherwise as `read_label`."""
         volume = self.label_reader(self, scan, note)
-        if scan is not None and np.array_equal(scan.volume.array, volume.array):
+        if scan is None:
+            return volume
+        if np.array_equal(scan.volume.array, volume.array):
             raise InputError(
                 "the label map is the image itself, voxel for voxel",
                 where=self.label,
                 fix="expected an image and a map of its classes; correct the paths",
             )
-        return volume
-
-    def read(self, note: Note = no_note) -> tuple[Volume, Volume]:
-        """Reads (scan, label map of task classes), each in the files' own axis order.
-
-        Raises:
-            InputError: As `read_volume`, or a label value outside `label_values`.
-        """
-        scan = self.read_scan()
-        return scan.volume, self.read_label(scan, note)
+        return on_grid_of(scan.volume.grid, volume, self.label)
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,9 @@ def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> 
     unknown = np.iinfo(np.uint8).max
     table = np.full(size + 2, unknown, np.uint8)  # entries `size` and -1 catch every value beyond the list
     table[list(classes)] = list(classes.values())
-    result = table[np.clip(values, -1, size)]
+    result = np.empty_like(values, np.uint8)
+    for k in range(values.shape[-1]):  # slice by slice, because the clipped values take four times the result's memory
+        result[..., k] = table[np.clip(values[..., k], -1, size)]
     wrong = result == unknown
     if wrong.any():
         found, counts = np.unique(values[wrong], return_counts=True)
@@ -166,22 +176,41 @@ def _ranges(values: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def numbered(folder: Path, pattern: str) -> dict[str, list[Path]]:
-    """Entries of a folder whose name matches `pattern` entirely, by its first group, in order of that group.
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds.
 
     Raises:
         InputError: The folder cannot be listed.
     """
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{error.strerror}", where=folder, fix="check the path and its permissions") from error
+
+
+def numbered(folder: Path, pattern: str) -> dict[str, list[Path]]:
+    """Entries of a folder whose name matches `pattern` entirely, by its first group, in order of that group.
+
+    Raises:
+        InputError: As `entries`.
+    """
     result: dict[str, list[Path]] = {}
-    for entry in entries:
+    for entry in entries(folder):
         match = re.fullmatch(pattern, entry.name)
         if match:
             result.setdefault(match[1], []).append(entry)
     return dict(sorted(result.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def unmatched(folder: Path, used: Iterable[Sequence[Path]], beginning: str = "") -> list[str]:
+    """A note on the NIfTI files of a folder that are none of the used ones, where there are such files."""
+    known = {path for paths in used for path in paths}
+    names = sorted(
+        path.name
+        for path in folder.glob(f"{beginning}*")
+        if ".nii" in path.name.lower() and not path.name.startswith(".") and path not in known
+    )
+    return [f"{folder}: left out, because their names are not as expected: {listed(names)}"] if names else []
 
 
 def pair(images: Mapping[str, Sequence[Path]], labels: Mapping[str, Sequence[Path]]) -> tuple[list[str], list[Problem]]:
@@ -200,16 +229,46 @@ def pair(images: Mapping[str, Sequence[Path]], labels: Mapping[str, Sequence[Pat
     return [k for k in images if k in labels and len(images[k]) == len(labels[k]) == 1], problems
 
 
-def first_folder(candidates: Sequence[Path], fits: Callable[[Path], bool], what: str, tree: str) -> Path:
-    """The first candidate that fits.
+def find_root(raw: Path, fits: Callable[[Path], bool], what: str, tree: str) -> Path:
+    """The folder of a data set: `raw` itself where it fits, or else the only folder below that does.
+
+    Downloads are unpacked in many ways, as to RAW/btcv/Abdomen/RawData/Training.
 
     Raises:
-        InputError: None does.
+        InputError: No folder fits, or several.
     """
-    for folder in candidates:
-        if folder.is_dir() and fits(folder):
-            return folder
-    raise InputError(f"no {what} found", where=candidates[0], fix=f"expected {tree}; see docs/data.md")
+    names = [path.name for path in entries(raw)]
+    found: dict[Path, Path] = {}  # by the folder itself, because links can lead to it twice
+    level = [raw]
+    for _ in range(_LEVELS + 1):
+        fitting = [folder for folder in level if fits(folder)]
+        found |= {folder.resolve(): folder for folder in fitting}
+        if raw in fitting:
+            break
+        level = [inner for folder in level if folder not in fitting for inner in _folders(folder)]
+    if len(found) > 1:
+        raise InputError(
+            f"{what} in {len(found)} folders ({listed([str(folder) for folder in found.values()])})",
+            where=raw,
+            fix="expected one; give its path",
+        )
+    if not found:
+        raise InputError(
+            f"no {what} found",
+            where=raw,
+            fix=f"expected {tree}, here or up to {_LEVELS} folders below; here are {listed(names) or 'no files'}; "
+            "see docs/data.md",
+        )
+    return next(iter(found.values()))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Readable folders inside of one, without hidden ones and the __MACOSX of zip archives."""
+    return [
+        path
+        for path in entries(folder)
+        if not path.name.startswith((".", "_")) and path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    ]
 
 
 def source_names(files: Sequence[Path]) -> dict[str, Path]:

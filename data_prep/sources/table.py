@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
 from data_prep.sources.raw_case import Found, Problem
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.tasks import TASKS, Task, get_task
 
 PHANTOM = "phantom.json"  # data_prep.phantom writes it beside the scans
@@ -66,6 +66,7 @@ class Source:
         modalities: In the order batches use, or () where the cases say.
         summary: One line for --help.
         parts: Functions that look through the folders.
+        known: Numbers of all cases that were published with labels, by modality.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Source:
     modalities: tuple[str, ...]
     summary: str
     parts: tuple[Callable[[RawOptions], Found], ...]
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def task_for(self, options: RawOptions) -> Task:
         """The task this source is prepared for.
@@ -99,7 +101,18 @@ class Source:
         found = [_attempt(part, options) for part in self.parts]
         cases = [case for part in found for case in part.cases]
         problems = [problem for part in found for problem in part.problems]
-        return Found(cases, problems, found[0].split, [note for part in found for note in part.notes])
+        notes = [note for part in found for note in part.notes]
+        if not options.is_phantom:
+            notes += self._incomplete({case.case_id for case in cases})
+        return Found(cases, problems, found[0].split, notes)
+
+    def _incomplete(self, found: Collection[str]) -> Iterator[str]:
+        """Notes on downloads that lack some of the published cases."""
+        for modality, numbers in self.known.items():
+            missing = [number for number in numbers if f"{modality}_{number}" not in found]
+            if 0 < len(missing) < len(numbers):
+                there = len(numbers) - len(missing)
+                yield f"{modality}: {there} of {len(numbers)} known cases; not there: {listed(missing, 10)}"
 
 
 def _attempt(part: Callable[[RawOptions], Found], options: RawOptions) -> Found:
@@ -135,12 +148,24 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         source.name: source
         for source in (
-            Source("btcv", "abdomen", ("ct",), f"BTCV CT, {btcv.TREE}", (_btcv,)),
-            Source("chaos", "abdomen", ("mr",), f"CHAOS MR, {chaos.TREE}", (_chaos,)),
+            Source("btcv", "abdomen", ("ct",), f"BTCV CT, {btcv.TREE}", (_btcv,), {"ct": btcv.IDS}),
+            Source("chaos", "abdomen", ("mr",), f"CHAOS MR, {chaos.TREE}", (_chaos,), {"mr": chaos.IDS}),
             Source(
-                "abdomen", "abdomen", ("ct", "mr"), "BTCV (RAW/btcv) and CHAOS (RAW/chaos) together", (_btcv, _chaos)
+                "abdomen",
+                "abdomen",
+                ("ct", "mr"),
+                "BTCV (RAW/btcv) and CHAOS (RAW/chaos) together",
+                (_btcv, _chaos),
+                {"ct": btcv.IDS, "mr": chaos.IDS},
             ),
-            Source("mmwhs", "cardiac", ("ct", "mr"), f"MM-WHS CT and MR, {mmwhs.TREE}", (_mmwhs_ct, _mmwhs_mr)),
+            Source(
+                "mmwhs",
+                "cardiac",
+                ("ct", "mr"),
+                f"MM-WHS CT and MR, {mmwhs.TREE}",
+                (_mmwhs_ct, _mmwhs_mr),
+                {"ct": mmwhs.IDS, "mr": mmwhs.IDS},
+            ),
             Source("csv", None, (), f"own data, listed in --csv with columns {own.COLUMNS}", (_own,)),
             # Not raw scans: data_prep.release checks and describes them.
             Source(

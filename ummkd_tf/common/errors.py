@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _LONGEST = 2000  # characters; a message can quote what a damaged file holds
 
 
@@ -26,6 +28,11 @@ def one_line(text: str) -> str:
     """A text without line breaks and control characters, whatever a quoted file holds."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} …"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names in one line, the first few of many."""
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 class Stopped(Exception):

@@ -31,7 +31,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, RLELossless
 
 from ummkd_tf.common.documents import DEFLATE_RATIO
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.common.files import files_in_order, last_line
 from ummkd_tf.scans.checks import check_content, check_size, checked
 from ummkd_tf.scans.geometry import Grid, Volume, nearest_orthonormal, ras_affine
@@ -79,8 +79,9 @@ _PARTS = (
 )
 _MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "KVP")  # with rounding
 _SAME_MEASURE = 0.02  # of the value; another echo is further away
-_SAME_PLACE_MM = 0.1  # headers of one series differ by rounding; what moves a slice's far corner less is one value
-_ROUNDING_MM = 0.11  # of positions given to a tenth of a millimetre: 0.087, and their line's own error
+# Headers of one series differ by rounding: values that move a slice's far corner by less count as equal.
+_SAME_PLACE_MM = 0.1
+_ROUNDING_MM = 0.11  # of positions from their line: rounding to 0.1 mm gives up to 0.087, the fitted line the rest
 _EXACT_MM = 1e-6
 _UNIT_ERROR = 0.02  # allowed in a direction's length and right angle; rounding to two decimals makes up to 0.0173
 _ROUNDED = 1e-4  # a larger correction of the directions is noted
@@ -266,7 +267,7 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
     for name in folders:
         _check_no_part(place / name, {_series(dataset) for dataset in found.values()})
     left_out = {"not DICOM": other, "no image": objects, "a folder": folders}
-    return found, [f"left out, {what}: {_listed(names)}" for what, names in left_out.items() if names]
+    return found, [f"left out, {what}: {listed(names)}" for what, names in left_out.items() if names]
 
 
 def _series(dataset: Dataset) -> str:
@@ -286,16 +287,17 @@ def _check_no_part(folder: Path, series: set[str]) -> None:
         )
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
-
-
 def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
+    if len(images) > 1:
+        return (
+            f", but {listed(images, 3)}; give the path of one file instead of its folder (a label map holds all "
+            "classes: merge masks of one organ each into one first; TotalSegmentator does so with --ml)"
+        )
     if images:
-        return f", but {', '.join(images[:3])}; give the path of that file instead of its folder"
+        return f", but {images[0]}; give the path of that file instead of its folder"
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return f", but folders: {_listed(inner)}; give the one that holds the series" if inner else ""
+    return f", but folders: {listed(inner)}; give the one that holds the series" if inner else ""
 
 
 @contextlib.contextmanager
@@ -718,19 +720,25 @@ def _unpacked(element: DataElement, pixels: _Pixels, syntax: UID, path: Path) ->
     clean.add(element)
     clean.file_meta = FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = syntax
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "pixels.dcm")
-        try:
-            # GDCM fails at run lengths with an odd number of pixels; pydicom reads them without a plugin
-            if syntax == RLELossless:
-                values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
-            else:
+    try:
+        # GDCM fails at run lengths with an odd number of pixels; pydicom reads them without a plugin
+        if syntax == RLELossless:
+            values, _ = get_decoder(syntax).as_array(clean, raw=True, decoding_plugin="pydicom")
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, "pixels.dcm")
                 clean.save_as(copy, enforce_file_format=True)
                 values = sitk_pixels(read_sitk(copy, "GDCMImageIO")).T
-        except Exception as error:  # damaged pixels raise many kinds of errors
-            raise InputError(
-                f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
-            ) from error
+    except OSError as error:
+        raise InputError(
+            f"its pixels could not be unpacked into a temporary file ({error.strerror or last_line(error)})",
+            where=path,
+            fix="make room there, or name another folder in TMPDIR",
+        ) from error
+    except Exception as error:  # damaged pixels raise many kinds of errors
+        raise InputError(
+            f"damaged or unreadable pixels ({syntax.name})", where=path, fix="copy or convert it"
+        ) from error
     if values.size != math.prod(pixels.shape) or values.shape[-2:] != pixels.shape[1:] or values.dtype.kind not in "iu":
         raise InputError(
             f"its header tells of {pixels.shape[::-1]} pixels, and {values.shape[::-1]} are there",

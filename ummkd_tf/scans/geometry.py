@@ -143,8 +143,14 @@ def _corners_apart_mm(a: Grid, b: Grid) -> float:
     return float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
 
 
-def same_geometry(a: Grid, b: Grid, tolerance_mm: float = ROUNDING_MM) -> str | None:
-    """Why two grids differ, or None where they agree: same shape, and no corner further apart than the tolerance.
+def corners_apart_voxels(a: Grid, b: Grid) -> float:
+    """How many voxels of a grid the outer corners of another of its shape lie off, along that axis where it is most."""
+    corners = CORNERS * np.asarray(a.shape) - 0.5
+    return float(np.abs(a.index(b.world(corners)) - corners).max())
+
+
+def same_geometry(a: Grid, b: Grid) -> str | None:
+    """Why two grids differ, or None where they agree: same shape, and no corner further apart than `ROUNDING_MM`.
 
     Headers of one scan often differ by rounding noise; a tenth of a millimetre lies far below any voxel.
     """
@@ -154,7 +160,7 @@ def same_geometry(a: Grid, b: Grid, tolerance_mm: float = ROUNDING_MM) -> str | 
     if not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-3, rtol=1e-3):
         return f"spacing {_mm(b.spacing_mm)}, expected {_mm(a.spacing_mm)}"
     # Before axes are compared by name: halfway between two of the patient's axes, rounding decides on the name.
-    if apart <= tolerance_mm:
+    if apart <= ROUNDING_MM:
         return None
     if a.axes != b.axes:
         return f"orientation {b.axes}, expected {a.axes}"
@@ -177,12 +183,18 @@ def reorient(volume: Volume, axes: str) -> Volume:
 def to_sitk(array: NDArray, affine: Affine) -> sitk.Image:
     """SimpleITK image of an array `[i, j, k]` and its RAS affine."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    spacing, origin, direction = _itk_place(affine)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+def _itk_place(affine: Affine) -> tuple[list[float], list[float], list[float]]:
+    """Spacing, origin and direction (LPS) of a RAS affine, as ITK takes them."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
+    return spacing.tolist(), lps[:3, 3].tolist(), (lps[:3, :3] / spacing).ravel().tolist()
 
 
 def blocks(grid: Grid, count: int) -> Iterator[tuple[slice, ...]]:
@@ -205,7 +217,7 @@ def around(volume: Volume, grid: Grid) -> Volume:
     """The part of a volume that linear interpolation at a grid's voxels needs; may be empty."""
     corners = volume.grid.index(grid.world(CORNERS * (np.asarray(grid.shape) - 1)))
     box = window(volume.grid, np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2)
-    return Volume(volume.array[box], shifted(volume.affine, box))
+    return crop(volume, box)
 
 
 def resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside: float = 0.0) -> NDArray:
@@ -238,14 +250,14 @@ def _resample(volume: Volume, grid: Grid, interpolation: Interpolation, outside:
     array = volume.array
     if interpolation in ("linear", "bspline"):
         array = array.astype(np.float32, copy=False)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    spacing, origin, direction = _itk_place(grid.affine)
     resampler = sitk.ResampleImageFilter()
     resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
     resampler.SetDefaultPixelValue(outside)
     resampler.SetSize([int(n) for n in grid.shape])
-    resampler.SetOutputSpacing(list(grid.spacing_mm))
-    resampler.SetOutputOrigin(lps[:3, 3].tolist())
-    resampler.SetOutputDirection((lps[:3, :3] / np.asarray(grid.spacing_mm)).ravel().tolist())
+    resampler.SetOutputSpacing(spacing)
+    resampler.SetOutputOrigin(origin)
+    resampler.SetOutputDirection(direction)
     return pixels(resampler.Execute(to_sitk(array, volume.affine)))
 
 

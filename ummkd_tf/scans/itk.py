@@ -46,7 +46,7 @@ def sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
     return reader
 
 
-def read_sitk(path: Path, image_io: str = "") -> sitk.Image:
+def read_sitk(path: Path, image_io: str) -> sitk.Image:
     """Reads with SimpleITK, once the header is checked: its libraries allocate whatever size a header claims."""
     check_content(path)
     files = files_of(path)

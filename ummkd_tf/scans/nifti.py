@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from ummkd_tf.common.documents import DEFLATE_RATIO
 from ummkd_tf.common.errors import InputError
@@ -68,11 +69,8 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
         array = np.frombuffer(voxels, dtype).reshape(volume_shape, order="F")
         with np.errstate(all="ignore"):  # what becomes infinite is an error below
             slope, intercept = header.get_slope_inter()
-            if slope is not None:
-                array = nib.volumeutils.apply_read_scaling(array, np.float64(slope), np.float64(intercept))
-                if labels and abs(slope) <= _FINE_STEP:
-                    whole = np.round(array)
-                    array = whole if np.abs(array - whole).max() <= 0.501 * abs(slope) else array
+            if slope is not None and (slope, intercept) != (1, 0):
+                array = _scaled(array, np.float64(slope), np.float64(intercept), labels)
         affine = np.asarray(header.get_best_affine(), np.float64)
         _compare_forms(header, volume_shape, path)
     except InputError:
@@ -84,6 +82,21 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
             f"damaged or truncated NIfTI file ({last_line(error)})", where=path, fix="copy it again"
         ) from error
     return checked(array, affine, path)
+
+
+def _scaled(stored: NDArray, slope: np.float64, intercept: np.float64, labels: bool) -> NDArray[np.float32]:
+    """Stored values × slope + intercept; slice by slice, because in float64 all of them take twice the memory of the
+    result."""
+    array = np.empty(stored.shape, np.float32, order="F")
+    rounding = 0.0
+    for k in range(stored.shape[2]):
+        values = nib.volumeutils.apply_read_scaling(stored[:, :, k], slope, intercept)
+        array[:, :, k] = values
+        if labels:
+            rounding = max(rounding, float(np.abs(values - np.round(values)).max()))
+    if labels and abs(slope) <= _FINE_STEP and rounding <= 0.501 * abs(slope):
+        np.round(array, out=array)
+    return array
 
 
 def _compare_forms(header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path) -> None:

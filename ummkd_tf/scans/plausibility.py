@@ -12,7 +12,7 @@ from ummkd_tf.tasks import Task
 
 SMALLEST_VOXEL_MM = 0.05  # half of what clinical CT of the ear has
 LONGEST_MM, SHORTEST_MM = 2200.0, 20.0  # of a scan, along any axis: a tall adult, and less than a kidney
-_LARGEST_MM = 3000.0  # no scanner has such a table
+LARGEST_MM = 3000.0  # of a scan, along any axis; no scanner has such a table
 _NARROWEST_MM = 55.0  # of a scan's picture; a body 300 to 500 mm wide in cm is 30 to 50
 _CUT_SHARE = 0.5  # of the voxels brighter than the darkest
 _DARK_SHARE = 0.01  # of all voxels
@@ -66,8 +66,8 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
         sizes = " × ".join(f"{size:.4g}" for size in image.grid.spacing_mm) + " mm"
         fix = f"expected at least {SMALLEST_VOXEL_MM} mm; write the file again with its spacing in mm"
         problems.append((f"voxels of {sizes}", fix))
-    elif max(extent := _extents(image.grid)) > _LARGEST_MM:
-        fix = f"expected at most {_LARGEST_MM:.0f} mm; write the file again with its spacing in mm"
+    elif max(extent := _extents(image.grid)) > LARGEST_MM:
+        fix = f"expected at most {LARGEST_MM:.0f} mm; write the file again with its spacing in mm"
         problems.append((f"the scan is {_mm(extent)} large", fix))
     else:
         notes += odd_size(image.grid)

@@ -34,6 +34,7 @@ from ummkd_tf.scans.geometry import (
     straightened,
     window,
 )
+from ummkd_tf.scans.plausibility import LARGEST_MM
 from ummkd_tf.tasks import Clip, Task
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ _LOG = logging.getLogger(__name__)
 # Of the preparation: raise it whenever a scan would be prepared differently, so that cases are prepared again
 VERSION = 5
 
-_LONGEST_MM = 3000  # no scan is longer; a wrong header would otherwise fill the memory with empty slices
 # Voxels of a label map restored at a time, because the probabilities of all classes take many times its memory
 _RESTORED_VOXELS = 2**24
 _BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
@@ -240,7 +240,7 @@ def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.ui
     first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
     source = window(label.grid, first - 1, last + 1)
     target = _covering(box, label.grid, grid)
-    part = Volume(label.array[source], shifted(label.affine, source))
+    part = crop(label, source)
     part_grid = Grid(shifted(grid.affine, target), classes[target].shape)
     if 0 not in part_grid.shape:
         indicators = [Volume((part.array == c).astype(np.float32), part.affine) for c in range(1, num_classes)]
@@ -365,9 +365,9 @@ def task_grid(scan: Grid, center: NDArray[np.float64], task: Task, size: tuple[i
         upright = straightened(scan)
         scan, center = upright, upright.index(scan.world(center))
     through_mm = scan.shape[2] * scan.spacing_mm[2]
-    if through_mm > _LONGEST_MM:
+    if through_mm > LARGEST_MM:  # a wrong header would otherwise fill the memory with empty slices
         raise InputError(
-            f"the scan is {through_mm:.0f} mm long: expected at most {_LONGEST_MM}; check its header's spacing"
+            f"the scan is {through_mm:.0f} mm long: expected at most {LARGEST_MM:.0f}; check its header's spacing"
         )
     shape = (*(size or task.size), max(1, round(through_mm / task.spacing_mm[2])))
     middle = np.array([center[0], center[1], (scan.shape[2] - 1) / 2])

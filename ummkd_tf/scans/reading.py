@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.checks import check_content
 from ummkd_tf.scans.dicom import DicomSeries, is_dicom
-from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, same_geometry
 from ummkd_tf.scans.itk import read_itk
 from ummkd_tf.scans.nifti import read_nifti
 
+_LOG = logging.getLogger(__name__)
+
+_NEIGHBOUR = 0.49  # of a voxel; 0.5 is a voxel's corner taken for its centre, which is no rounding
 _WHOLE = 1e-3  # a label this near to a whole number is that number, rounded by a slope or by float32
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -40,10 +44,12 @@ class Scan:
 
     Attributes:
         volume: In the file's own axis order.
-        file_of_slice: Of a DICOM folder: for each slice k the position of its file in file-name order; otherwise ().
+        files: Of a DICOM folder: its image files in file-name order; otherwise ().
+        file_of_slice: For each slice k the position of its file in `files`.
     """
 
     volume: Volume
+    files: tuple[Path, ...] = ()
     file_of_slice: tuple[int, ...] = ()
 
 
@@ -52,7 +58,7 @@ def read_scan(path: str | Path) -> Scan:
     path = Path(path)
     if path.is_dir():
         series = DicomSeries.open(path)
-        return Scan(series.read(), series.file_of_slice)
+        return Scan(series.read(), series.files, series.file_of_slice)
     return Scan(_read(path))
 
 
@@ -89,7 +95,7 @@ def _read(path: Path, labels: bool = False) -> Volume:
     raise InputError(
         "unknown image format",
         where=path,
-        fix=f"expected {', '.join(_NIFTI_SUFFIXES + _ITK_SUFFIXES)} or a DICOM folder",
+        fix=f"expected {', '.join(VOLUME_SUFFIXES)} or a DICOM folder",
     )
 
 
@@ -121,6 +127,23 @@ def read_label(path: str | Path) -> Volume:
     """
     volume = _read(Path(path), labels=True)
     return Volume(as_labels(volume.array, path), volume.affine)
+
+
+def on_grid_of(image: Grid, label: Volume, path: str | Path) -> Volume:
+    """A label map on its image's grid, where a rounded header moves no voxel to a neighbour's place; else as it was.
+
+    Our choice, because programs write a spacing of 0.6797 mm as 0.68, which moves the last of 512 voxels by 0.15 mm; so
+    small a difference of headers is no sign of another scan. More than rounding noise is logged.
+    """
+    difference = same_geometry(image, label.grid)
+    if difference is None or image.shape != label.grid.shape:
+        return label
+    apart = corners_apart_voxels(image, label.grid)
+    if apart >= _NEIGHBOUR:
+        return label
+    text = "%s: its header lies up to %.2f of a voxel off the image's (%s); the image's is used"
+    _LOG.warning(text, path, apart, difference)
+    return Volume(label.array, image.affine)
 
 
 def as_labels(array: NDArray, path: str | Path) -> NDArray[np.int32]:
