@@ -13,18 +13,20 @@ from typing import Any
 from absl import flags
 
 from data_prep import splits
-from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS
+from data_prep.sources import btcv, chaos, mmwhs
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.dataset import PARTS
 
 SEED = 0
 PAPER_NUM_CASES = {"ct": 29, "mr": 9}
-ABDOMEN = {"ct": [f"ct_{n}" for n in BTCV_IDS], "mr": [f"mr_{n}" for n in CHAOS_IDS]}
+ABDOMEN = {"ct": [f"ct_{n}" for n in btcv.IDS], "mr": [f"mr_{n}" for n in chaos.IDS]}
 NOT_AT_HAND = {*(f"ct_{n:04d}" for n in (3, 8, 22, 28, 34, 39)), *(f"mr_{n}" for n in (5, 13, 22, 33, 38))}
 """Cases of BTCV and CHAOS that the runs in docs/results do without."""
-MMWHS = {m: [f"{m}_{n}" for n in MMWHS_IDS] for m in ("ct", "mr")}
-SIFA_TEST = {"ct": (1003, 1008, 1014, 1019), "mr": (1007, 1009, 1018, 1019)}
+MMWHS = {m: [f"{m}_{n}" for n in mmwhs.IDS] for m in ("ct", "mr")}
+SIFA_MMWHS_TEST = {"ct": ("1003", "1008", "1014", "1019"), "mr": ("1007", "1009", "1018", "1019")}
+SIFA_ABDOMEN_TEST = {"ct": ("0001", "0009", "0030", "0032", "0033", "0039"), "mr": ("1", "13", "32", "38")}
+"""Test cases of SIFA as its author published them: in its data and cchen-cc/SIFA#6; in cchen-cc/SIFA#34."""
 
 
 def contents() -> dict[str, dict[str, Any]]:
@@ -36,7 +38,12 @@ def contents() -> dict[str, dict[str, Any]]:
         "mmwhs_sifa": {
             "description": "MM-WHS: the test cases published by the same group (SIFA). Which two cases per modality "
             f"validate is our choice: the first of the rest {drawn}.",
-            "split": {m: _sifa(m) for m in MMWHS},
+            "split": {m: _tested(MMWHS[m], SIFA_MMWHS_TEST[m], m, validated=2) for m in MMWHS},
+        },
+        "abdomen_sifa": {
+            "description": "BTCV and CHAOS: the test cases published by the same group (SIFA), which trained on all "
+            f"others. That a tenth of all cases validates is our choice: the first of the others {drawn}.",
+            "split": {m: _tested(ids, SIFA_ABDOMEN_TEST[m], m, validated=len(ids) // 10) for m, ids in ABDOMEN.items()},
         },
         "abdomen_paper_size": {
             "description": "BTCV and CHAOS sized as in the paper: 29 CT and 9 MR. The paper's own ids, and the CT it "
@@ -58,10 +65,11 @@ def text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _sifa(modality: str) -> dict[str, Sequence[str]]:
-    test = [f"{modality}_{n}" for n in SIFA_TEST[modality]]
-    rest = splits.shuffled([c for c in MMWHS[modality] if c not in test], SEED)
-    return dict(zip(PARTS, (sorted(rest[2:]), sorted(rest[:2]), test), strict=True))
+def _tested(ids: Sequence[str], numbers: Sequence[str], modality: str, validated: int) -> dict[str, Sequence[str]]:
+    """A split with given test cases, of which the first others validate."""
+    test = [f"{modality}_{n}" for n in numbers]
+    rest = splits.shuffled([c for c in ids if c not in test], SEED)
+    return dict(zip(PARTS, (sorted(rest[validated:]), sorted(rest[:validated]), test), strict=True))
 
 
 def main(argv: list[str]) -> None:

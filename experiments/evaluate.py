@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
 flags.DEFINE_string("model", None, "Exported model (experiments.export) to evaluate on scans not used before.")
-flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label,split.")
+flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label[,split,patient].")
 flags.DEFINE_string("label_map", None, "With --csv: JSON from label value to class, as data_prep.prepare takes it.")
 flags.DEFINE_string("out", None, "With --model: folder for the result.")
 flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")

@@ -333,8 +333,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{run}/run.json: not a split file (KeyError('name')): expected the form in docs/data.md"),
     "splits: no such split": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --split=nothing",
-        "nothing: no such split: expected seeded, k_fold, abdomen_39, abdomen_paper_size, mmwhs_sifa or the path of "
-        "a split file"),
+        "nothing: no such split: expected seeded, k_fold, abdomen_39, abdomen_paper_size, abdomen_sifa, mmwhs_sifa "
+        "or the path of a split file"),
     "describe: patches of the other network": (TRAIN, nothing, "--task=cardiac --labelled_share=1 --describe",
         "--labelled_share=1: dilated2d takes no patches; leave it out"),
     "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",

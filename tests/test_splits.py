@@ -56,6 +56,7 @@ def test_no_patient_is_in_two_parts(name):
         ("abdomen, seeded", (21, 3, 6), (14, 2, 4)),
         ("abdomen_paper_size", (20, 3, 6), (6, 1, 2)),
         ("abdomen_39", (14, 2, 8), (8, 2, 5)),
+        ("abdomen_sifa", (21, 3, 6), (14, 2, 4)),
     ],
 )
 def test_sizes(name, ct, mr):
@@ -64,10 +65,13 @@ def test_sizes(name, ct, mr):
 
 
 def test_published_test_cases():
-    """The ids that the same group used in SIFA (docs/reproduction.md#cardiac)."""
+    """The ids that the same group used in SIFA (docs/reproduction.md#cardiac and #splits)."""
     _, split = splits.read("mmwhs_sifa")
     assert split["ct"]["test"] == ["ct_1003", "ct_1008", "ct_1014", "ct_1019"]
     assert split["mr"]["test"] == ["mr_1007", "mr_1009", "mr_1018", "mr_1019"]
+    _, split = splits.read("abdomen_sifa")
+    assert split["ct"]["test"] == ["ct_0001", "ct_0009", "ct_0030", "ct_0032", "ct_0033", "ct_0039"]
+    assert split["mr"]["test"] == ["mr_1", "mr_13", "mr_32", "mr_38"]
 
 
 @pytest.mark.parametrize("task", ["abdomen", "mmwhs"])

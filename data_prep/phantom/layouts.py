@@ -16,10 +16,7 @@ from numpy.typing import NDArray
 from data_prep.phantom.patient import Anatomy, PhantomCase, draw_anatomy
 from data_prep.phantom.scanner import PhantomOptions, ct_image, mr_image
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
-from data_prep.sources import btcv, chaos, mmwhs
 from ummkd_tf.scans.geometry import Affine, Grid, to_sitk
-
-BTCV_IDS, CHAOS_IDS, MMWHS_IDS = btcv.IDS, chaos.IDS, mmwhs.IDS
 
 BTCV_LABELS = {
     "spleen": 1,

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data_prep.phantom.layouts import BTCV_IDS, CHAOS_IDS, MMWHS_IDS, write_btcv, write_chaos, write_mmwhs
+from data_prep.phantom.layouts import write_btcv, write_chaos, write_mmwhs
 from data_prep.phantom.patient import GLITCHES, PhantomCase
 from data_prep.phantom.scanner import PhantomOptions
 from data_prep.phantom.templates import ABDOMEN, CARDIAC, Template
+from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources.table import PHANTOM
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
@@ -40,8 +41,8 @@ def write_abdomen(
 
     Args:
         out_dir: Folder to make.
-        num_ct: CT cases: the first ones of `BTCV_IDS`.
-        num_mr: MR cases: the first ones of `CHAOS_IDS`.
+        num_ct: CT cases: the first ones of `btcv.IDS`.
+        num_mr: MR cases: the first ones of `chaos.IDS`.
         seed: Not negative.
         size: Rows and columns of a slice; 256 gives the 1.2–1.7 mm of the real sets. The slice distance is theirs
             (3 or 5 mm in CT, 6–8 mm in MR) at any size.
@@ -57,7 +58,7 @@ def write_abdomen(
     _write_set(
         Path(out_dir).resolve(),
         ABDOMEN,
-        {"ct": (num_ct, BTCV_IDS, write_btcv), "mr": (num_mr, CHAOS_IDS, write_chaos)},
+        {"ct": (num_ct, btcv.IDS, write_btcv), "mr": (num_mr, chaos.IDS, write_chaos)},
         seed=seed,
         options=PhantomOptions(size, t1, anticorrelated_mr, low_resolution_mr),
         outlier_ct=outlier_ct,
@@ -84,8 +85,8 @@ def write_cardiac(
 
     Args:
         out_dir: Folder to make.
-        num_ct: CT cases: the first ones of `MMWHS_IDS`.
-        num_mr: MR cases: the first ones of `MMWHS_IDS`; 1001 has a few voxels of label 421.
+        num_ct: CT cases: the first ones of `mmwhs.IDS`.
+        num_mr: MR cases: the first ones of `mmwhs.IDS`; 1001 has a few voxels of label 421.
         seed: Not negative.
         size: Pixels of the first two axes over about 200 mm (CT) or 300 mm (MR); 512 is a real CT's. The third axis
             follows, with voxels up to 1.5 times as long.
@@ -100,7 +101,7 @@ def write_cardiac(
     _write_set(
         Path(out_dir).resolve(),
         CARDIAC,
-        {"ct": (num_ct, MMWHS_IDS, write_mmwhs), "mr": (num_mr, MMWHS_IDS, write_mmwhs)},
+        {"ct": (num_ct, mmwhs.IDS, write_mmwhs), "mr": (num_mr, mmwhs.IDS, write_mmwhs)},
         seed=seed,
         options=PhantomOptions(size, False, anticorrelated_mr, low_resolution_mr),
         outlier_ct=outlier_ct,

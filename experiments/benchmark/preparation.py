@@ -16,7 +16,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from data_prep import pipeline
-from data_prep.phantom.layouts import MMWHS_IDS
 from data_prep.phantom.sets import write_cardiac
 from data_prep.sources import mmwhs
 from experiments.benchmark.results import OURS, Measurement, Part
@@ -30,9 +29,9 @@ ROOT = Path(__file__).parents[2]
 def write_heart(folder: Path, cases: int, size: int) -> None:
     """Equal raw CT of MM-WHS's size: at size 512, 512 × 512 × about 250 voxels. One is drawn and copied."""
     write_cardiac(folder, num_ct=1, num_mr=0, seed=0, size=size)
-    for other in MMWHS_IDS[1:cases]:
+    for other in mmwhs.IDS[1:cases]:
         for kind in ("image", "label"):
-            shutil.copy(*(folder / f"ct_train/ct_train_{i}_{kind}.nii.gz" for i in (MMWHS_IDS[0], other)))
+            shutil.copy(*(folder / f"ct_train/ct_train_{i}_{kind}.nii.gz" for i in (mmwhs.IDS[0], other)))
 
 
 # Preparation as the program does it, without a split (one modality only).
