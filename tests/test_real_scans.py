@@ -81,7 +81,14 @@ def test_every_scan_is_prepared_without_a_warning_that_matters(prepared, raw_cas
     dataset, notes = prepared
     assert sorted(dataset.case_modality) == sorted(case.case_id for case in raw_cases)
     assert set(dataset.case_modality.values()) == {"ct", "mr"}
-    expected = ("ordered by their position", "headers differ by rounding", "cases prepared", "in the label map")
+    expected = (
+        "ordered by their position",
+        "headers differ by rounding",
+        "cases prepared",
+        "in the label map",
+        "of 30 known cases",
+        "of 20 known cases",
+    )
     assert [note for note in notes if not any(words in note for words in expected)] == []
 
 

@@ -499,8 +499,7 @@ def test_learns_cubes_of_opposite_contrast(tmp_path):
 def test_samplers_of_a_prepared_data_set(prepared_dataset):
     for examples, shape in ((PatchExamples, (2, 64, 64, 8, 1)), (SliceExamples, (2, 64, 64, 3))):
         sources = {
-            m: examples([prepared_dataset.case(c, 4) for c in prepared_dataset.ids("train", m)])
-            for m in prepared_dataset.modalities
+            m: examples(prepared_dataset.stored_cases("train", m, factor=4)) for m in prepared_dataset.modalities
         }
         images, labels = UnpairedSampler(sources, 2, 0).batch(0)
         assert {m: x.shape for m, x in images.items()} == {"ct": shape, "mr": shape}
