@@ -177,6 +177,54 @@ def test_rows_of_the_study_are_those_of_its_runs(title):
     assert f"| {title} | {' | '.join(cells)} |" in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
 
 
+SEEDS = {
+    setting: [f"results/table2/abdomen-{setting}-seed0-fold0", *(f"study/{name}_seed{seed}" for seed in (1, 2))]
+    for setting, name in (("chilopod", "chilopod"), ("ours", "ours_uniform"))
+}
+"""Runs of fold 0 that differ in their seed, by setting, in the seeds' order."""
+LAST = "study/chilopod_seed2/evaluation_test_last.json"
+"""Of the last checkpoint, where validation had chosen an early one."""
+
+
+def of_seeds(setting: str) -> list[str]:
+    """Of all seeds."""
+    return [f"{name}/evaluation_test.json" for name in SEEDS[setting]]
+
+
+def test_three_seeds_in_the_study_are_those_of_the_recorded_runs():
+    """Validation and its step, test means and the settings' difference, of each seed and of the seeds' mean."""
+    rows, numbers = [], []
+    for seed, pair in enumerate(zip(*SEEDS.values(), strict=True)):
+        cells: list[str] = []
+        of_pair: list[float] = []
+        for run in (RESULTS.parent / name for name in pair):
+            record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            assert (record["seed"], record["flags"]["absent"], record["status"]) == (seed, "uniform", "finished")
+            evaluation = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))
+            assert evaluation["overlap"] == 0.5 and evaluation["largest_component"]
+            lines = map(json.loads, (run / "history.jsonl").read_text(encoding="utf-8").splitlines())
+            best = max((line for line in lines if "validation_dice" in line), key=lambda line: line["validation_dice"])
+            assert best["step"] == evaluation["step"]
+            dice = evaluation["summary"]["dice"]
+            found = [best["validation_dice"], dice["ct"]["mean"], dice["mr"]["mean"], dice["overall"]]
+            texts = [f"{100 * value:.1f}" for value in found]
+            cells += [f"{texts[0]} ({best['step']})", *texts[1:]]
+            of_pair += found
+        mean, p = difference(*([f"{name}/evaluation_test.json"] for name in pair))
+        rows.append(f"| {seed} | {' | '.join(cells)} | {mean.replace('-', '−')} ({p}) |")
+        numbers.append(of_pair)
+    means = " | ".join(f"{100 * value:.1f}" for value in np.mean(numbers, axis=0))
+    mean, p = difference(*map(of_seeds, SEEDS))
+    rows.append(f"| mean | {means} | {mean} ({p}) |")
+    text = (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in text
+    last = json.loads((RESULTS.parent / LAST).read_text(encoding="utf-8"))
+    assert (last["selection"], last["step"]) == ("last", 1500)
+    dice = last["summary"]["dice"]
+    found = [100 * mean for mean in (dice["ct"]["mean"], dice["mr"]["mean"], dice["overall"])]
+    assert "has {:.1f} CT, {:.1f} MR and {:.1f} overall".format(*found) in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("run", "way"),
     [(f"ours_{name}", way) for name in ("practice", "none") for way in ("", "_overlap_component")]
@@ -192,13 +240,17 @@ def test_rows_of_other_runs_are_those_of_the_study_s(run, way):
 
 
 def case_means(*evaluations: str) -> dict[tuple[str, str], float]:
-    """Mean Dice in % over the organs of each case, by modality and case id, from evaluation files below docs/."""
-    means = {}
+    """Mean Dice in % over the organs of each case, by modality and case id, from evaluation files below docs/.
+
+    A case that several of them have (seeds) counts with its mean.
+    """
+    means: dict[tuple[str, str], list[float]] = {}
     for name in evaluations:
         content = json.loads((RESULTS.parent / name).read_text(encoding="utf-8"))
         for case_id, case in content["cases"].items():
-            means[case["modality"], case_id] = 100 * np.mean([organ["dice"] for organ in case["classes"].values()])
-    return means
+            dice = 100 * np.mean([organ["dice"] for organ in case["classes"].values()])
+            means.setdefault((case["modality"], case_id), []).append(dice)
+    return {case: np.mean(dice) for case, dice in means.items()}
 
 
 def of_table(setting: str, *folds: int, runs: str = "table2") -> list[str]:
@@ -330,6 +382,11 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
         ([STUDY.format("skip", "")], of_table("ours", 0), "0.5 ± 2.3", "0.64"),
         (of_table("ours", 0), [STUDY.format("memory", "_overlap_component")], "0.1 ± 4.3", "0.74"),
         ([STUDY.format("fold0of3", "_overlap_component")], of_table("ours", 0), "0.7 ± 1.9", "0.15"),
+        (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
+        (["study/ours_uniform_seed2/evaluation_test.json"], of_table("ours", 0), "1.3 ± 2.9", "0.02"),
+        ([LAST], ["study/chilopod_seed2/evaluation_test.json"], "2.4 ± 3.0", "0.003"),
+        ([LAST], ["study/ours_uniform_seed2/evaluation_test.json"], "0.8 ± 2.1", "0.45"),
+        ([*of_seeds("chilopod")[:2], LAST], of_seeds("ours"), "0.9 ± 1.3", "0.02"),
     ],
 )
 def test_differences_in_the_text_are_those_of_the_recorded_cases(higher, lower, found, p):
