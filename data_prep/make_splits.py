@@ -15,7 +15,7 @@ from absl import flags
 from data_prep import splits
 from data_prep.sources import btcv, chaos, mmwhs
 from ummkd_tf.common.cli import run
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.data.dataset import PARTS
 
 SEED = 0
@@ -76,8 +76,7 @@ def main(argv: list[str]) -> None:
     """Writes every split file into --dir."""
     for name, content in contents().items():
         path = Path(flags.FLAGS.dir) / f"{name}.json"
-        with replacing(path) as temporary:
-            temporary.write_text(text(content), encoding="utf-8")
+        write_whole(path, text(content))
         print(path)
 
 

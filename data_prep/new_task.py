@@ -29,7 +29,7 @@ from data_prep.workers import Workers
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.common.notes import note, warnings_to
 from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.scans import preprocessing
@@ -339,8 +339,7 @@ def main(_: list[str]) -> int:
     if problems:
         return report(problems)
     for path, text in files.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(path, text)
         print(path)
     used = label_map or next((path for path in files if path != out), None)
     options = f"--source=csv --csv={quote(str(csv_file))} --task={quote(str(out))}"

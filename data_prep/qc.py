@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.cases import Case
 from ummkd_tf.data.dataset import PARTS, Dataset
@@ -283,8 +283,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
     slices.write(out / SLICES, f"Slices of the prepared data: {dataset.task.name}")
     page = out / "index.html"
-    with replacing(page) as temporary:
-        temporary.write_text(render(dataset, summaries), encoding="utf-8")
+    write_whole(page, render(dataset, summaries))
     return page
 
 

@@ -30,7 +30,7 @@ from experiments.results.table import MODALITIES, UNDEFINED, Cell, Table, modali
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.evaluation.summary import METRICS
 from ummkd_tf.output.pages import document, escaped, facts
 from ummkd_tf.runs.history import HISTORY, read_history
@@ -461,8 +461,7 @@ def write_report(runs_dir: str | Path, out: str | Path, benchmark_dir: str | Pat
     """
     out = Path(out)
     text = render(load(runs_dir), out.parent, Path(benchmark_dir))
-    with replacing(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_whole(out, text)
     return out
 
 

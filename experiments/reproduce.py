@@ -28,7 +28,7 @@ from experiments.results import builders, rendering
 from experiments.results.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
@@ -328,8 +328,7 @@ def render(target: str, options: ReproduceOptions, seeds: Sequence[int], folds: 
     compared = builders.build(target, records, seeds=seeds, folds=folds, compare=True)
     texts = {f"{target}{suffix}": to_text(table) for suffix, to_text in rendering.FORMATS.values()}
     for name, text in {**texts, f"{target}_beside_paper.md": rendering.to_markdown(compared)}.items():
-        with replacing(out_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(out_dir / name, text)
     print(texts[f"{target}.md"])
 
 

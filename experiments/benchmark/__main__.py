@@ -26,7 +26,7 @@ from experiments.benchmark.results import Part, as_json, page
 from ummkd_tf.common import processor
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.common.files import write_json, write_whole
 from ummkd_tf.runs.environment import commit, total_memory
 
 PARTS = ("step", "inference", "input", "evaluation", "preparation", "startup", "scaling", "cases", "gpu")
@@ -139,8 +139,7 @@ def main(_: list[str]) -> None:
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
         # After every part, so that what was measured stays when a later one is stopped.
         write_json(out_dir / "benchmark.json", {**about, "parts": [as_json(part) for part in done.values()]})
-        with replacing(out_dir / "benchmark.md") as temporary:
-            temporary.write_text(page(list(done.values()), about), encoding="utf-8")
+        write_whole(out_dir / "benchmark.md", page(list(done.values()), about))
     print(page(list(done.values()), about))
     print(f"written: {out_dir / 'benchmark.json'}, {out_dir / 'benchmark.md'}")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json, strings
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import (
     FORMAT,
@@ -278,8 +278,7 @@ def write_dataset(
         "split_name": split_name,
         "split": {part: list(split.get(part, ())) for part in PARTS},
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_split(

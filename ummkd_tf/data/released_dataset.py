@@ -13,7 +13,7 @@ import numpy as np
 
 from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import Case, Checksums
 from ummkd_tf.data.dataset import RELEASED, Dataset
@@ -203,5 +203,4 @@ def write_description(
         "cases": cases,
         "records": records,
     }
-    with replacing(directory / RELEASED) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(directory / RELEASED, json.dumps(content, indent=1) + "\n")

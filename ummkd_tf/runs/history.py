@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ummkd_tf.common.documents import MALFORMED
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import write_whole
 
 HISTORY = "history.jsonl"
 KNOWLEDGE = "knowledge.jsonl"
@@ -35,8 +35,7 @@ class JsonLines:
         if step and not path.exists():
             _LOG.warning("%s: missing: what it told of the first %d steps is lost", path, step)
         kept = [line for line in read_history(path) if step and line["step"] <= step]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed in __exit__
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
