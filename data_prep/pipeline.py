@@ -236,9 +236,9 @@ def _note_ranges(task: Task, modalities: Iterable[str], note: Note) -> None:
     # The paper's cardiac task clips CT to percentiles like MR.
     for modality in without if task != TASKS["cardiac"] else ():
         if machine(modality) == "CT" and (default := task.clip_for(modality)).unit == "percentile":
-            range_ = f"the percentiles {default.low:g} to {default.high:g}"
+            percentiles = f"the percentiles {default.low:g} to {default.high:g}"
             fix = f'rename the modality, or give the task a range in Hounsfield units, "clip": {{"{modality}": …}}'
-            note(f"{modality}, a CT by its name, is clipped to {range_} of each scan by task {task.name}: {fix}")
+            note(f"{modality}, a CT by its name, is clipped to {percentiles} of each scan by task {task.name}: {fix}")
 
 
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:

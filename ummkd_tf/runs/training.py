@@ -167,10 +167,10 @@ def train(
 
 
 def _better(model: UnpairedModel, scores: Mapping[str, float], progress: Progress) -> dict[str, float]:
-    """The modalities whose weights are better than the best so far, with their score, the mean Dice.
+    """The modalities that this validation is the best so far for, each with its score.
 
-    Networks that share nothing are chosen each by its own modality's Dice, as if they were trained one by one; a
-    modality of which the validation part has no class follows the others.
+    The score is the mean Dice. Where modalities share no variable, it is each one's own Dice, as if they were trained
+    one by one; a modality without any class in the validation part then takes the mean of the others.
     """
     own = [{id(v) for v in model.variables_of((m,))} for m in model.modalities]
     share_nothing = sum(map(len, own)) == len(set.union(*own))
@@ -178,6 +178,7 @@ def _better(model: UnpairedModel, scores: Mapping[str, float], progress: Progres
     for modality in model.modalities:
         score = scores.get(f"{modality}_dice", math.nan) if share_nothing else math.nan
         score = scores["dice"] if math.isnan(score) else score
+        # Checkpoints of earlier versions have the mean alone.
         before = progress.best_of.get(modality, -1.0 if progress.best_dice is None else progress.best_dice)
         if score > before:  # never where it is NaN, because no modality has a class
             better[modality] = score
