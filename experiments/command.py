@@ -20,6 +20,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "qc": ("data_prep.qc", "pictures and one page to trust a prepared data set by"),
         "train": ("experiments.train", "train one of the seven settings, or continue a run"),
         "evaluate": ("experiments.evaluate", "metrics of a run on the test part"),
+        "compare": ("experiments.compare", "two methods on the same test cases, and whether they differ by chance"),
         "predict": ("experiments.predict", "segment scans"),
         "reproduce": ("experiments.reproduce", "run what a table or figure of the paper needs, and print it"),
         "tables": ("experiments.tables", "a table of the paper, or of your own runs, from recorded runs"),

@@ -3,6 +3,7 @@
     python -m experiments.evaluate --run_dir=runs/ours
     python -m experiments.evaluate --run_dir=runs/ours --outlier=<case>    for Table VI, see --hold_out_cases
     python -m experiments.evaluate --model=model --csv=new_cases.csv --out=new_hospital    scans not used before
+    python -m experiments.evaluate --segmentations=nnunet --data_dir=data --out=runs/nnunet    of any other program
 
 Writes <run_dir>/evaluation_<part>[_original].json (with --outlier, the part is "outlier") with every number, and prints
 the table. With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes
@@ -15,16 +16,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
 from data_prep.pipeline import prepare_unsplit
 from data_prep.sources import csv_list
+from data_prep.sources.raw_case import remap
 from data_prep.workers import Workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
@@ -43,6 +45,9 @@ from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import available_cores, environment
 from ummkd_tf.runs.folder import check_prepared_alike, commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
+from ummkd_tf.scans.preprocessing import resample_label
+from ummkd_tf.scans.reading import VOLUME_SUFFIXES, on_grid_of, read_label
 from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
@@ -53,9 +58,16 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
 flags.DEFINE_string("model", None, "Exported model (experiments.export) to evaluate on scans not used before.")
+flags.DEFINE_string(
+    "segmentations",
+    None,
+    "Folder with a label map of each case of the part, <case>.nii.gz or alike, on its scan's own grid, to evaluate.",
+)
 flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label[,split,patient].")
-flags.DEFINE_string("label_map", None, "With --csv: JSON from label value to class, as data_prep.prepare takes it.")
-flags.DEFINE_string("out", None, "With --model: folder for the result.")
+flags.DEFINE_string(
+    "label_map", None, "With --csv or --segmentations: JSON from label value to class, as data_prep.prepare takes it."
+)
+flags.DEFINE_string("out", None, "With --model or --segmentations: folder for the result.")
 flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
 flags.DEFINE_enum("part", "test", ["train", "validation", "test"], "Part of the split to evaluate.")
 flags.DEFINE_string(
@@ -80,19 +92,30 @@ _WINDOW = {
 }
 
 
+Segmenter = Callable[[Case], Callable[[Grid], NDArray]]
+"""Case → grid → class map on that grid."""
+
+
 def main(_: list[str]) -> None:
-    if bool(FLAGS.run_dir) == bool(FLAGS.model):
-        raise InputError("--run_dir, --model: expected one of them: a trained run, or a model exported from one")
+    if sum(map(bool, (FLAGS.run_dir, FLAGS.model, FLAGS.segmentations))) != 1:
+        raise InputError(
+            "--run_dir, --model, --segmentations: expected one of them: a trained run, a model exported from one, or a "
+            "folder of label maps"
+        )
     if FLAGS.model and not (FLAGS.out and bool(FLAGS.csv) != bool(FLAGS.data_dir)):
         raise InputError("--model: expected --out, and labelled scans as --csv or as prepared --data_dir")
-    if FLAGS.model and (FLAGS.outlier or FLAGS.selection):
-        raise InputError("--outlier, --selection: belong to a run; leave them out with --model")
+    if FLAGS.segmentations and (not (FLAGS.out and FLAGS.data_dir) or FLAGS.csv or FLAGS.overlap):
+        raise InputError("--segmentations: expected --out and prepared --data_dir; leave --csv and --overlap out")
+    if not FLAGS.run_dir and (FLAGS.outlier or FLAGS.selection):
+        raise InputError("--outlier, --selection: belong to a run; leave them out without --run_dir")
     if FLAGS.run_dir and (FLAGS.csv or FLAGS.out):
         raise InputError("--csv, --out: scans not used before need a model that knows what it has seen; give --model")
     check_overlap(FLAGS.overlap)
     start_tensorflow()
     if FLAGS.model:
         _evaluate_model()
+    elif FLAGS.segmentations:
+        _evaluate_segmentations(Path(FLAGS.segmentations))
     else:
         _evaluate_run(Path(FLAGS.run_dir))
 
@@ -113,13 +136,14 @@ def _evaluate_run(run_dir: Path) -> None:
         "setting": record["setting"],
         "preset": config.preset,
         "seed": record["seed"],
+        "parameters": _parameters(model),
         "step": step,
         "selection": FLAGS.selection or config.selection,
         "part": part,
         "trained_at_commit": " / ".join(commits_of(record)),
     }
     path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
-    _evaluate(model, dataset, case_ids, config.factor(dataset.task), about, path)
+    _evaluate(_network(model, dataset, config.factor(dataset.task)), dataset, case_ids, about, path)
 
 
 def _evaluate_model() -> None:
@@ -147,12 +171,13 @@ def _evaluate_model() -> None:
         about = {
             "model": str(FLAGS.model),
             "setting": asdict(exported.model.setting),
+            "parameters": _parameters(exported.model),
             **{key: training.get(key) for key in ("preset", "seed", "step", "selection")},
             "part": "new",
             "trained_at_commit": training.get("commit"),
         }
         path = out / evaluation_name("new", original_grid=FLAGS.grid == "original")
-        _evaluate(exported.model, dataset, case_ids, exported.factor, about, path)
+        _evaluate(_network(exported.model, dataset, exported.factor), dataset, case_ids, about, path)
 
 
 def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
@@ -170,32 +195,81 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     return dataset
 
 
-def _evaluate(
-    model: UnpairedModel, dataset: Dataset, case_ids: list[str], factor: int, about: dict[str, Any], path: Path
-) -> None:
+def _parameters(model: UnpairedModel) -> int:
+    return sum(v.value.shape.num_elements() for v in model.trainable_variables)
+
+
+def _network(model: UnpairedModel, dataset: Dataset, factor: int) -> Segmenter:
+    # Here, to start without TensorFlow.
+    from ummkd_tf.evaluation.case_results import classes_on
+    from ummkd_tf.evaluation.inference import Predictor
+
+    predictor = Predictor(model)
+
+    def segment(case: Case) -> Callable[[Grid], NDArray]:
+        dataset.check_size(case.case_id, case.image.shape)
+        image = reduced(case, factor).image
+        probabilities = predictor.probabilities(image, case.modality, factor, overlap=FLAGS.overlap)
+        return lambda grid: classes_on(probabilities, case.grid, grid)
+
+    return segment
+
+
+def _evaluate_segmentations(folder: Path) -> None:
+    dataset = open_dataset(FLAGS.data_dir)
+    case_ids = dataset.ids(FLAGS.part)
+    found = {case_id: [p for s in VOLUME_SUFFIXES if (p := folder / f"{case_id}{s}").exists()] for case_id in case_ids}
+    if missing := [case_id for case_id, paths in found.items() if len(paths) != 1]:
+        raise InputError(
+            f"{len(missing)} of the {len(case_ids)} cases of the {FLAGS.part} part have no label map, or two: "
+            f"{', '.join(missing[:5])}{' …' * (len(missing) > 5)}",
+            where=folder,
+            fix=f"expected one for each, e.g. {missing[0]}.nii.gz",
+        )
+    classes = csv_list.read_label_map(Path(FLAGS.label_map) if FLAGS.label_map else None, dataset.task)
+
+    def segment(case: Case) -> Callable[[Grid], NDArray]:
+        (path,) = found[case.case_id]
+        label = read_label(path)
+        if label.grid.axes != case.original.axes:  # programs store them in different orders
+            label = reorient(label, case.original.axes)
+        label = on_grid_of(case.original, label, path)
+        if difference := same_geometry(case.original, label.grid):
+            raise InputError(
+                f"the label map has {difference}", where=path, fix="expected the scan's own grid; resample it there"
+            )
+        label = Volume(remap(label.array, classes, path), label.affine)
+        return lambda grid: (
+            label.array if grid is case.original else resample_label(label, grid, dataset.task.num_classes)
+        )
+
+    about = {"setting": {"title": folder.resolve().name}, "segmentations": str(folder), "part": FLAGS.part}
+    print(f"{folder}: nobody recorded which scans it was made with: whether these are new is for you to know")
+    path = Path(FLAGS.out) / evaluation_name(FLAGS.part, original_grid=FLAGS.grid == "original")
+    _evaluate(segment, dataset, case_ids, about, path)
+
+
+def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about: dict[str, Any], path: Path) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
     _tell_what_is_replaced(path)
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import evaluate
-    from ummkd_tf.evaluation.inference import Predictor, largest_components
+    from ummkd_tf.evaluation.inference import largest_components
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
-    predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
-    title = f"{model.setting.title}" + ("" if about["step"] is None else f", step {about['step']}")
-    maps = ("prediction", "reference")
-    viewer = SliceViewer(dataset.task, maps, cases=len(case_ids)) if FLAGS.viewer else None
+    setting, part, step = about["setting"]["title"], about["part"], about.get("step")
+    title = setting if step is None else f"{setting}, step {step}"
+    viewer = SliceViewer(dataset.task, ("prediction", "reference"), cases=len(case_ids)) if FLAGS.viewer else None
 
-    def predict(case: Case) -> NDArray[np.float32]:
-        dataset.check_size(case.case_id, case.image.shape)
-        probabilities = predictor.probabilities(
-            reduced(case, factor).image, case.modality, factor, overlap=FLAGS.overlap
-        )
-        if not (pictures or viewer):
-            return probabilities
-        predicted = probabilities.argmax(-1)
-        if FLAGS.largest_component:
-            predicted = largest_components(predicted)
+    def segment(case: Case, grid: Grid) -> NDArray:
+        classes_on = segmenter(case)
+        if pictures or viewer:
+            predicted = classes_on(case.grid)
+            show(case, largest_components(predicted) if FLAGS.largest_component else predicted)
+        return classes_on(grid)
+
+    def show(case: Case, predicted: NDArray) -> None:
         if pictures:
             figure = overlay_figure(
                 case.image,
@@ -209,10 +283,9 @@ def _evaluate(
         if viewer:
             maps, spacing_mm = [predicted, case.label], case.grid.spacing_mm
             viewer.add(case.case_id, case.image, maps, spacing_mm=spacing_mm, words=case.modality)
-        return probabilities
 
     cases = evaluate(
-        predict,
+        segment,
         dataset,
         case_ids,
         original_grid=FLAGS.grid == "original",
@@ -231,21 +304,22 @@ def _evaluate(
         },
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
-        "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),
         "environment": environment(),
         "modalities": modalities,
         "cases": cases,
         "summary": summarize_cases(cases, dataset.task, modalities),
     }
     write_json(path, result)
-    print(
-        f"\n{model.setting.title} on the {about['part']} part of {dataset.split_name}, {FLAGS.grid} grid; "
-        f"preset {about['preset']}, step {about['step']} ({about['selection']}), seed {about['seed']}, "
-        f"commit {about['trained_at_commit']}\n"
+    trained = (
+        f"; preset {about['preset']}, step {step} ({about['selection']}), seed {about['seed']}, "
+        f"commit {about['trained_at_commit']}"
+        if "preset" in about
+        else ""
     )
+    print(f"\n{setting} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid{trained}\n")
     print(evaluation_table(result, dataset.task))
     if viewer:
-        viewer.write(FLAGS.viewer, f"{title}: {about['part']} part of {dataset.split_name}")
+        viewer.write(FLAGS.viewer, f"{title}: {part} part of {dataset.split_name}")
         print(f"\nslices: {FLAGS.viewer}")
     print(f"\n{counts_line(result, dataset.task)}\nevery number: {path}")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import fresh_programs
-from scipy import stats
 
 from data_prep import splits
 from data_prep.splits import by_part
+from experiments.compare import Side, check_comparable, difference_of, paired
 from experiments.results import builders, rendering
 from experiments.results.paper import paper_numbers
 from experiments.results.records import load_records
@@ -239,20 +239,6 @@ def test_rows_of_other_runs_are_those_of_the_study_s(run, way):
     assert row in (RESULTS.parent / "results.md").read_text(encoding="utf-8")
 
 
-def case_means(*evaluations: str) -> dict[tuple[str, str], float]:
-    """Mean Dice in % over the organs of each case, by modality and case id, from evaluation files below docs/.
-
-    A case that several of them have (seeds) counts with its mean.
-    """
-    means: dict[tuple[str, str], list[float]] = {}
-    for name in evaluations:
-        content = json.loads((RESULTS.parent / name).read_text(encoding="utf-8"))
-        for case_id, case in content["cases"].items():
-            dice = 100 * np.mean([organ["dice"] for organ in case["classes"].values()])
-            means.setdefault((case["modality"], case_id), []).append(dice)
-    return {case: np.mean(dice) for case, dice in means.items()}
-
-
 def of_table(setting: str, *folds: int, runs: str = "table2") -> list[str]:
     return [f"results/{runs}/abdomen-{setting}-seed0-fold{fold}/evaluation_test.json" for fold in folds]
 
@@ -276,17 +262,21 @@ STUDY = "study/ours_{}/evaluation_test{}.json"
 
 
 def difference(higher: Sequence[str], lower: Sequence[str], without: str = "") -> tuple[str, str]:
-    """Of the overall means, in which CT and MR weigh alike as in the tables, ± the standard deviation of the cases'.
+    """Of the overall means ± the standard deviation of the cases' differences, and Wilcoxon's p.
 
-    And p of Wilcoxon's signed-rank test over the cases.
+    Args:
+        higher, lower: Evaluation files below docs/.
+        without: A case to leave out.
     """
-    one, other = case_means(*higher), case_means(*lower)
-    assert one.keys() == other.keys()
-    differences = {(m, case_id): one[m, case_id] - other[m, case_id] for m, case_id in one if case_id != without}
-    overall = np.mean([np.mean([d for (m, _), d in differences.items() if m == modality]) for modality in ("ct", "mr")])
-    p = stats.wilcoxon([*differences.values()]).pvalue
-    p_text = "< 0.0001" if p < 1e-4 else f"{p:.2f}" if p >= 0.1 else f"{p:.1g}"
-    return f"{overall.round(1) + 0.0:.1f} ± {np.std([*differences.values()]):.1f}", p_text
+    sides = [
+        Side("", [json.loads((RESULTS.parent / file).read_text(encoding="utf-8")) for file in files])
+        for files in (higher, lower)
+    ]
+    left_out = [without] if without else []
+    check_comparable(*sides, left_out)
+    found = difference_of(paired(*sides, "dice", left_out)["mean"], sides[0].modality)
+    p_text = "< 0.0001" if found.p < 1e-4 else f"{found.p:.2f}" if found.p >= 0.1 else f"{found.p:.1g}"
+    return f"{round(100 * found.mean, 1) + 0.0:.1f} ± {100 * found.std:.1f}", p_text
 
 
 @pytest.mark.parametrize(

@@ -758,7 +758,12 @@ def test_distances_on_a_tilted_scan_are_those_of_the_patient(monkeypatch, caplog
     dataset = SimpleNamespace(task=task, case=lambda case_id, original_label: case)
 
     with caplog.at_level(logging.WARNING):
-        found = case_results.evaluate(lambda case: probabilities, dataset, ["a"], original_grid=True)["a"]
+        found = case_results.evaluate(
+            lambda case, grid: case_results.classes_on(probabilities, case.grid, grid),
+            dataset,
+            ["a"],
+            original_grid=True,
+        )["a"]
 
     liver = found["classes"]["liver"]
     assert caplog.messages == ["a: the scan's slices are tilted; it is evaluated on an upright grid over it"]

@@ -68,7 +68,7 @@ def test_units_are_averaged_over_seeds_and_joined_over_folds(tmp_path):
         cases[f"mr_{fold}"]["classes"]["spleen"] = absent()
         write_run(tmp_path, RunSpec("abdomen", "abdomen", "ours", seed=seed, fold=fold), cases)
         dice[seed, fold] = cases[f"ct_{fold}"]["classes"]["liver"]["dice"]
-    found = unit_values(load_records(tmp_path), "dice")
+    found = unit_values((record.cases() for record in load_records(tmp_path)), "dice")
     assert len(found) == 2 * 7  # per fold CT's four structures and MR's three
     for fold in (0, 1):
         assert found[f"ct_{fold}", "liver"] == pytest.approx((dice[0, fold] + dice[1, fold]) / 2)

@@ -292,8 +292,10 @@ def _tests(target: str, runs: Runs) -> Table:
     ours = by_setting.pop("ours")
     tests: dict[str, dict[str, list[float]]] = {"t_test": {}, "holm": {}, "wilcoxon": {}, "pairs": {}}
     for _, metric, _ in CASE_ROWS:
-        reference = unit_values(ours, metric)
-        comparisons = [compare(reference, unit_values(found, metric)) for found in by_setting.values()]
+        reference = unit_values((r.cases() for r in ours), metric)
+        comparisons = [
+            compare(reference, unit_values((r.cases() for r in found), metric)) for found in by_setting.values()
+        ]
         for name in ("t_test", "wilcoxon", "pairs"):
             tests[name][metric] = [getattr(c, name) for c in comparisons]
         tests["holm"][metric] = holm(tests["t_test"][metric])

@@ -1,7 +1,8 @@
-"""Is Ours better than a setting, or is it chance? (Tables III and IV; docs/reproduction.md#significance)
+"""Is one method better than another, or is it chance? (docs/reproduction.md#significance)
 
-Unit: one structure of one case, CT and MR together, as the paper does. Several seeds are averaged first, so that they
-do not multiply n; the folds of a cross-validation join, since each case is tested in one of them.
+Tables III and IV: the unit is one structure of one case, CT and MR together, as in the paper. In `experiments.compare`
+it is a case. Several seeds are averaged first, so that they do not multiply n; the folds of a cross-validation join,
+since each case is tested in one of them.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
 
-from experiments.results.records import Record
-
 Unit = tuple[str, str]  # case id, class name
+Key = TypeVar("Key", Unit, str)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against one setting.
+    """One method against another.
 
     Attributes:
         pairs: n, the number of units both have a value of.
@@ -33,11 +34,16 @@ class Comparison:
     wilcoxon: float
 
 
-def unit_values(records: Iterable[Record], metric: str) -> dict[Unit, float]:
-    """A metric by case and class, averaged over seeds; a class absent in prediction and reference is left out."""
+def unit_values(evaluated: Iterable[Mapping[str, Any]], metric: str) -> dict[Unit, float]:
+    """A metric by case and class, averaged over seeds; a class absent in prediction and reference is left out.
+
+    Args:
+        evaluated: "cases" of each evaluation.
+        metric: Name of a `ClassMetrics` number.
+    """
     values: dict[Unit, list[float]] = {}
-    for record in records:
-        for case_id, case in (record.evaluation or {"cases": {}})["cases"].items():
+    for cases in evaluated:
+        for case_id, case in cases.items():
             for name, metrics in case["classes"].items():
                 value = metrics[metric]
                 if value is not None and not math.isnan(value):
@@ -45,8 +51,8 @@ def unit_values(records: Iterable[Record], metric: str) -> dict[Unit, float]:
     return {unit: math.fsum(of_seeds) / len(of_seeds) for unit, of_seeds in values.items()}
 
 
-def compare(ours: Mapping[Unit, float], other: Mapping[Unit, float]) -> Comparison:
-    """Both tests over the units that both have; p is NaN for fewer than two, and 1 where no pair differs."""
+def compare(ours: Mapping[Key, float], other: Mapping[Key, float]) -> Comparison:
+    """Both tests over what both have (units, or cases); p is NaN for fewer than two, and 1 where no pair differs."""
     shared = sorted(ours.keys() & other.keys())
     a, b = (np.array([values[unit] for unit in shared]) for values in (ours, other))
     if len(shared) < 2:

@@ -14,7 +14,7 @@ from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor, largest_components
 from ummkd_tf.evaluation.metrics import case_metrics
 from ummkd_tf.model import losses
-from ummkd_tf.scans.geometry import Volume, resample, straightened
+from ummkd_tf.scans.geometry import Grid, Volume, resample, straightened
 from ummkd_tf.scans.preprocessing import restore
 
 _LOG = logging.getLogger(__name__)
@@ -47,8 +47,13 @@ def knowledge_of_cases(predictor: Predictor, cases: Iterable[Case], temperature:
     }
 
 
+def classes_on(probabilities: NDArray[np.float32], prepared: Grid, grid: Grid) -> NDArray:
+    """Class map on a scan's prepared grid, or on another grid, from class probabilities on the prepared one."""
+    return probabilities.argmax(-1) if grid is prepared else restore(probabilities, prepared, grid)
+
+
 def evaluate(
-    predict: Callable[[Case], NDArray[np.float32]],
+    segment: Callable[[Case, Grid], NDArray],
     dataset: Dataset,
     case_ids: Sequence[str],
     *,
@@ -59,7 +64,7 @@ def evaluate(
     """Metrics of every case.
 
     Args:
-        predict: Case → class probabilities [rows, columns, slices, classes] on the prepared grid.
+        segment: Case, grid → class map on that grid: the case's own, or one over its `original`. See `classes_on`.
         dataset: The data set.
         case_ids: Cases to evaluate.
         original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
@@ -73,7 +78,7 @@ def evaluate(
     results = {}
     for case_id in progress(case_ids):
         case = dataset.case(case_id, original_label=original_grid)
-        probabilities = predict(case)
+        reference, grid = case.label, case.grid
         if original_grid:
             assert case.original_label is not None
             reference, grid = case.original_label, case.original
@@ -81,9 +86,7 @@ def evaluate(
                 _LOG.warning("%s: the scan's slices are tilted; it is evaluated on an upright grid over it", case_id)
                 grid = straightened(case.original)
                 reference = resample(Volume(reference, case.original.affine), grid, "nearest")
-            predicted: NDArray = restore(probabilities, case.grid, grid)
-        else:
-            predicted, reference, grid = probabilities.argmax(-1), case.label, case.grid
+        predicted = segment(case, grid)
         if largest_component:
             predicted = largest_components(predicted)
         results[case_id] = {

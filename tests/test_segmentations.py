@@ -1,0 +1,96 @@
+"""Label maps of other programs, evaluated as a run is."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from programs import program
+
+from ummkd_tf.scans.geometry import Volume, reorient
+
+
+@pytest.fixture
+def folder(prepared_dataset, tmp_path):
+    """The references themselves, with values of another program; one of them with its axes in another order."""
+    for case_id, axes in (("ct_3", None), ("mr_3", "SAR")):
+        case = prepared_dataset.case(case_id, original_label=True)
+        labels = Volume(10 * case.original_label, case.original.affine)
+        labels = reorient(labels, axes) if axes else labels
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(labels.array, labels.affine), tmp_path / "maps" / f"{case_id}.nii.gz")
+    values = {str(10 * index): name for index, name in enumerate(prepared_dataset.task.class_names)}
+    (tmp_path / "values.json").write_text(json.dumps(values), encoding="utf-8")
+    return tmp_path
+
+
+def evaluated(dataset, folder, *more):
+    return program(
+        "experiments.evaluate",
+        f"--segmentations={folder / 'maps'}",
+        f"--data_dir={dataset.directory}",
+        f"--label_map={folder / 'values.json'}",
+        f"--out={folder / 'out'}",
+        *more,
+    )
+
+
+@pytest.mark.parametrize("grid", ["original", "prepared"])
+def test_the_references_themselves_are_perfect(prepared_dataset, folder, grid):
+    """On the prepared grid, too: a label map gets there in the same way as the reference."""
+    done = evaluated(prepared_dataset, folder, f"--grid={grid}")
+    assert done.returncode == 0, done.stderr
+    assert f"maps on the test part of {prepared_dataset.split_name}, {grid} grid\n" in done.stdout
+    name = f"evaluation_test{'_original' * (grid == 'original')}.json"
+    found = json.loads((folder / "out" / name).read_text(encoding="utf-8"))
+    assert [*found["cases"]] == ["ct_3", "mr_3"] and found["setting"] == {"title": "maps"}
+    for case in found["cases"].values():
+        for metrics in case["classes"].values():
+            assert (metrics["status"], metrics["dice"], metrics["hausdorff_mm"]) == ("ok", 1, 0)
+
+
+def test_they_can_be_compared_and_looked_at(prepared_dataset, folder):
+    assert evaluated(prepared_dataset, folder, f"--pictures={folder / 'pictures'}").returncode == 0
+    assert (folder / "pictures" / "mr_3.png").read_bytes().startswith(b"\x89PNG")
+    out = folder / "out"
+    done = program("experiments.compare", f"--first={out}", f"--second={out}")
+    assert done.returncode == 0 and "first:  maps (1 evaluation)" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (
+            lambda maps: (maps / "mr_3.nii.gz").unlink(),
+            "1 of the 2 cases of the test part have no label map, or two: mr_3",
+        ),
+        (lambda maps: shifted(maps / "ct_3.nii.gz"), "ct_3.nii.gz: the label map has"),
+        (lambda maps: (maps.parent / "values.json").write_text('{"10": "liver"}'), "unknown label value 20"),
+    ],
+)
+def test_what_does_not_fit_is_refused(prepared_dataset, folder, break_it, message):
+    break_it(folder / "maps")
+    done = evaluated(prepared_dataset, folder)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (folder / "out").exists()
+
+
+def shifted(path):
+    """Moves a label map by ten millimetres."""
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += 10
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+def test_flags_that_do_not_go_together_are_refused(tmp_path):
+    for flags, message in (
+        ([], "--run_dir, --model, --segmentations: expected one of them"),
+        (["--segmentations=a"], "expected --out and prepared --data_dir"),
+        (["--segmentations=a", "--out=b", "--data_dir=c", "--overlap=0.5"], "leave --csv and --overlap out"),
+        (["--segmentations=a", "--out=b", "--data_dir=c", "--selection=last"], "belong to a run"),
+    ):
+        done = program("experiments.evaluate", *flags)
+        assert done.returncode == 1 and message in done.stderr
