@@ -93,7 +93,7 @@ FLAGS ?=
 prepare-csv: setup  ## prepare-csv CSV=own.csv TASK=abdomen OUT=… [FLAGS=--label_map=map.json]: your own scans
 	$(RUN) data_prep.prepare --source=csv --csv='$(CSV)' --task='$(TASK)' --out='$(OUT)' $(FLAGS)
 
-verify-csv: setup
+verify-csv: setup  ## verify-csv CSV=own.csv TASK=abdomen: reports every problem of your own scans, writes nothing
 	$(RUN) data_prep.verify --source=csv --csv='$(CSV)' --task='$(TASK)' $(FLAGS)
 
 prepare-phantom: setup  ## prepare-phantom OUT=… [FLAGS=…]: phantom scans, abdomen

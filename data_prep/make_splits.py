@@ -75,11 +75,11 @@ def _tested(ids: Sequence[str], numbers: Sequence[str], modality: str, validated
 def main(argv: list[str]) -> None:
     """Writes every split file into --dir."""
     for name, content in contents().items():
-        path = Path(flags.FLAGS.dir) / f"{name}.json"
+        path = Path(flags.FLAGS.dir or splits.COMMITTED) / f"{name}.json"
         write_whole(path, text(content))
         print(path)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("dir", str(splits.COMMITTED), "Folder of the split files.")
+    flags.DEFINE_string("dir", None, "Folder of the split files; default: the committed ones, data_prep/splits.")
     run(main)

@@ -237,10 +237,13 @@ def read_names(label_map: Path) -> dict[int, str]:
         raise InputError(
             f"not a label map ({error})", where=label_map, fix='expected a JSON object like {"1": "prostate"}'
         ) from error
+    names = {value: BACKGROUND if name == 0 else name for value, name in names.items()}  # as prepare takes it
     wrong = [f"{value} → {name!r}" for value, name in names.items() if not isinstance(name, str)]
     if wrong:
         raise InputError(
-            f"{', '.join(wrong)}", where=label_map, fix="expected a class name for every value; correct the entries"
+            f"{', '.join(wrong)}",
+            where=label_map,
+            fix=f"expected a class name for every value, or {BACKGROUND}; correct the entries",
         )
     return names
 

@@ -197,7 +197,7 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "xla",
     False,
-    "Compile the training step with XLA, on one device. For a GPU: in 3D about three times as fast after the first "
+    "Compile the training step with XLA, on one device. For a GPU: in 3D two to three times as fast after the first "
     "step, which takes a minute (docs/performance.md). On a CPU it is slower.",
 )
 flags.DEFINE_bool("deterministic", False, "Bit-identical results on one machine; slower.")

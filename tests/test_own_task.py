@@ -119,6 +119,8 @@ def test_classes_are_the_label_values(tmp_path):
     path.write_text(json.dumps({"2": "left lung", "7": "right lung", "0": "background"}), encoding="utf-8")
     names = new_task.class_names(scans, path)
     assert described(*scans, names=names)[0].class_names == ("background", "left lung", "right lung")
+    path.write_text(json.dumps({"2": "left lung", "7": 0}), encoding="utf-8")
+    assert new_task.class_names(scans, path)[7] == "background"
     path.write_text(json.dumps({"2": "both", "7": "both"}), encoding="utf-8")  # two values, one class
     assert described(*scans, names=new_task.class_names(scans, path))[0].class_names == (
         "background",

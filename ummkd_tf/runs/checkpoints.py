@@ -219,9 +219,9 @@ class CheckpointFolder:
         """
         found = [self.folder / BEST] if selection == "best" else checkpoint_files(self.run_dir)[:1]
         if not found or not found[0].is_file():
-            raise InputError(
-                f"no {selection} checkpoint",
-                where=self.folder,
-                fix=f"train the run first, or choose --selection={'last' if selection == 'best' else 'best'}",
-            )
+            fix = {
+                "best": "train the run to its first validation, or choose --selection=last",
+                "last": "train the run first, or choose --selection=best",
+            }
+            raise InputError(f"no {selection} checkpoint", where=self.folder, fix=fix[selection])
         return found[0]
