@@ -106,6 +106,10 @@ def test_quarter_turn_and_shift_by_hand(channels):
     moved, classes = Augmentation(shift=1 / 3)(image, label, Limits())
     np.testing.assert_array_equal(classes, [[0, 0, 0], [0, 0, 1], [0, 3, 4]])
     np.testing.assert_allclose(moved[..., channels - 1], [[0, 0, 0], [0, 0, 1], [0, 3, 4]], atol=1e-5)
+    # All control points move by one voxel: the picture shifts the other way.
+    moved, classes = Augmentation(elastic=1 / 3)(image, label, Limits())
+    np.testing.assert_array_equal(classes[:1, :1], [[4]])
+    np.testing.assert_allclose(moved[:1, :1, channels - 1], [[4]], atol=1e-5)
 
 
 def test_quarter_turn_where_columns_are_three_times_as_far_apart_as_rows():
@@ -206,13 +210,31 @@ def test_intensities_by_hand():
     assert len(seen) == 4
 
 
+def test_noise_is_between_none_and_its_limit():
+    """Deviations are uniform between 0 and 0.2: their mean is 0.1."""
+    image, label = np.zeros((40, 40, 1), np.float32), np.zeros((40, 40), np.uint8)
+    noisy = [Augmentation(noise=0.2)(image, label, np.random.default_rng(seed))[0] for seed in range(100)]
+    deviations = [float(x.std()) for x in noisy]
+    assert min(deviations) < 0.02 and 0.18 < max(deviations) < 0.22
+    assert np.mean(deviations) == pytest.approx(0.1, abs=0.02)
+    assert np.mean(noisy) == pytest.approx(0, abs=0.01)
+
+
+def test_a_change_happens_with_its_probability():
+    image, label = np.zeros((2, 2, 1), np.float32), np.zeros((2, 2), np.uint8)
+    augmentation = Augmentation(intensity_shift=1.0, probability=0.2)
+    changed = [augmentation(image, label, np.random.default_rng(seed))[0].any() for seed in range(1000)]
+    assert np.mean(changed) == pytest.approx(0.2, abs=0.04)
+
+
 def test_same_bytes_on_two_threads_and_from_a_later_step():
     augmentation = AUGMENTATIONS["strong"]
     one = [bytes_of(b) for b in sampler(augmentation).batches(0, 6)]
     assert one == [bytes_of(b) for b in sampler(augmentation).batches(0, 6, num_threads=2)]
     assert one[4:] == [bytes_of(b) for b in sampler(augmentation).batches(4, 6)]
     assert len({b for batch in one for b in batch}) == 24  # 6 steps, 2 modalities, image and label: all differ
-    assert one[0] != bytes_of(sampler(augmentation, seed=1).batch(0))
+    other = bytes_of(sampler(augmentation, seed=1).batch(0))
+    assert not set(one[0]) & set(other)  # also of the labels, which differ by their augmentation alone
 
 
 def test_examples_of_a_batch_change_independently():

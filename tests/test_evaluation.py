@@ -131,6 +131,28 @@ def test_validation_score_is_the_mean_over_cases_classes_and_modalities():
     assert validation.mean_dice(Always1(), cases) == pytest.approx({"dice": 1.0, "ct_dice": 1.0})
 
 
+def test_validation_means_go_over_cases_then_classes_then_modalities():
+    """CT's class 1 has Dice 1 and 0, its class 2 is absent once and else 0: (½ + 0) / 2. MR has class 1 alone: 1."""
+    ones, both = np.ones((8, 8, 8), np.uint8), np.ones((8, 8, 8), np.uint8)
+    both[4:] = 2
+    predictions = {"a": ("ct", ones, ones), "b": ("ct", 0 * ones, both), "c": ("mr", ones, ones)}
+    cases = [case_of(name, m, predicted, label, GRID) for name, (m, predicted, label) in predictions.items()]
+    predictor = SimpleNamespace(probabilities=lambda image, modality: np.eye(3)[image])
+    expected = {"dice": 0.625, "ct_dice": 0.25, "mr_dice": 1.0}
+    assert validation.mean_dice(predictor, cases) == pytest.approx(expected)
+
+
+def test_of_each_predicted_class_the_largest_part_alone_is_evaluated_where_asked():
+    """Liver of four voxels, of which one that lies apart is left out: 2 · 3 / (3 + 4)."""
+    label = np.zeros((6, 1, 1), np.uint8)
+    label[[0, 1, 2, 5]] = 1
+    case = case_of("a", "ct", label, label, Grid(np.eye(4), label.shape))
+    dataset = SimpleNamespace(task=TASK, case=lambda case_id, original_label: case)
+    for largest_component, dice in ((False, 1.0), (True, 6 / 7)):
+        found = evaluation.evaluate(perfect, dataset, ["a"], largest_component=largest_component)
+        assert found["a"]["classes"]["liver"]["dice"] == pytest.approx(dice)
+
+
 def test_knowledge_of_whole_cases_is_that_of_their_logits():
     """Eq. 2–4 from probabilities of cases of different sizes agree with the losses on all their logits at once."""
     rng = np.random.default_rng(0)
@@ -144,11 +166,11 @@ def test_knowledge_of_whole_cases_is_that_of_their_logits():
     predictor = SimpleNamespace(
         model=SimpleNamespace(num_classes=3), probabilities=lambda image, modality: waiting.pop(0)
     )
-    result = evaluation.knowledge_of_cases(predictor, cases, temperature=2.0)
+    result = evaluation.knowledge_of_cases(predictor, cases, temperature=3.0)
     together = [{m: np.concatenate(parts) for m, parts in x.items()} for x in (logits, labels)]
-    assert result["kd_loss"] == pytest.approx(float(losses.knowledge_distillation_loss(*together)), rel=1e-4)
+    assert result["kd_loss"] == pytest.approx(float(losses.knowledge_distillation_loss(*together, 3.0)), rel=1e-4)
     for m in ("ct", "mr"):
-        np.testing.assert_allclose(result["q"][m], losses.class_knowledge(*(x[m] for x in together)), atol=1e-5)
+        np.testing.assert_allclose(result["q"][m], losses.class_knowledge(*(x[m] for x in together), 3.0), atol=1e-5)
 
 
 def test_a_class_that_no_case_has_leaves_the_mean_to_the_others():

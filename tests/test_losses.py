@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from toy_networks import toy3d
 
 from ummkd_tf import SETTINGS, UnpairedSegmenter
 from ummkd_tf.model import losses
@@ -37,6 +38,21 @@ def test_weighted_cross_entropy_by_hand():
     assert float(losses.weighted_cross_entropy(tf.zeros((1, 2, 2, 2)), one_hot(labels))) == pytest.approx(expected)
     # A probability of 0 is clipped to 0.005.
     assert float(losses.weighted_cross_entropy(-SURE, one_hot(LABELS))) == pytest.approx(-0.5 * np.log(0.005))
+
+
+def test_soft_dice_of_a_class_without_voxel_or_probability():
+    """Classes 0 and 1 are perfect; of class 2 there is nothing at all: 0, and not 0 / 0."""
+    sure = 1000.0 * (one_hot(LABELS, 3) - 0.5)
+    assert float(losses.soft_dice_loss(sure, one_hot(LABELS, 3))) == pytest.approx(-2 / 3)
+
+
+def test_voxels_of_no_class_by_hand():
+    """Four pixels with p = ½ everywhere: one of class 0, one of class 1, two whose label is no class."""
+    logits, reference = tf.zeros((1, 2, 2, 2)), one_hot(np.array([[[0, 1], [-1, 5]]]))
+    # Dice, each class: 2 · ½ · 1 / (4 · ¼ + 1) = ½.
+    assert float(losses.soft_dice_loss(logits, reference)) == pytest.approx(-0.5)
+    # Both weights are 1 - ½, because two pixels are labelled; the mean is over four.
+    assert float(losses.weighted_cross_entropy(logits, reference)) == pytest.approx(2 * 0.5 * np.log(2) / 4)
 
 
 def test_class_knowledge_by_hand():
@@ -78,6 +94,10 @@ def test_absent_class_uniform_or_skipped():
     # CT has class 1 with q = (¼, ¾); MR lacks it, so uniform: ¼ ln 3 / 2. Class 0 is alike.
     assert kd(a, UNDECIDED, LABELS, only_background) == pytest.approx(0.25 * np.log(3) / 2, rel=1e-4)
     assert kd(a, UNDECIDED, LABELS, only_background, absent="skip") == pytest.approx(0, abs=1e-6)
+    # CT's class 0 has q = (¾, ¼), MR's (½, ½): ¼ ln 3, over the one class that both have; and without such a class, 0.
+    a = tf.constant([[[[2 * np.log(3.0), 0.0], [0.0, 0.0]]]], tf.float32)
+    assert kd(a, UNDECIDED, LABELS, only_background, absent="skip") == pytest.approx(0.25 * np.log(3), rel=1e-4)
+    assert kd(a, UNDECIDED, 1 - only_background, only_background, absent="skip") == 0
 
 
 def test_absent_class_from_memory():
@@ -202,3 +222,36 @@ def test_loss_terms_and_their_sum(setting):
     assert 0.35 * terms["kd_loss"] > 3e-5 * abs(expected)
     expected += 0.35 * terms["kd_loss"] if setting in ("joint_kd", "ours") else 0.0
     assert terms["loss"] == pytest.approx(expected, rel=3e-6)
+
+
+def toy_batch(classes_of_mr=2):
+    rng = np.random.default_rng(0)
+    images = {m: tf.constant(rng.normal(size=(1, 4, 4, 4, 1)), tf.float32) for m in ("ct", "mr")}
+    return images, {m: rng.integers(0, c, (1, 4, 4, 4)) for m, c in (("ct", 2), ("mr", classes_of_mr))}
+
+
+@pytest.mark.parametrize("l2_on", ["all", "kernels"])
+def test_a_step_goes_down_the_gradient_of_the_reported_loss(l2_on, eager):
+    """Plain gradient descent with rate 1 subtracts the derivative of Eq. 5, L2's 2 η v in it."""
+    images, labels = toy_batch()
+    model = UnpairedSegmenter(network=toy3d(), num_classes=2, width=2, initialization="glorot")
+    model.compile(keras.optimizers.SGD(1.0), l2_weight=0.3, l2_on=l2_on)
+    with tf.GradientTape() as tape:
+        loss = model.batch_losses(images, labels, training=True)["loss"]
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    expected = [v.numpy() - g.numpy() for v, g in zip(model.trainable_variables, gradients, strict=True)]
+    model.optimize(images, labels)
+    for v, value in zip(model.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(v, value, atol=1e-5, err_msg=v.path)
+
+
+def test_the_choice_for_absent_classes_reaches_the_model_s_loss(eager):
+    images, labels = toy_batch(classes_of_mr=1)
+    model = UnpairedSegmenter(network=toy3d(), num_classes=2, width=2, initialization="glorot")
+    references, found = {m: one_hot(y) for m, y in labels.items()}, []
+    for absent in ("uniform", "skip"):
+        model.compile(absent=absent)
+        found.append(float(model.batch_losses(images, labels, training=False)["kd_loss"]))
+        expected = losses.knowledge_distillation_loss(model(images), references, absent=absent)
+        assert found[-1] == pytest.approx(float(expected), rel=1e-4)
+    assert found[0] != pytest.approx(found[1], rel=0.01)

@@ -369,6 +369,16 @@ def test_stored_axis_order_makes_no_difference(task, axes):
     assert found.original.axes == axes
 
 
+def test_images_are_interpolated_linearly():
+    """A ramp of voxels of 4 mm is a ramp in voxels of 1.5 mm too."""
+    array = np.arange(40, dtype=np.float32)[:, None, None].repeat(20, 1).repeat(4, 2)
+    task = dataclasses.replace(ABDOMEN, axes="RAS", size=(64, 32), region="image_center")
+    task = dataclasses.replace(task, clip={"default": Clip(0, 1000)})
+    steps = np.diff(prepare_scan(Volume(array, spaced(4, 4, 8)), None, task, "mr").image, axis=0)
+    assert steps.min() > 0
+    np.testing.assert_allclose(steps, steps[0, 0, 0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("task", [ABDOMEN, CARDIAC], ids=lambda task: task.name)
 def test_known_positions_survive_the_chain(task):
     """A marker at each corner of a box, and one in the middle: the prepared marker lies within half a voxel of it."""

@@ -76,6 +76,15 @@ def test_some_patches_are_chunks_and_the_others_around_labelled_slices(given):
     assert set(starts) == ({16} if share == 1 else {0, 8, 16, 24, 32})
 
 
+@pytest.mark.parametrize(("labelled", "starts"), [([1], {0}), ([20, 21], {16, 17}), ([39], {32})])
+def test_patches_around_labelled_slices_end_with_the_volume(labelled, starts):
+    """Each labelled slice is the fifth of a patch, unless the patch would begin before slice 0 or end after 39."""
+    examples = PatchExamples([case(40, labelled)], 1.0)
+    drawn = [examples.draw(np.random.default_rng(seed))[0][0, 0, :, 0].tolist() for seed in range(20)]
+    assert {slices[0] for slices in drawn} == starts
+    assert all(slices == list(range(int(slices[0]), int(slices[0]) + 8)) for slices in drawn)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_share_of_a_run_s_config_is_what_its_batches_have(prepared_dataset, share):
     cases = {m: prepared_dataset.stored_cases("train", m, 4) for m in ("ct", "mr")}
@@ -145,7 +154,8 @@ def test_origins_name_what_a_batch_was_cut_from():
         assert [int(text.split()[-1].split("-")[0]) for text in patches.origins(step)["ct"]] == found
         found = [int(image[0, 0, 1]) for image in slices.batch(step)[0]["ct"]]
         assert [int(text.split()[-1]) for text in slices.origins(step)["ct"]] == found
-    assert {text.split(",")[0] for step in range(9) for text in slices.origins(step)["ct"]} == {"a", "b"}
+    for source in (patches, slices):
+        assert {text.split(",")[0] for step in range(9) for text in source.origins(step)["ct"]} == {"a", "b"}
 
 
 def test_a_class_that_a_modality_lacks_is_an_error():

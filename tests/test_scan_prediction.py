@@ -29,6 +29,7 @@ from experiments.results.records import Record
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
+from ummkd_tf.evaluation.overlap import gaussian_weights
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.folder import read_run
@@ -182,6 +183,47 @@ def test_wide_patient_keeps_the_whole_organ():
     assert not result.labels[scan.array < 0].any()
     np.testing.assert_allclose(result.prepared_probabilities.sum(-1), 1, atol=1e-5)
     assert result.prepared_image.shape == result.prepared_probabilities.shape[:3]
+
+
+class FirstWindow(Bright):
+    """Class 1 everywhere in the first window that it is shown, and nowhere in the others."""
+
+    def probabilities(self, image, modality, factor=1, *, overlap=0.0, progress=iter):
+        self.overlap = overlap
+        return super().probabilities(np.full_like(image, -9 if self.seen else 9), modality)
+
+
+def test_windows_are_averaged_with_gaussian_weights():
+    """Three windows side by side; and the overlap of chunks inside a window is the model's to make."""
+    model, scan = FirstWindow(), patient((120, 40, 6), (4.0, 4.0, 8.0))
+    result = ScanPredictor(model, ABDOMEN, ("ct", "mr"), overlap=0.5).predict_scan(scan, "ct")
+    columns = result.prepared_image.shape[1]
+    weights = np.zeros((3, columns))
+    for row, start in zip(weights, (0, round((columns - 64) / 2), columns - 64), strict=True):
+        row[start : start + 64] = gaussian_weights(64)
+    expected = weights[0] / weights.sum(axis=0)
+    np.testing.assert_allclose(result.prepared_probabilities[20, :, 0, 1], expected, atol=1e-5)
+    assert model.overlap == 0.5
+
+
+def test_a_window_of_air_alone_is_background():
+    """It is not shown to the model; where it overlaps another one, the probabilities still sum to 1."""
+    scan = patient((120, 40, 6), (4.0, 4.0, 8.0))
+    scan.array[50:] = -1000
+    model = predictor(dataclasses.replace(ABDOMEN, region="image_center"))
+    result = model.predict_scan(scan, "ct")
+    assert (result.windows, len(model.model.seen)) == (3, 2)
+    np.testing.assert_allclose(result.prepared_probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_what_is_bright_apart_from_the_heart_does_not_move_its_window():
+    """A tenth as large, 70 mm beside it: the centroid of both would lie 7 mm off."""
+    heart, other = (slice(20, 30), slice(10, 22), slice(4, 14)), (slice(34, 38), slice(13, 16), slice(4, 14))
+    alone, both = (
+        predictor(CARDIAC).predict_scan(patient((50, 40, 18), organs=organs), "mr")
+        for organs in ([heart], [heart, other])
+    )
+    np.testing.assert_allclose(both.prepared_grid.affine, alone.prepared_grid.affine, atol=2.0)  # mm: half a voxel
 
 
 def test_scan_that_fits_has_one_window_as_in_training():

@@ -340,3 +340,16 @@ def test_dropout_and_first_kernels_are_the_released_ones():
     np.testing.assert_allclose(dropped[dropped > 0], 4 / 3)
     for norm in ("batch", "instance", "layer", "group"):
         assert make_norm(norm, 8, "n").epsilon == 1e-3
+
+
+def test_units_of_the_2d_network_drop_out_behind_their_convolution():
+    """Two units in each of 14 blocks, and two in group_9; neither the first convolution nor the last two."""
+    # Instance normalization is the same in training and in inference.
+    model = UnpairedSegmenter("dilated2d", width=1, num_classes=2, normalization="instance")
+    units = [unit for stage in model.stages for part in stage.parts for unit in getattr(part, "units", [part])]
+    assert [unit.dropout.rate if unit.dropout else 0.0 for unit in units] == [0.0, *30 * [0.25], 0.0, 0.0]
+    x = tf.constant(np.random.default_rng(0).normal(size=(1, 64, 64, 1)), tf.float32)
+    plain, dropped = (units[1](x, modality="ct", training=training).numpy() for training in (False, True))
+    kept = dropped != 0  # a convolution behind it would leave no zeros
+    assert np.mean(kept) == pytest.approx(0.75, abs=0.03)
+    np.testing.assert_allclose(dropped[kept], plain[kept] / 0.75, rtol=1e-4)

@@ -261,9 +261,26 @@ def test_what_shares_nothing_is_chosen_by_its_own_modality(tmp_path, setting, st
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
-    scores = iter([float("nan"), 0.2, float("nan"), 0.1])
+    scores = iter([float("nan"), 0.2, float("nan"), 0.2])  # nor is one that is only as good
     progress = run(compiled_model(), tmp_path, 8, validate=lambda: {"dice": next(scores)}, validate_every=2)
     assert (progress.best_dice, progress.best_step) == (0.2, 4)
+
+
+def test_validation_sees_the_statistics_of_the_last_training_batches(tmp_path, monkeypatch, eager):
+    """Two batches: validated after 2 and 3 steps, those of steps 0 and 1 (from 0), then of 1 and 2."""
+    events = []
+
+    def look(model, batches):
+        events.append([images["ct"].numpy().tobytes() for images in batches])
+
+    def validate():
+        events.append("validation")
+        return {"dice": 0.0}
+
+    monkeypatch.setattr(UnpairedSegmenter, "estimate_statistics", look)
+    run(compiled_model(), tmp_path, 3, validate=validate, validate_every=2)
+    batches = [cubes().batch(step)[0]["ct"].tobytes() for step in range(3)]
+    assert events == [batches[:2], "validation", batches[1:], "validation"]
 
 
 def test_a_damaged_or_missing_log_does_not_stop_a_run(tmp_path, caplog):
