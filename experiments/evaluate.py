@@ -121,15 +121,10 @@ def main(_: list[str]) -> None:
 
 
 def _evaluate_run(run_dir: Path) -> None:
-
     model, record, step = load_run(run_dir, FLAGS.selection)
     dataset = open_run_data(record, FLAGS.data_dir)
     part = "outlier" if FLAGS.outlier else FLAGS.part
     case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
-    if not case_ids:
-        raise InputError(
-            f"no case in the {part} part", where=dataset.directory, fix="expected one to evaluate; see --part"
-        )
     config = config_of(record)
     about = {
         "run_dir": str(run_dir),
@@ -147,7 +142,6 @@ def _evaluate_run(run_dir: Path) -> None:
 
 
 def _evaluate_model() -> None:
-
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import check_not_seen, load_model
 
@@ -251,6 +245,11 @@ def _evaluate_segmentations(folder: Path) -> None:
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about: dict[str, Any], path: Path) -> None:
     """Evaluates cases, writes every number to `path` and prints the table."""
+    setting, part, step = about["setting"]["title"], about["part"], about.get("step")
+    if not case_ids:
+        raise InputError(
+            f"no case in the {part} part", where=dataset.directory, fix="expected one to evaluate; see --part"
+        )
     _tell_what_is_replaced(path)
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import evaluate
@@ -258,7 +257,6 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
-    setting, part, step = about["setting"]["title"], about["part"], about.get("step")
     title = setting if step is None else f"{setting}, step {step}"
     viewer = SliceViewer(dataset.task, ("prediction", "reference"), cases=len(case_ids)) if FLAGS.viewer else None
 
