@@ -98,7 +98,6 @@ def main(_: list[str]) -> None:
 
 
 def _evaluate_run(run_dir: Path) -> None:
-
     model, record, step = load_run(run_dir, FLAGS.selection)
     dataset = open_run_data(record, FLAGS.data_dir)
     part = "outlier" if FLAGS.outlier else FLAGS.part
@@ -123,7 +122,6 @@ def _evaluate_run(run_dir: Path) -> None:
 
 
 def _evaluate_model() -> None:
-
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import check_not_seen, load_model
 
@@ -157,7 +155,6 @@ def _evaluate_model() -> None:
 
 def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     """The CSV's scans, prepared in a folder."""
-
     found = csv_list.find(csv_file, task, Path(FLAGS.label_map) if FLAGS.label_map else None)
     problems = list(found.problems)
     if not problems:
@@ -182,9 +179,8 @@ def _evaluate(
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     predictor = Predictor(model)
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
-    title = f"{model.setting.title}" + ("" if about["step"] is None else f", step {about['step']}")
-    maps = ("prediction", "reference")
-    viewer = SliceViewer(dataset.task, maps, cases=len(case_ids)) if FLAGS.viewer else None
+    title = model.setting.title + ("" if about["step"] is None else f", step {about['step']}")
+    viewer = SliceViewer(dataset.task, ("prediction", "reference"), cases=len(case_ids)) if FLAGS.viewer else None
 
     def predict(case: Case) -> NDArray[np.float32]:
         dataset.check_size(case.case_id, case.image.shape)
@@ -207,8 +203,8 @@ def _evaluate(
             )
             save_figure(figure, pictures / f"{case.case_id}.png")
         if viewer:
-            maps, spacing_mm = [predicted, case.label], case.grid.spacing_mm
-            viewer.add(case.case_id, case.image, maps, spacing_mm=spacing_mm, words=case.modality)
+            spacing_mm, words = case.grid.spacing_mm, case.modality
+            viewer.add(case.case_id, case.image, [predicted, case.label], spacing_mm=spacing_mm, words=words)
         return probabilities
 
     cases = evaluate(
