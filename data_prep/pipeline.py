@@ -27,7 +27,7 @@ from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import warnings_to
-from ummkd_tf.data.cases import file_checksum, is_current, read_checksums, voxels_checksum, write_case
+from ummkd_tf.data.cases import CASES, case_file, file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
@@ -37,7 +37,6 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
-_SUFFIX = ".h5"
 _LOST_SHARE = 0.05  # of an organ's volume; resampling moves less, unless the organ is thin against the slices
 
 
@@ -170,7 +169,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
             if out is not None and write:
                 check_space(out, prepared.image.nbytes + prepared.label.nbytes + label.array.nbytes)
                 write_case(
-                    _path(out / STAGING, case),
+                    case_file(out / STAGING, case.case_id),
                     prepared,
                     case_id=case.case_id,
                     modality=case.modality,
@@ -179,7 +178,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
                     image_sha256=image_sha256,
                     notes=[text.removeprefix(f"{case.image}: ") for text in told],
                 )
-                content = content_of(_path(out / STAGING, case), FACTORS, prepared.label)
+                content = content_of(case_file(out / STAGING, case.case_id), FACTORS, prepared.label)
     return Visit(
         case.case_id,
         list(dict.fromkeys(found.problems)),
@@ -401,15 +400,15 @@ def prepare_cases(
         # Before the cases are replaced, so that a run that is killed meanwhile leaves no data set of old and new ones.
         (out / DATASET).unlink(missing_ok=True)
         (out / INDEX).unlink(missing_ok=True)
-    for folder in (out, out / "cases"):  # of a run that was killed
+    for folder in (out, out / CASES):  # of a run that was killed
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    (out / "cases").mkdir(parents=True, exist_ok=True)
+    (out / CASES).mkdir(parents=True, exist_ok=True)
     for case, found in zip(wanted, visits, strict=True):
         if found.put_aside:
-            _path(out / STAGING, case).replace(_path(out / "cases", case))
+            case_file(out / STAGING, case.case_id).replace(case_file(out / CASES, case.case_id))
     shutil.rmtree(out / STAGING, ignore_errors=True)
-    paths = {case.case_id: _path(out / "cases", case) for case in wanted}
+    paths = {case.case_id: case_file(out / CASES, case.case_id) for case in wanted}
     known = {found.case_id: found.content for found in visits if found.content}
     contents(out, paths, FACTORS, known=known, each=partial(pool.each, title="index"))
     write_dataset(
@@ -423,7 +422,7 @@ def prepare_cases(
     )
     if earlier not in (None, split_name):
         note(f"the split was {earlier}, and is {split_name} now: runs trained on the earlier one need it back")
-    unlisted = sorted({path.stem for path in (out / "cases").glob("*.h5")} - set(case_modality))
+    unlisted = sorted({path.stem for path in (out / CASES).glob("*.h5")} - set(case_modality))
     if unlisted:
         note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
     note(done)
@@ -441,15 +440,11 @@ def prepare_unsplit(
     visits = list(pool.each(partial(visit, task=task, out=out), cases, "prepare"))
     problems = _report(visits, note)
     if not problems:
-        (out / STAGING).rename(out / "cases")
+        (out / STAGING).rename(out / CASES)
     modality = {case.case_id: case.modality for case in cases}
     split = {"train": (), "validation": (), "test": tuple(modality)}
     modalities = tuple(dict.fromkeys(modality.values()))
     return Dataset(out, task, modalities, modality, split, source, source), problems
-
-
-def _path(folder: Path, case: RawCase) -> Path:
-    return folder / f"{plain_name(case.case_id)}{_SUFFIX}"
 
 
 def _source(case: RawCase) -> dict[str, str]:
@@ -460,7 +455,7 @@ def _source(case: RawCase) -> dict[str, str]:
 
 def _current(case: RawCase, task: Task, out: Path, source: Mapping[str, str]) -> Path | None:
     """The case as prepared from these sources by this recipe: in the data set, or put aside by an interrupted run."""
-    for path in (_path(folder, case) for folder in (out / "cases", out / STAGING)):
+    for path in (case_file(folder, case.case_id) for folder in (out / CASES, out / STAGING)):
         if is_current(path, case_id=case.case_id, modality=case.modality, task=task, source=source):
             return path
     return None

@@ -20,7 +20,7 @@ from data_prep import pipeline
 from data_prep.sources.raw_case import Note, Problem, no_note
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress
-from ummkd_tf.data.cases import file_checksum, is_current, source_checksum, write_case
+from ummkd_tf.data.cases import CASES, case_file, file_checksum, is_current, source_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.data.released_dataset import RECORD_PARTS, write_description
 from ummkd_tf.released.lists import FilesByName, files_by_name, find_listed
@@ -303,7 +303,7 @@ def prepare_release(
     if dry_run:
         return []
     for case_id, (modality, path) in progress(release.volumes.items(), desc="convert", unit="case"):
-        _convert(path, out / "cases" / f"{case_id}.h5", case_id, modality, inspections[path].sha256)
+        _convert(path, case_file(out / CASES, case_id), case_id, modality, inspections[path].sha256)
     checksums = {f"{_below(raw, path)}/{name}": s for path, i in inspections.items() for name, s in i.sha256.items()}
     write_description(
         out,

@@ -249,9 +249,8 @@ def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collectio
     chosen = {
         m: {part: [c for c in split.get(m, {}).get(part, ()) if c not in excluded] for part in PARTS} for m in kept
     }
-    absent = [
-        c for cases in by_part(chosen).values() for c in cases if c not in {c for of in kept.values() for c in of}
-    ]
+    there = {case for cases in kept.values() for case in cases}
+    absent = [case for cases in by_part(chosen).values() for case in cases if case not in there]
     if absent:
         names = ",".join(sorted(absent))
         raise InputError(

@@ -29,10 +29,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "import-tf1": ("experiments.import_tf1", "the authors' TensorFlow 1 checkpoints as such a folder"),
         "growing": ("experiments.growing", "what helps a trained model to learn a further modality, on phantoms"),
         "study": ("experiments.study", "what makes the training work: one change at a time"),
-        "gradients": (
-            "experiments.gradients",
-            "size and direction of the gradients of each loss along a training",
-        ),
+        "gradients": ("experiments.gradients", "size and direction of the gradients of each loss along a training"),
         "benchmark": ("experiments.benchmark", "speed and memory beside TensorFlow's and PyTorch's own code"),
         "report": ("experiments.report", "one HTML page with every table, figure, curve, case and run"),
     }

@@ -28,7 +28,7 @@ from experiments.results.significance import Unit, compare, unit_values
 from experiments.results.table import p_text
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.documents import MALFORMED
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.common.notes import note_aside
 from ummkd_tf.evaluation.summary import METRICS
 from ummkd_tf.output.text_tables import markdown
@@ -115,10 +115,9 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
         raise InputError(f"--without={','.join(unknown)}: expected some of the tested cases, e.g. {min(one)}")
     for side, lacks in ((first, second), (second, first)):
         if alone := sorted(side.modality.keys() - lacks.modality.keys() - {*without}):
-            more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
             raise InputError(
-                f"{', '.join(alone[:5])}{more}: in {side.flag} and not in {lacks.flag}: expected the same cases on "
-                "both sides; leave some out with --without, or evaluate again"
+                f"{listed(alone)}: in {side.flag} and not in {lacks.flag}: expected the same cases on both sides; leave "
+                "some out with --without, or evaluate again"
             )
     if mixed := sorted(case_id for case_id in one.keys() & other.keys() if one[case_id] != other[case_id]):
         raise InputError(

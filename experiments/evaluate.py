@@ -30,7 +30,7 @@ from data_prep.sources.raw_case import remap
 from data_prep.workers import Workers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.common.files import write_json
 from ummkd_tf.common.notes import note, note_aside
 from ummkd_tf.common.progress import progress
@@ -176,7 +176,6 @@ def _evaluate_model() -> None:
 
 def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     """The CSV's scans, prepared in a folder."""
-
     found = csv_list.find(csv_file, task, Path(FLAGS.label_map) if FLAGS.label_map else None)
     problems = list(found.problems)
     if not problems:
@@ -216,7 +215,7 @@ def _evaluate_segmentations(folder: Path) -> None:
     if missing := [case_id for case_id, paths in found.items() if len(paths) != 1]:
         raise InputError(
             f"{len(missing)} of the {len(case_ids)} cases of the {FLAGS.part} part have no label map, or two: "
-            f"{', '.join(missing[:5])}{' …' * (len(missing) > 5)}",
+            f"{listed(missing)}",
             where=folder,
             fix=f"expected one for each, e.g. {missing[0]}.nii.gz",
         )
@@ -279,8 +278,8 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
             )
             save_figure(figure, pictures / f"{case.case_id}.png")
         if viewer:
-            maps, spacing_mm = [predicted, case.label], case.grid.spacing_mm
-            viewer.add(case.case_id, case.image, maps, spacing_mm=spacing_mm, words=case.modality)
+            spacing_mm, words = case.grid.spacing_mm, case.modality
+            viewer.add(case.case_id, case.image, [predicted, case.label], spacing_mm=spacing_mm, words=words)
 
     cases = evaluate(
         segment,

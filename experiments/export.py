@@ -38,7 +38,6 @@ def results_of(run_dir: Path, selection: str | None) -> str:
     Raises:
         InputError: A damaged evaluation.
     """
-
     path = run_dir / evaluation_name("test")
     if not path.is_file():
         return ""

@@ -28,15 +28,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from experiments.number_lists import define_whole_numbers
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.captions import counts, provenance
 from experiments.results.records import Record, load_folder, modalities_of, of_spec, seeds_and_folds, select
 from experiments.results.table import class_title, modality_title
-from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
+from ummkd_tf.evaluation.metrics import summarize
 from ummkd_tf.output import pictures
+from ummkd_tf.runs.folder import config_of
 from ummkd_tf.runs.loading import load_run
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import Task
@@ -234,11 +236,7 @@ def _reference_run(records: Sequence[Record]) -> Record:
 
 def median_cases(record: Record, modality: str, number: int) -> list[str]:
     """The test cases of a modality nearest to the median of the mean Dice, as many as there are, by name."""
-    dice = {
-        case_id: _mean([metrics["dice"] for metrics in case["classes"].values()])
-        for case_id, case in record.cases().items()
-        if case["modality"] == modality
-    }
+    dice = {case_id: _mean_dice(case) for case_id, case in record.cases().items() if case["modality"] == modality}
     if not dice:
         raise InputError(
             f"no {modality} case in evaluation_test.json", where=record.run_dir, fix="evaluate the run again"
@@ -248,15 +246,13 @@ def median_cases(record: Record, modality: str, number: int) -> list[str]:
     return sorted(ordered[first : first + number])
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    """Mean of the defined values; a class absent in prediction and reference has none."""
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else math.nan
+def _mean_dice(case: Mapping[str, Any]) -> float:
+    """Of an evaluated case, over its classes; NaN where prediction and reference have none."""
+    return summarize(metrics["dice"] for metrics in case["classes"].values()).mean
 
 
 def read_case(record: Record, case_id: str) -> Case:
     """A case of a run's data, on the task's grid."""
-
     return open_dataset(record.run["data_dir"]).case(case_id)
 
 
@@ -276,7 +272,7 @@ class Predictions:
             model, _, _ = load_run(record.run_dir, evaluation.get("selection"))
             self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
         predictor, dataset = self._loaded[record.run_dir]
-        factor = dataset.task.size[0] // record.run["flags"]["size"]
+        factor = config_of(record.run).factor(dataset.task)
         case = dataset.case(case_id, factor)
         overlap = evaluation.get("overlap", 0.0)
         predicted = predictor.probabilities(case.image, case.modality, factor, overlap=overlap).argmax(-1)
@@ -319,7 +315,7 @@ def _dice_over_alpha(specs: Sequence[RunSpec], records: Sequence[Record]) -> Fig
 def _case_dice(records: Sequence[Record], modality: str) -> list[float]:
     """Mean Dice over structures in %, of each test case of each run."""
     cases = [case for record in records for case in record.cases().values()]
-    values = [_mean([m["dice"] for m in case["classes"].values()]) for case in cases if case["modality"] == modality]
+    values = [_mean_dice(case) for case in cases if case["modality"] == modality]
     return [100 * value for value in values if not math.isnan(value)]
 
 
@@ -440,17 +436,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
     flags.DEFINE_enum("figure", None, list(FIGURES), "Which one.", required=True)
     flags.DEFINE_string("out_dir", "results", "Folder for the figure.")
-    flags.DEFINE_list("seeds", None, "Seeds that belong in it; default: all that are there.")
-    flags.DEFINE_list("folds", None, "Folds that belong in it; default: all that are there.")
+    define_whole_numbers("seeds", None, "Seeds that belong in it; default: all that are there.")
+    define_whole_numbers("folds", None, "Folds that belong in it; default: all that are there.")
 
 
 def main(_: list[str]) -> None:
     """Draws the figures that the flags ask for."""
     values = flags.FLAGS
     records = load_folder(values.runs_dir)
-    seeds, folds = seeds_and_folds(
-        records, values.figure, *(whole_numbers(flag, values[flag].value) for flag in ("seeds", "folds"))
-    )
+    seeds, folds = seeds_and_folds(records, values.figure, values.seeds, values.folds)
     wanted = select(records, TARGETS[values.figure].runs(seeds, folds))
     draw(values.figure, wanted, Path(values.out_dir))
     print(f"{Path(values.out_dir) / values.figure}.pdf and .png")

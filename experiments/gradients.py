@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from experiments.plans import ALPHA
+from experiments.recipes import ALPHA
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.progress import progress

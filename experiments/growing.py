@@ -21,8 +21,8 @@ from data_prep.phantom.sets import write_abdomen
 from data_prep.pipeline import prepare_cases
 from data_prep.sources import btcv, chaos
 from data_prep.workers import Workers
-from experiments.recipes import PRESETS, RECIPES
-from experiments.tables import whole_numbers
+from experiments.number_lists import define_whole_numbers
+from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note
@@ -38,7 +38,7 @@ flags.DEFINE_string("work_dir", None, "Folder for phantoms, runs and the first m
 flags.DEFINE_integer("steps", 200, "Steps of each run with the new modality.", lower_bound=1)
 flags.DEFINE_integer("first_steps", 300, "Steps of the first model.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
-flags.DEFINE_list("scans", ["2", "4", "8"], "Training scans of the new modality.")
+define_whole_numbers("scans", "2,4,8", "Training scans of the new modality.")
 
 TASK, PRESET = TASKS["abdomen"], PRESETS["tiny"]
 NEW = "mr2"
@@ -54,7 +54,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 def write_phantoms(folder: Path) -> None:
     """Prepares 6 CT and 6 MR in `folder/first`, and 14 MR of opposite contrast in `folder/new`, of other patients."""
-
     write_abdomen(folder / "raw_first", num_ct=6, num_mr=6, seed=0, overwrite=True)
     write_abdomen(folder / "raw_new", num_ct=1, num_mr=14, seed=1, anticorrelated_mr=True, overwrite=True)
     new = [dataclasses.replace(case, modality=NEW) for case in chaos.find(folder / "raw_new").cases]
@@ -74,7 +73,7 @@ def write_phantoms(folder: Path) -> None:
                 cases, TASK, folder / name, split=split, split_name="growing", source="phantom", pool=pool, note=note
             )
             if problems:
-                raise InputError(f"{problems[0]}", where=folder)
+                raise InputError(str(problems[0]), where=folder)
 
 
 def config(steps: int, **changes: Any) -> RunConfig:
@@ -92,8 +91,8 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "decay_every": recipe.decay_every,
         "augmentation": "none",  # for so few steps, unlike the recipe
         "batch_size": PRESET.batch_size,
-        "alpha": 0.5,
-        "temperature": 2.0,
+        "alpha": ALPHA,
+        "temperature": TEMPERATURE,
         "absent": recipe.absent,
         "l2_on": recipe.l2_on,
         "l2_weight": recipe.l2_weight,
@@ -127,13 +126,11 @@ def train(dataset: Dataset, run_dir: Path, settings: RunConfig) -> float:
 
 def table(scores: Mapping[str, Sequence[float]], scans: Sequence[int]) -> str:
     """Markdown: a row per way, a column per number of scans."""
-
     header = [f"{NEW} Dice, %", *(f"{n} scans" for n in scans)]
     return markdown(header, [[way, *(f"{100 * score:.1f}" for score in row)] for way, row in scores.items()])
 
 
 def main(_: list[str]) -> None:
-    scans = whole_numbers("scans", FLAGS.scans) or []
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import export_run
@@ -145,7 +142,7 @@ def main(_: list[str]) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
     new = Dataset.load(work / "new")
     most = len(new.ids("train"))
-    if wrong := [n for n in scans if not 0 < n <= most]:
+    if wrong := [n for n in FLAGS.scans if not 0 < n <= most]:
         raise InputError(
             f"--scans={','.join(map(str, wrong))}: expected numbers from 1 to {most}, as many as there are to train on"
         )
@@ -153,7 +150,7 @@ def main(_: list[str]) -> None:
     if not (work / "model").exists():
         export_run(work / "runs" / "first", work / "model")
     scores: dict[str, list[float]] = {way: [] for way in WAYS}
-    for n in scans:
+    for n in FLAGS.scans:
         part = dataclasses.replace(new, split={**new.split, "train": new.split["train"][:n]})
         for way, changes in WAYS.items():
             settings = config(FLAGS.steps, **{"init_from": str((work / "model").resolve()), **changes})
@@ -163,7 +160,7 @@ def main(_: list[str]) -> None:
         f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {commit()}; "
         f"{len(new.ids('test'))} test scans"
     )
-    print(f"\n{table(scores, scans)}")
+    print(f"\n{table(scores, FLAGS.scans)}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from experiments.recipes import ALPHA
 from ummkd_tf.settings import SETTINGS
 
-ALPHA = 0.5  # the paper's (Sec. III-C)
 NORMALIZATIONS = ("instance", "layer", "group")  # blocks of Table V
 NORM_SETTINGS = ("individual", "joint", "joint_kd", "chilopod", "ours")  # rows of Table V
 BOX_ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 10))  # Fig. 6

@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
@@ -38,13 +37,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from absl import flags
 from tqdm import tqdm
 
+from experiments.volume_tables import VOLUMES, ScanToSegment, VolumeTables, check_names_are_free, is_same_file
 from ummkd_tf.common.cli import message_for_user, run, start_tensorflow
-from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
+from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError, Stopped, one_line
-from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.common.files import check_exists
 from ummkd_tf.common.notes import note_aside, warnings_to
 from ummkd_tf.evaluation.overlap import check_overlap
-from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg, write_label_files
+from ummkd_tf.output.label_files import check_highdicom, write_dicom_seg
 from ummkd_tf.output.pictures import overlay_figure, save_figure
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
@@ -63,9 +63,13 @@ flags.DEFINE_multi_string(
     "run_dir", None, "Folder of a trained run; several, repeated or with commas between, are averaged."
 )
 flags.DEFINE_string("model", None, "Exported model, a folder that experiments.export has written, instead of a run.")
-flags.DEFINE_string("input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.")
+flags.DEFINE_string(
+    "input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.", required=True
+)
 flags.DEFINE_string("modality", None, "The scans' modality, as the run names it, e.g. ct or mr; a CSV has its own.")
-flags.DEFINE_string("output", None, "Label map to write, .nii or .nii.gz; or a folder, for one scan or many.")
+flags.DEFINE_string(
+    "output", None, "Label map to write, .nii or .nii.gz; or a folder, for one scan or many.", required=True
+)
 flags.DEFINE_bool(
     "skip_existing",
     False,
@@ -82,20 +86,8 @@ flags.DEFINE_float("overlap", 0.0, "Share of a 3D chunk that the next one sees a
 flags.DEFINE_bool("largest_component", False, "Keep the largest connected part of each class alone.")
 flags.DEFINE_bool("probabilities", False, "Also write NAME_probabilities.nii.gz, float32, one volume per class.")
 flags.DEFINE_bool("dicom_seg", False, "Also write NAME.dcm, a DICOM segmentation, for DICOM series (needs highdicom).")
-for _name in ("input", "output"):
-    flags.mark_flag_as_required(_name)
 
 _COLUMNS = ("case", "modality", "image")
-_CSV, _JSON, _LOCK = "volumes.csv", "volumes.json", ".volumes.lock"
-
-
-@dataclass(frozen=True)
-class ScanToSegment:
-    """One scan to segment: its name, which its files take, its place and its modality."""
-
-    name: str
-    path: Path
-    modality: str
 
 
 def main(_: list[str]) -> None:
@@ -119,12 +111,12 @@ def main(_: list[str]) -> None:
         raise InputError(
             "--skip_existing: goes with a folder as --output, and without --viewer, whose page has all scans"
         )
-    if one_file and (len(scans) > 1 or FLAGS.input.endswith(".csv")):
+    if one_file and (len(scans) > 1 or _is_csv(Path(FLAGS.input))):
         raise InputError(f"--output={output}: a file, but {FLAGS.input} lists scans: give a folder to write to")
     places = {scan.name: _places(scan.name, output, one_file) for scan in scans}
-    _check_not_overwriting(scans, [files["labels"] for files in places.values()])
+    _check_not_overwriting(scans, [path for files in places.values() for path in files.values()])
     if not one_file:
-        _check_names_are_free(scans, output, places)
+        check_names_are_free(scans, output, places)
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import load_model
@@ -135,7 +127,7 @@ def main(_: list[str]) -> None:
         if FLAGS.model
         else load_scan_predictor(run_dirs, FLAGS.selection, **options)
     )
-    tables = None if one_file else _Tables(output, scans, predictor, run_dirs or [FLAGS.model])
+    tables = None if one_file else VolumeTables(output, scans, predictor, run_dirs or [FLAGS.model])
     _segment_all(scans, predictor, places, tables)
 
 
@@ -143,7 +135,7 @@ def _segment_all(
     scans: Sequence[ScanToSegment],
     predictor: ScanPredictor,
     places: Mapping[str, Mapping[str, Path]],
-    tables: _Tables | None,
+    tables: VolumeTables | None,
 ) -> None:
     """Segments the scans, of which one that fails ends no other.
 
@@ -184,7 +176,7 @@ def _segment_all(
         number = error.args[0] if error.args else signal.SIGINT
         told = f"stopped by {signal.Signals(number).name}: {done} of {len(scans)} scans are segmented"
         if tables:
-            told += f", and listed in {FLAGS.output}/{_CSV}; the same command with --skip_existing goes on"
+            told += f", and listed in {FLAGS.output}/{VOLUMES}; the same command with --skip_existing goes on"
         raise Stopped(told, 128 + number) from None
     if tables and todo:
         print(f"{FLAGS.output}: {done - len(kept)} scans; {', '.join(tables.files)}")
@@ -206,6 +198,10 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _is_csv(given: Path) -> bool:
+    return given.suffix.lower() == ".csv"
+
+
 def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
     """What --input means, checked for modalities and names."""
 
@@ -213,7 +209,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
         suffix = next((s for s in VOLUME_SUFFIXES if path.name.lower().endswith(s)), path.suffix * path.is_file())
         return path.name[: len(path.name) - len(suffix)]
 
-    if given.suffix.lower() == ".csv":
+    listed = _is_csv(given)
+    if listed:
         scans = _csv_scans(given)
     else:
         if FLAGS.modality is None:
@@ -233,13 +230,12 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
     scans = [  # "CT" is accepted for "ct"
         scan if scan.modality in modalities else replace(scan, modality=scan.modality.lower()) for scan in scans
     ]
-    where = given if given.suffix.lower() == ".csv" else f"--modality={FLAGS.modality}"
     for scan in scans:
         if scan.modality not in modalities:
-            told = f"{where}: {scan.name} is {scan.modality!r}, and" if isinstance(where, Path) else f"{where}:"
+            told = f"{given}: {scan.name} is {scan.modality!r}, and" if listed else f"--modality={FLAGS.modality}:"
             raise InputError(f"{told} the run knows {', '.join(modalities)}; give the scan's modality")
     if not any(scan.path.exists() for scan in scans):
-        _check_exists(scans[0].path)
+        check_exists(scans[0].path)
     names = [scan.name for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -247,13 +243,6 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
             f"several scans called {', '.join(twice)}", where=given, fix="rename them, or list them in a CSV"
         )
     return scans
-
-
-def _check_exists(path: Path) -> None:
-    if path.is_symlink() and not path.exists():
-        raise InputError("a link to a file that is not there", where=path, fix="restore the file, or remove the link")
-    if not path.exists():
-        raise InputError("no such file or folder", where=path, fix="check the path")
 
 
 def _csv_scans(path: Path) -> list[ScanToSegment]:
@@ -292,36 +281,15 @@ def _places(name: str, output: Path, one_file: bool) -> dict[str, Path]:
 
 
 def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: Sequence[Path]) -> None:
+    """Refuses to write a file onto a scan, or onto another scan's file."""
     inputs = {scan.path.resolve() for scan in scans}
+    seen: set[Path] = set()
     for target in targets:
-        if target.resolve() in inputs or any(_same_file(target, path) for path in inputs):
-            told = f"--output={FLAGS.output}"
-            raise InputError("is the scan itself", where=told, fix="expected another file; choose another name")
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return one == other or (one.exists() and other.exists() and one.samefile(other))
-
-
-def _check_names_are_free(
-    scans: Sequence[ScanToSegment], output: Path, places: Mapping[str, Mapping[str, Path]]
-) -> None:
-    """Refuses to replace what the folder holds of another scan with the same name, e.g. of the other modality."""
-    try:
-        earlier = read_json(output / _JSON)["scans"]
-        found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
-        known = {name: (entry["modality"], Path(entry["image"])) for name, entry in found.items()}
-    except MALFORMED:  # none yet, or a damaged one
-        return
-    for scan in scans:
-        modality, image = known.get(scan.name, (scan.modality, scan.path))
-        another = modality != scan.modality or (image.exists() and not _same_file(image, scan.path))
-        if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
-            raise InputError(
-                f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
-                where=output,
-                fix="choose another --output, or give the scans other names in a CSV",
-            )
+        if any(is_same_file(target.resolve(), path) for path in inputs):
+            raise InputError("is the scan itself", where=target, fix="expected another file; choose another --output")
+        if target in seen:
+            raise InputError("would be written of two scans", where=target, fix="rename one of them in a CSV")
+        seen.add(target)
 
 
 def _segment(
@@ -342,7 +310,6 @@ def _segment(
         entry["notes"].append(_without_path(note, scan))
 
     with warnings_to(take):
-        _check_exists(scan.path)
         result = predictor.predict_scan(scan.path, scan.modality, progress=progress)
         write_nifti(places["labels"], Volume(result.labels, result.affine))
         entry["windows"] = result.windows
@@ -388,96 +355,6 @@ def _write(result: Segmentation, scan: ScanToSegment, places: Mapping[str, Path]
         )
         save_figure(figure, places["overlay"])
         print(f"picture: {places['overlay']}")
-
-
-class _Tables:
-    """The tables of a folder, which also hold what the same model and options have segmented there before.
-
-    They are written again after each scan, so that they hold what is done, however the program ends. Another process
-    may write there, too, as for the other modality.
-    """
-
-    def __init__(
-        self, folder: Path, scans: Sequence[ScanToSegment], predictor: ScanPredictor, sources: Sequence[str]
-    ) -> None:
-        self._folder, self._scans, self._task = folder, scans, predictor.task
-        self._about = {
-            "model": predictor.title,
-            "run_dirs": list(sources),
-            "task": predictor.task.name,
-            "overlap": predictor.overlap,
-            "largest_component": predictor.largest_component,
-        }
-        self._entries: dict[str, dict[str, Any]] = {}
-        self.files: list[str] = []
-
-    def kept(self, places: Mapping[str, Mapping[str, Path]]) -> list[str]:
-        """Names of the scans that are done: listed as such, by the same model and options, and with all files."""
-        about, entries = self._read()
-        if about != self._about:
-            return []
-
-        def is_done(scan: ScanToSegment) -> bool:
-            entry = entries.get(scan.name, {})
-            return (
-                (entry.get("status", "done"), entry.get("modality")) == ("done", scan.modality)
-                and _same_file(Path(str(entry.get("image"))), scan.path)
-                and all(path.exists() for path in places[scan.name].values())
-            )
-
-        return [scan.name for scan in self._scans if is_done(scan)]
-
-    def add(self, name: str, entry: dict[str, Any]) -> None:
-        """Adds a scan, and writes the tables."""
-        self._entries[name] = entry
-        label_files = write_label_files(self._folder, self._task)
-        with _waiting_for(self._folder / _LOCK):
-            about, entries = self._read()
-            if about == self._about:
-                entries = {**entries, **self._entries}
-            else:
-                left = [name for name in entries if name not in {scan.name for scan in self._scans}]
-                if left:
-                    print(f"{self._folder}: segmented otherwise, so no longer in {_CSV}: {', '.join(left)}")
-                entries = self._entries
-            path = self._folder / _CSV
-            with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(("scan", "modality", "class", "label", "voxels", "ml", "status", "notes"))
-                writer.writerows(_rows(entries))
-            write_json(self._folder / _JSON, {**self._about, "scans": entries})
-        self.files = [_CSV, _JSON, *(file.name for file in label_files)]
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """What the folder's entries were made with, and the entries."""
-        try:
-            about = read_json(self._folder / _JSON)
-            entries = dict(about.pop("scans"))
-            _rows(entries)
-        except MALFORMED:  # none yet, or a damaged one, which is written anew
-            return self._about, {}
-        return about, entries
-
-
-def _rows(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
-    """Lines of volumes.csv: one for each class of a scan, or one without a class where the scan failed."""
-    rows: list[tuple[object, ...]] = []
-    for name, entry in entries.items():
-        classes = [(c, e["label"], e["voxels"], f"{e['ml']:.3f}") for c, e in entry["classes"].items()]
-        # Entries of earlier versions have neither status nor notes; they were done.
-        end = entry.get("status", "done"), "; ".join(entry.get("notes", ()))
-        rows += [(name, entry["modality"], *values, *end) for values in classes or [("", "", "", "")]]
-    return rows
-
-
-@contextlib.contextmanager
-def _waiting_for(lock: Path) -> Iterator[None]:
-    """Waits until no other process holds a lock file, and holds it."""
-    with open(lock, "a", encoding="utf-8") as stream:
-        # Some network file systems have no locks; there, one process at a time is safe.
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _scan_name(path: Path) -> str:

@@ -14,6 +14,11 @@ from ummkd_tf.model.architectures import Initialization
 from ummkd_tf.runs.config import L2On, Schedule
 from ummkd_tf.settings import AbsentClass
 
+ALPHA = 0.5
+"""Weight of the distillation loss in Eq. 5, which takes half of it (Sec. III-C)."""
+TEMPERATURE = 2.0
+"""T of Eq. 3."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -56,7 +56,9 @@ def _entry(record: Record) -> Entry:
         entry = Entry(record, read_curves(record.run_dir / HISTORY))
         for target in TABLES:
             builders.build(target, [record])
-        _cases([entry], Path()), _parameters([entry]), _is_phantom([entry]), _curves([entry])
+        _cases([entry], Path())
+        for section in (_parameters, _is_phantom, _curves):
+            section([entry])
     except (InputError, *MALFORMED) as error:
         return Entry(record, {}, f"{type(error).__name__}: {error}")
     return entry

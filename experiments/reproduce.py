@@ -18,10 +18,11 @@ from typing import Any, Literal, get_args
 
 from absl import flags
 
-from experiments import figures, slurm, tables
+from experiments import figures, slurm
 from experiments.benchmark.results import OURS
 from experiments.benchmark.steps import Size, Worker
 from experiments.execution import run_all
+from experiments.number_lists import define_whole_numbers
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
 from experiments.recipes import PRESETS, RECIPES
 from experiments.results import builders, rendering
@@ -140,27 +141,27 @@ class Work:
         Raises:
             InputError: The folder holds another run than the one wanted.
         """
+        evaluations = {"evaluate": EVALUATION} | ({"evaluate outlier": OUTLIER} if self.with_outlier else {})
         record = read_run(self.run_dir) if (self.run_dir / RUN).is_file() else None
         if record:
             self._check(record)
-        trained = record is not None and record["status"] == "finished"
+        if record is None or record["status"] != "finished":
+            return ["train", *evaluations]
+        return [step for step, name in evaluations.items() if not self._is_current(self.run_dir / name, record)]
+
+    def _is_current(self, evaluation: Path, record: Mapping[str, Any]) -> bool:
+        """Whether an evaluation is there, and of the run's checkpoint, data and options."""
         # An evaluation is as good as its checkpoint and its data: experiments.evaluate refuses data of another split.
         sources = [*self.run_dir.glob("checkpoints/*.npz"), *map(self.options.data_dir(self.spec).joinpath, DATA_FILES)]
         newest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
-        wanted = {"evaluate": EVALUATION} | ({"evaluate outlier": OUTLIER} if self.with_outlier else {})
-        steps = [] if trained else ["train"]
-        for step, name in wanted.items():
-            result = self.run_dir / name
-            current = result.is_file() and result.stat().st_mtime >= newest
-            if current:
-                content, step_of = read_json(result) or {}, record and selected_step(record)
-                current = all((content.get(name) or 0) == value for name, value in self._beyond_protocol.items())
-                current = current and (step_of is None or content.get("step") == step_of)
-            if step == "evaluate outlier" and current:
-                current = self.options.outlier in (read_json(result) or {}).get("cases", {})
-            if not (trained and current):
-                steps.append(step)
-        return steps
+        if not evaluation.is_file() or evaluation.stat().st_mtime < newest:
+            return False
+        content = read_json(evaluation) or {}
+        return (
+            all((content.get(name) or 0) == value for name, value in self._beyond_protocol.items())
+            and selected_step(record) in (None, content.get("step"))
+            and (evaluation.name != OUTLIER or self.options.outlier in content.get("cases", {}))
+        )
 
     def _check(self, record: Mapping[str, Any]) -> None:
         wanted = {
@@ -351,7 +352,7 @@ def main(_: list[str]) -> int:
         overlap=values.overlap,
         largest_component=values.largest_component,
     )
-    seeds, folds = (tables.whole_numbers(name, values[name].value) or [0] for name in ("seeds", "folds"))
+    seeds, folds = values.seeds, values.folds
     targets = _targets(values.targets, data)
     works = plan(targets, seeds, folds, options, values.settings)
     if values.dry_run:
@@ -422,8 +423,8 @@ def _define_flags() -> None:
     )
     flags.DEFINE_integer("threads", None, "Threads that prepare batches, for each run.", lower_bound=1)
     flags.DEFINE_bool("xla", None, "As experiments.train has it; for a GPU.")
-    flags.DEFINE_list("seeds", ["0"], "Seeds; each gives a run of its own.")
-    flags.DEFINE_list("folds", ["0"], "Folds; each needs its own prepared data.")
+    define_whole_numbers("seeds", "0", "Seeds; each gives a run of its own.")
+    define_whole_numbers("folds", "0", "Folds; each needs its own prepared data.")
     flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")
     flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")

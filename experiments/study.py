@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 
 from experiments.execution import run_all
+from experiments.number_lists import define_whole_numbers
 from experiments.recipes import PRESETS
-from experiments.tables import whole_numbers
 from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.opening import open_dataset
@@ -112,8 +112,8 @@ class StudyRun:
             )
         return [] if record["status"] == "finished" else ["train"]
 
-    def row(self, modalities: Sequence[str] = ("ct", "mr")) -> list[str]:
-        """Cells of `columns`."""
+    def row(self, modalities: Sequence[str]) -> list[str]:
+        """Cells of `columns`; dashes where there is no validation yet."""
         lines = read_history(self.run_dir / HISTORY)
         scores = [line for line in lines if "validation_dice" in line]
         if not scores:
@@ -158,11 +158,8 @@ def plan(wanted: Collection[str], seeds: Sequence[int], runs_dir: Path, **more: 
 
 def main(_: list[str]) -> int:
     values = flags.FLAGS
-    if not values.data_dir:
-        raise InputError("--data_dir is needed: give the folder of a prepared data set")
-    seeds = whole_numbers("seeds", values.seeds) or [0]
     more = {"preset": values.preset, "precision": values.precision, "data_dir": values.data_dir}
-    runs = plan(values.only or list(QUESTIONS), seeds, Path(values.runs_dir), **more)
+    runs = plan(values.only or list(QUESTIONS), values.seeds, Path(values.runs_dir), **more)
     modalities = open_dataset(values.data_dir).modalities
     outcome = run_all(() if values.dry_run else runs, values.jobs)
     print(markdown(columns(modalities), [study_run.row(modalities) for study_run in runs]))
@@ -170,13 +167,13 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", None, "Prepared data, one fold.")
+    flags.DEFINE_string("data_dir", None, "Prepared data, one fold.", required=True)
     flags.DEFINE_string("runs_dir", "runs/study", "Folder of the runs, one subfolder each.")
     flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the runs.")
     precision = str(COMMON["precision"])
     flags.DEFINE_enum("precision", precision, list(get_args(Precision)), "Of all runs but the one that is float32.")
     flags.DEFINE_list("only", None, f"Some of {', '.join(QUESTIONS)}, or of their runs, e.g. ema-0.99; default: all.")
-    flags.DEFINE_list("seeds", ["0", "1", "2"], f"Seeds; only {', '.join(MANY_SEEDS)} takes more than the first.")
+    define_whole_numbers("seeds", "0,1,2", f"Seeds; only {', '.join(MANY_SEEDS)} takes more than the first.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPU cores.", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Run nothing; print what is there.")
     run(main)

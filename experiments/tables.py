@@ -19,10 +19,9 @@ Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from absl import flags
 
+from experiments.number_lists import define_whole_numbers
 from experiments.results.builders import TABLES, build, own_tables
 from experiments.results.records import load_folder
 from experiments.results.rendering import FORMATS
@@ -37,21 +36,8 @@ def _define_flags() -> None:
     flags.DEFINE_string("table", None, f"1 to 6, own, or one of {', '.join(TABLES)}.", required=True)
     flags.DEFINE_enum("format", "md", list(FORMATS), "Markdown, CSV or LaTeX.")
     flags.DEFINE_bool("compare", False, "Add the paper's values and the differences.")
-    flags.DEFINE_list("seeds", None, "Seeds that belong in it; default: all that are there.")
-    flags.DEFINE_list("folds", None, "Folds that belong in it; default: all that are there.")
-
-
-def whole_numbers(flag: str, texts: Sequence[str] | None) -> list[int] | None:
-    """Numbers of a list flag.
-
-    Raises:
-        InputError: An item is not a whole number.
-    """
-    if texts is None:
-        return None
-    if not texts or not all(text.strip().isdecimal() for text in texts):
-        raise InputError(f"--{flag}={','.join(texts)}: expected whole numbers, e.g. --{flag}=0,1,2")
-    return [int(text) for text in texts]
+    define_whole_numbers("seeds", None, "Seeds that belong in it; default: all that are there.")
+    define_whole_numbers("folds", None, "Folds that belong in it; default: all that are there.")
 
 
 def main(_: list[str]) -> None:
@@ -70,13 +56,7 @@ def main(_: list[str]) -> None:
             )
         print("\n".join(FORMATS[values.format][1](table) for table in tables), end="")
         return
-    table = build(
-        name,
-        records,
-        seeds=whole_numbers("seeds", values.seeds),
-        folds=whole_numbers("folds", values.folds),
-        compare=values.compare,
-    )
+    table = build(name, records, seeds=values.seeds, folds=values.folds, compare=values.compare)
     print(FORMATS[values.format][1](table), end="")
 
 

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from absl import flags
 
-from experiments.recipes import PRESETS, RECIPES, Recipe
+from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE, Recipe
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
@@ -144,9 +144,9 @@ flags.DEFINE_bool(
     "number.",
 )
 flags.DEFINE_float(
-    "alpha", 0.5, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
+    "alpha", ALPHA, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
 )
-flags.DEFINE_float("temperature", 2.0, "Temperature of Eq. 3.", lower_bound=1e-6)
+flags.DEFINE_float("temperature", TEMPERATURE, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
     "absent",
     None,
@@ -368,19 +368,22 @@ def main(_: list[str]) -> int:
         }
     else:
         _check_keras_network()
-    config = resolve(network, task, dataset.modalities if dataset else ("ct", "mr"))
-    if dataset and not config.init_from:  # a grown model has more modalities than its data
+    if dataset is None:
+        start_tensorflow()
+        # Here, because it imports TensorFlow, without which --help and the checks above start at once.
+        from experiments.describe import describe
+
+        print(describe(model_arguments, FLAGS.diagram))
+        return 0
+    config = resolve(network, task, dataset.modalities)
+    if not config.init_from:  # a grown model has more modalities than its data
         with_modalities = {**model_arguments, "modalities": dataset.modalities}
         changes = {"accept_changes": FLAGS.accept_changes}
         check_run(Path(FLAGS.run_dir), config=config, model=with_modalities, dataset=dataset, **changes)
     start_tensorflow()
-    # Here, because these import TensorFlow, without which --help and the checks above start at once.
-    from experiments.describe import describe
+    # Here, as above.
     from ummkd_tf.runs.session import SessionOptions, run_training
 
-    if dataset is None:
-        print(describe(model_arguments, FLAGS.diagram))
-        return 0
     run_dir = Path(FLAGS.run_dir)
 
     def draw_batches(sampler: UnpairedSampler) -> None:

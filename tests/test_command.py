@@ -71,7 +71,7 @@ def test_help_marks_required_flags():
             ("--inputs=a",),
             "error: Unknown command line flag 'inputs'. Did you mean: input ?: --help explains every flag",
         ),
-        (("--overlap=much",), "error: flag --overlap=much: could not convert string to float: 'much': --help explains"),
+        (("--overlap=much",), "error: --overlap=much: could not convert string to float: 'much': --help explains"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags, line):

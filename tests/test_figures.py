@@ -74,8 +74,11 @@ def test_dice_over_alpha_draws_the_cases_means(tmp_path):
 
 
 def test_a_class_that_a_case_lacks_does_not_enter_its_mean():
-    assert figures._mean([0.5, None, 1.0]) == 0.75
-    assert np.isnan(figures._mean([None]))
+    def mean(*dice):
+        return figures._mean_dice({"classes": {str(n): {"dice": value} for n, value in enumerate(dice)}})
+
+    assert mean(0.5, None, 1.0) == 0.75
+    assert np.isnan(mean(None))
 
 
 def test_kd_loss_is_a_line_for_each_run(tmp_path):

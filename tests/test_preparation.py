@@ -756,7 +756,7 @@ def test_another_label_map_prepares_again(tmp_path):
     assert prepare(None, tmp_path / "out", "csv", **options)[-1].startswith("9 cases prepared, 0 already up to date")
     assert not (read_case(tmp_path / "out/cases/ct_0.h5", original_label=True).original_label == 2).any()
     other = Dataset.load(tmp_path / "out")
-    message = "ct_0, ct_3, ct_6, t1_1, t1_4, …: not the same label map as when the run was started"
+    message = r"ct_0, ct_3, ct_6, t1_1, t1_4 and \d more: not the same label map as when the run was started"
     with pytest.raises(InputError, match=message):
         check_run(run_dir, dataset=other, **started)
     with pytest.raises(InputError, match=message):

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
 from functools import partial
@@ -18,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from programs import fresh_programs, program
+from programs import program
 from recorded_runs import write_run
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -26,6 +27,7 @@ from scipy.spatial.transform import Rotation
 from experiments.plans import DATA, RunSpec
 from experiments.results.captions import provenance
 from experiments.results.records import Record
+from experiments.volume_tables import VolumeTables
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
@@ -600,10 +602,8 @@ def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, a
 
 def test_two_processes_lose_no_scan_of_each_other(tmp_path, monkeypatch):
     """Threads stand for them: both read the tables before either has written."""
-    with fresh_programs():
-        from experiments import predict as module
     reading = threading.Barrier(2)
-    read = module._Tables._read
+    read = VolumeTables._read
 
     def slow(self):
         found = read(self)
@@ -611,10 +611,10 @@ def test_two_processes_lose_no_scan_of_each_other(tmp_path, monkeypatch):
             reading.wait(0.2)  # the other one, unless it has to wait
         return found
 
-    monkeypatch.setattr(module._Tables, "_read", slow)
+    monkeypatch.setattr(VolumeTables, "_read", slow)
     entry = {"modality": "ct", "image": "a", "windows": 1, "classes": {}, "status": "done", "notes": []}
     threads = [
-        threading.Thread(target=module._Tables(tmp_path, [], predictor(), ["run"]).add, args=(name, entry))
+        threading.Thread(target=VolumeTables(tmp_path, [], predictor(), ["run"]).add, args=(name, entry))
         for name in "ab"
     ]
     for thread in threads:
@@ -645,6 +645,33 @@ def test_misuse(run_dir, tmp_path, arguments, told):
     assert done.returncode == 1
     assert told in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("scan", "arguments", "told"),
+    [
+        ("b_probabilities.nii.gz", ["--output={folder}/b.nii.gz"], "b_probabilities.nii.gz: is the scan itself"),
+        ("a_probabilities.nii.gz", ["--output={folder}/out"], "out/a_probabilities.nii.gz: would be written of two"),
+    ],
+)
+def test_no_file_replaces_a_scan_or_another_scans_file(run_dir, tmp_path, scan, arguments, told):
+    """Also those that are written beside label maps."""
+    folder = tmp_path / "scans"
+    write_scans(folder)
+    shutil.copy(folder / "a.nii.gz", folder / scan)
+    given = folder / scan if "b.nii.gz" in arguments[0] else folder
+    flags = [text.format(folder=folder) for text in arguments]
+    before = (folder / scan).read_bytes()
+    done = predict(run_dir, "--modality=ct", f"--input={given}", "--probabilities", *flags)
+    assert done.returncode == 1 and told in done.stderr, done.stderr
+    assert (folder / scan).read_bytes() == before
+
+
+def test_a_csv_in_capitals_is_a_list_of_scans(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    (tmp_path / "LIST.CSV").write_text("case,modality,image\na,ct,scans/a.nii.gz\n", encoding="utf-8")
+    done = predict(run_dir, f"--input={tmp_path / 'LIST.CSV'}", f"--output={tmp_path / 'label.nii.gz'}")
+    assert done.returncode == 1 and "lists scans: give a folder to write to" in done.stderr
 
 
 def test_runs_of_another_image_size_are_not_averaged(run_dir, tmp_path):

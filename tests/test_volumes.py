@@ -175,9 +175,10 @@ def test_unreadable_files(name, content, message, tmp_path):
         read_volume(tmp_path / name)
 
 
-def test_missing_file(tmp_path):
+@pytest.mark.parametrize(("read", "name"), [(read_volume, "none.nii"), (DicomSeries.open, "none.dcm")])
+def test_missing_file(tmp_path, read, name):
     with pytest.raises(InputError, match="no such file or folder"):
-        read_volume(tmp_path / "none.nii")
+        read(tmp_path / name)
 
 
 def test_colour_volume_is_refused(tmp_path):

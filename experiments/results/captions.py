@@ -8,6 +8,7 @@ from typing import Any
 from experiments.plans import TARGETS, RunSpec
 from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
+from ummkd_tf.common.errors import listed
 from ummkd_tf.runs.folder import commits_of, selected_step
 
 MEANS = (
@@ -21,6 +22,7 @@ OWN_MEANS = (
 
 
 def title(target: str) -> str:
+    """What a target shows, with the table's number in the paper where it has one."""
     number = target.removeprefix("table")
     roman = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI"}.get(number)
     return (f"Table {roman}. " if roman else "") + TARGETS[target].title
@@ -114,8 +116,7 @@ def _other_data(records: Sequence[Record]) -> list[str]:
         for case_id, checksum in record.run.get(what, {}).items()
         if known.setdefault((record.data, what, case_id), checksum) != checksum
     }
-    shown = ", ".join(sorted(different)[:5]) + ", …" * (len(different) > 5)
-    return [f"NOT THE SAME SCANS OR LABELS IN ALL RUNS: {shown}"] if different else []
+    return [f"NOT THE SAME SCANS OR LABELS IN ALL RUNS: {listed(sorted(different))}"] if different else []
 
 
 def counts(used: Mapping[Any, Sequence[Record]], kind: str = "evaluation") -> list[str]:
@@ -147,9 +148,10 @@ def runs_missing(used: Mapping[Any, Sequence[Record]], runs: Runs) -> dict[Any, 
 
 
 def incomplete(used: Mapping[Any, Sequence[Record]], runs: Runs) -> list[str]:
+    """A note on the specs of `runs_missing`; [] where there are none."""
     short = [f"{_label(spec)} {text}" for spec, text in runs_missing(used, runs).items()]
     return [f"Incomplete: {', '.join(short)}."] if short else []
 
 
 def _label(spec: RunSpec | str) -> str:
-    return spec if isinstance(spec, str) else spec.name.rpartition("-seed")[0]
+    return spec if isinstance(spec, str) else spec.stem

@@ -59,6 +59,7 @@ Frame = tuple[float, float, float]  # last step, least and greatest value
 
 
 def frame(entries: Iterable[Entry], names: Iterable[str]) -> Frame:
+    """The axes that hold the curves of these names in all runs."""
     names = list(names)
     points = [p for entry in entries for name in names for p in _thinned(entry.curves.get(name, []))]
     steps, values = ([p[i] for p in points] or [0.0] for i in (0, 1))

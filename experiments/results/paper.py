@@ -20,6 +20,7 @@ def paper_numbers() -> dict[str, Any]:
 
 
 def compared(table: Table) -> Table:
+    """The table with the paper's numbers, and the differences from them, below each row that has some."""
     paper = paper_numbers().get(table.name, {"blocks": {}})["blocks"]
     blocks = [_compared_block(block, paper.get(block.paper, {})) for block in table.blocks]
     return replace(table, blocks=tuple(blocks))

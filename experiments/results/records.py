@@ -170,12 +170,19 @@ class Entry:
 
 
 class Runs:
-    """The runs a table is made from."""
+    """The runs a table is made from.
+
+    Args:
+        records: Those that are there.
+        seeds: Seeds that belong in the table.
+        folds: Likewise.
+    """
 
     def __init__(self, records: Sequence[Record], seeds: Sequence[int], folds: Sequence[int]) -> None:
         self.records, self.seeds, self.folds = records, seeds, folds
 
     def planned(self, spec: RunSpec) -> list[RunSpec]:
+        """A spec for every seed and fold."""
         return [replace(spec, seed=seed, fold=fold) for seed in self.seeds for fold in self.folds]
 
     def of(self, spec: RunSpec, kind: str = "evaluation") -> list[Record]:
@@ -193,6 +200,7 @@ class Runs:
 def seeds_and_folds(
     records: Iterable[Record], target: str, seeds: Sequence[int] | None, folds: Sequence[int] | None
 ) -> tuple[Sequence[int], Sequence[int]]:
+    """Those asked for; for None all that a target's runs have, or 0 without any."""
     stems = TARGETS[target].stems
     found = [
         (int(match[2]), int(match[3]))

@@ -54,8 +54,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        text = str(error)
-        if missing := re.match(r"flag (--\w+)=None: .* must have a value other than None", text):
+        text = str(error).removeprefix("flag ")
+        if missing := re.match(r"(--\w+)=None: .* must have a value other than None", text):
             text = f"{missing[1]} is needed"
         print(f"error: {text}: --help explains every flag", file=sys.stderr)
         sys.exit(1)

@@ -38,6 +38,19 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def check_exists(path: Path) -> None:
+    """Refuses a path that leads nowhere.
+
+    Raises:
+        InputError: There is nothing, or a link to nothing.
+    """
+    if path.exists():
+        return
+    if path.is_symlink():
+        raise InputError("a link to a file that is not there", where=path, fix="restore the file, or remove the link")
+    raise InputError("no such file or folder", where=path, fix="check the path")
+
+
 def files_in_order(folder: str | Path) -> list[Path]:
     """Visible regular files of a folder in file-name order, where 2 comes before 10.
 
@@ -46,11 +59,8 @@ def files_in_order(folder: str | Path) -> list[Path]:
     """
     try:
         visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
-        broken = [p for p in visible if p.is_symlink() and not p.exists()]
-        if broken:
-            raise InputError(
-                "a link to a file that is not there", where=broken[0], fix="restore the file, or remove the link"
-            )
+        for path in visible:
+            check_exists(path)
         files = [p for p in visible if p.is_file()]
     except OSError as error:
         raise InputError(f"{error.strerror}", where=folder, fix="check the path and its permissions") from error

@@ -16,7 +16,8 @@ def description() -> str:
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    found = [word for word in DECISIVE if word in instructions()]
+    known = instructions()
+    found = [word for word in DECISIVE if word in known]
     return f"{name} ({', '.join(found)})" if found else name
 
 

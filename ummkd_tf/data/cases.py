@@ -29,7 +29,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ummkd_tf.common.documents import DEFLATE_RATIO, MALFORMED
+from ummkd_tf.common.documents import DEFLATE_RATIO, MALFORMED, plain_name
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import replacing
 from ummkd_tf.data.reduction import reduce_image, reduce_label
@@ -40,6 +40,8 @@ from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import LARGEST_SIZE, Task
 
 FORMAT = 1
+CASES = "cases"
+"""Folder of a data set's case files."""
 _MOST_NOTES, _LONGEST_NOTE = 20, 400  # notes, and characters of each: an attribute holds 64 KiB
 _MAX_CHUNK = 4 * LARGEST_SIZE**2  # bytes; the largest slice of an image
 _DATASETS = {"image": np.dtype("<f4"), "label": np.dtype("u1"), "original_label": np.dtype("u1")}
@@ -190,6 +192,15 @@ def preparation_version(recipe: str, task: Task) -> int:
     """Which version of the steps a checksum of `recipe_checksum` is of; 0 where this program knows none."""
     versions = range(preprocessing.VERSION, 0, -1)
     return next((version for version in versions if recipe_checksum(task, version) == recipe), 0)
+
+
+def case_file(folder: Path, case_id: str) -> Path:
+    """File of a case in a folder of cases.
+
+    Raises:
+        InputError: The id is not a plain name, so that no id can lead outside the folder.
+    """
+    return folder / f"{plain_name(case_id)}.h5"
 
 
 def read_case(path: Path, factor: int = 1, *, original_label: bool = False) -> Case:

@@ -12,14 +12,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from ummkd_tf.common.documents import MALFORMED, plain_name, read_json, strings
+from ummkd_tf.common.documents import MALFORMED, read_json, strings
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_whole
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.cases import (
+    CASES,
     FORMAT,
     Case,
     Checksums,
+    case_file,
     check_factor,
     check_identity,
     check_recipe,
@@ -113,9 +115,9 @@ class Dataset:
         """HDF5 file of a case.
 
         Raises:
-            InputError: The id is not a plain name, so that no id can lead outside the folder.
+            InputError: As `case_file`.
         """
-        return self.directory / "cases" / f"{plain_name(case_id)}.h5"
+        return case_file(self.directory / CASES, case_id)
 
     def case(self, case_id: str, factor: int = 1, *, original_label: bool = False) -> Case:
         """Reads one case, see `read_case`.
@@ -274,7 +276,7 @@ def write_dataset(
         "modalities": list(names),
         "recipe": recipe_checksum(task),
         "source": source,
-        "cases": {c: {"modality": case_modality[c], "file": f"cases/{c}.h5"} for c in sorted(case_modality)},
+        "cases": {c: {"modality": case_modality[c], "file": f"{CASES}/{c}.h5"} for c in sorted(case_modality)},
         "split_name": split_name,
         "split": {part: list(split.get(part, ())) for part in PARTS},
     }

@@ -29,7 +29,7 @@ from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
 from ummkd_tf.common.progress import progress
-from ummkd_tf.data.cases import labelled_slices, read_case
+from ummkd_tf.data.cases import CASES, labelled_slices, read_case
 from ummkd_tf.data.reduction import reduce_label
 from ummkd_tf.scans.checks import MAX_VOXELS
 
@@ -139,7 +139,7 @@ def _current(directory: Path, index: Mapping[str, CaseContent]) -> dict[str, Cas
     if not index:
         return {}
     written = (directory / INDEX).stat().st_mtime_ns
-    with os.scandir(directory / "cases") as files:
+    with os.scandir(directory / CASES) as files:
         found = {entry.name: entry.stat() for entry in files}
     return {
         case_id: content

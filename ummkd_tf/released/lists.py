@@ -71,7 +71,7 @@ def find_listed(path: str | Path, files: FilesByName, folder: str | Path) -> tup
             problems.append(InputError(f"{path} line {number}: {text}"))
     if not found and len(problems) > 1:
         fix = f"expected them as {PurePosixPath(named[min(named)]).name}; unpack the records there"
-        problems = [InputError(f"none of its {len(named)} files is below {folder}", where=path, fix=f"{fix}")]
+        problems = [InputError(f"none of its {len(named)} files is below {folder}", where=path, fix=fix)]
     return list(found), problems
 
 

@@ -88,7 +88,7 @@ def _features(path: Path) -> Mapping[str, Any]:
         return tf.train.Example.FromString(_only_element()(str(path)).numpy()).features.feature
     except tf.errors.InvalidArgumentError as error:
         found = "more than one example" if path.stat().st_size else "empty file (0 bytes)"
-        raise InputError(f"{found}", where=path, fix="expected one record; copy or unpack it again") from error
+        raise InputError(found, where=path, fix="expected one record; copy or unpack it again") from error
     except (tf.errors.OpError, DecodeError) as error:
         raise InputError("damaged or truncated record", where=path, fix="copy or unpack it again") from error
 
@@ -104,6 +104,11 @@ def _array(path: Path, name: str, values: Sequence[bytes]) -> NDArray[np.float32
 
 
 def checked_image(image: NDArray, path: Path) -> NDArray[np.float32]:
+    """An image as float32.
+
+    Raises:
+        InputError: NaN or infinite values.
+    """
     with np.errstate(over="ignore"):
         image = image.astype(np.float32, copy=False)
     if not np.isfinite(image).all():
@@ -114,6 +119,11 @@ def checked_image(image: NDArray, path: Path) -> NDArray[np.float32]:
 
 
 def checked_label(label: NDArray, path: Path) -> NDArray[np.uint8]:
+    """A class map as uint8.
+
+    Raises:
+        InputError: A value that is no whole number, or none of 0 to `OUTSIDE`.
+    """
     values = as_labels(label, path)
     if values.min() < 0 or values.max() > OUTSIDE:
         raise InputError(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ummkd_tf.common.documents import read_npz
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import check_exists
 from ummkd_tf.released.records import SHAPE, checked_image, checked_label, without_outside
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, reorient
 from ummkd_tf.scans.preprocessing import Prepared
@@ -49,14 +50,13 @@ def read_test_volume(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def _read_npz(path: Path) -> tuple[NDArray, NDArray]:
+    check_exists(path)
     try:
         content = read_npz(path, ("arr_0", "arr_1"))
     except KeyError as error:
         raise InputError(
             "no arr_0 and arr_1", where=path, fix="expected an image and its label; use the released file"
         ) from error
-    except FileNotFoundError as error:
-        raise InputError("not a readable .npz file", where=path, fix="no such file; check the path") from error
     return content["arr_0"], content["arr_1"]
 
 
@@ -141,7 +141,7 @@ def place(image: NDArray, label: NDArray, scan: Volume, reference: Path) -> Affi
     if len(fitting) != 1:
         problem = "both axis orders fit" if scan.array.shape == image.shape else f"shape {scan.array.shape}"
         raise InputError(
-            f"{problem}",
+            problem,
             where=reference,
             fix=(
                 f"expected the test volume's image or label itself, or shape {image.shape[::-1]}; remove the file"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.keras_hooks import RANDOM_STATE
 from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.released.records import MODALITIES
 from ummkd_tf.settings import SHARED
 
 RELEASED_MODALITY = {"mr": "source", "ct": "target"}
@@ -163,7 +164,7 @@ def model_arguments(values: Mapping[str, NDArray], where: object) -> dict[str, A
         if first in values and last in values:
             return {
                 "network": network,
-                "modalities": ("ct", "mr"),
+                "modalities": MODALITIES,
                 "width": int(values[first].shape[-1]),
                 "num_classes": int(values[last].shape[-1]),
                 "decoder": "paper" if network == "dilated2d" else "released",

@@ -118,10 +118,14 @@ class RunConfig:
             raise ValueError(f"size {self.size} of {task.size[0]} rows")
         return factor
 
-    def differences(self, other: RunConfig) -> list[str]:
-        """What differs in another run, e.g. "alpha is 0.9, was 0.5"."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return [f"{name} is {new!r}, was {old!r}" for name, old, new in pairs if old != new]
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two sets of settings, e.g. "alpha is 0.9, was 0.5"; None stands for what one lacks."""
+    return [
+        f"{name} is {new.get(name)!r}, was {old.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.common.documents import MALFORMED, read_json
-from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.errors import InputError, Stopped, listed
 from ummkd_tf.common.files import write_json
 from ummkd_tf.data.intensities import check_intensities
-from ummkd_tf.runs.config import RunConfig
+from ummkd_tf.runs.config import RunConfig, changed_settings
 from ummkd_tf.runs.environment import environment
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.settings import SETTINGS
@@ -57,6 +57,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "status": str,
 }
+# What the oldest runs, or those that are not finished, lack.
+_OPTIONAL: dict[str, type] = {
+    "source": str,
+    "scans": dict,
+    "labels": dict,
+    "preparation": int,
+    "changes": list,
+    "continued": list,
+    "progress": dict,
+}
 
 
 def evaluation_name(part: str, *, original_grid: bool = False) -> str:
@@ -82,9 +92,10 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
             outer, _, inner = field.rpartition(".")
             if not isinstance((record[outer] if outer else record).get(inner), kind):
                 raise ValueError(f"no {field}")
-        for field, kind in (("changes", list), ("scans", dict), ("labels", dict)):  # of which the oldest runs have none
+        for field, kind in _OPTIONAL.items():
             if not isinstance(record.get(field, kind()), kind):
                 raise ValueError(f"no {field}")
+        commits_of(record)
         config_of(record).factor(task_of(record))
         check_intensities(record.get("intensities", {}))
     except MALFORMED as error:
@@ -269,8 +280,8 @@ def check_run(
         )
     check_same_task(task_of(record), dataset.task, run_dir, "train on the run's own data, or choose another --run_dir")
     check_same_scans(record, dataset)
-    changed = config_of(record).differences(config)
-    fixed = _differences(record["model"], _as_stored(model))
+    changed = changed_settings(config_of(record).to_dict(), config.to_dict())
+    fixed = changed_settings(record["model"], _as_stored(model))
     if record["split_sha256"] != dataset.split_checksum:
         now, before = f"({dataset.split_checksum[:8]})", f"({record['split_sha256'][:8]})"
         fixed.append(f"split is {dataset.split_name!r} {now}, was {record['split_name']!r} {before}")
@@ -319,9 +330,8 @@ def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:
         known = record.get(before, {})
         others = [c for c, checksum in found.items() if checksum and known.get(c, checksum) != checksum]
         if others:
-            cases = f"{', '.join(others[:5])}{', …' if others[5:] else ''}"
             raise InputError(
-                f"{cases}: not the same {what} as when the run was started",
+                f"{listed(others)}: not the same {what} as when the run was started",
                 where=dataset.directory,
                 fix=f"{why}; give the run's own data, or train again in another --run_dir",
             )
@@ -369,14 +379,6 @@ def _steps(version: int) -> str:
 
 def _as_stored(model: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(model)))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
 
 
 @contextlib.contextmanager

@@ -78,14 +78,8 @@ def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
     for run_dir, record in zip(run_dirs, records, strict=True):
         check_preparation(record, run_dir)
         different = differences(task_of(first), task_of(record))
-        different += [
-            f"{name} {there} instead of {here}"
-            for name, here, there in (
-                ("modalities", *(", ".join(r["model"]["modalities"]) for r in (first, record))),
-                ("size", first["flags"]["size"], record["flags"]["size"]),
-            )
-            if here != there
-        ]
+        here, there = _inputs(first), _inputs(record)
+        different += [f"{name} {there[name]} instead of {here[name]}" for name in here if there[name] != here[name]]
         if different:
             raise InputError(
                 f"does not go with {run_dirs[0]}: {'; '.join(different)}",
@@ -93,6 +87,11 @@ def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
                 fix="only runs of one task, the same modalities and the same image size can be averaged",
             )
     return records
+
+
+def _inputs(record: Mapping[str, Any]) -> dict[str, object]:
+    """What a run's model takes, by name, beside what its task says."""
+    return {"modalities": ", ".join(record["model"]["modalities"]), "size": record["flags"]["size"]}
 
 
 def load_scan_predictor(

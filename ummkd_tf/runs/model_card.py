@@ -21,7 +21,7 @@ Segments {classes} in {modalities} scans, after it has brought them onto the gri
 {norms}; after Dou et al., "Unpaired Multi-modal Segmentation via Knowledge Distillation", IEEE TMI 2020.
 
     import ummkd_tf
-    model = ummkd_tf.load_model("{folder}")
+    model = ummkd_tf.load_model("model")
     result = model.predict_scan("scan.nii.gz", modality="{first}")
 
 ## Limits
@@ -72,7 +72,6 @@ def model_card(description: Mapping[str, Any], parameters: int, results: str) ->
         columns=description["size"][1],
         kernels=_OWNERS[setting.separate_kernels],
         norms=_OWNERS[setting.separate_norms],
-        folder="model",
         first=modalities[-1],
         phantom=_PHANTOM if str(training.get("data", "")).startswith("phantom") else "",
         origin=_origin(description, parameters),

@@ -163,18 +163,7 @@ def run_training(
         record = start_run(
             run_dir, config=config, model=model_arguments, dataset=dataset, accept_changes=options.accept_changes
         )
-        counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
-        rows, columns = (n // factor for n in dataset.task.size)
-        high_mm, wide_mm = (factor * mm for mm in dataset.task.spacing_mm[:2])
-        print(
-            f"{model.setting.title} with {model.network.name}, preset {config.preset} ({rows} × {columns} pixels of "
-            f"{high_mm:g} × {wide_mm:g} mm"
-            + (f", 1/{factor} of the task's rows and columns" if factor > 1 else "")
-            + f"), {config.steps} steps; "
-            f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
-            + (f", {devices.replicas} devices" if devices.replicas > 1 else "")
-            + (f", {config.precision}" if config.precision != "float32" else "")
-        )
+        print(_announcement(model, dataset, config, devices, run_dir))
         if options.on_start:
             options.on_start(sampler)
         if source and before:
@@ -185,6 +174,23 @@ def run_training(
             progress = train(validated=picture.write)
             session["progress"] = vars(progress)
     return progress
+
+
+def _announcement(model: UnpairedModel, dataset: Dataset, config: RunConfig, devices: Devices, run_dir: Path) -> str:
+    """What is trained, on what and where, in one line."""
+    factor = config.factor(dataset.task)
+    counts = ", ".join(f"{len(dataset.ids('train', m))} {m}" for m in dataset.modalities)
+    rows, columns = (n // factor for n in dataset.task.size)
+    high_mm, wide_mm = (factor * mm for mm in dataset.task.spacing_mm[:2])
+    return (
+        f"{model.setting.title} with {model.network.name}, preset {config.preset} ({rows} × {columns} pixels of "
+        f"{high_mm:g} × {wide_mm:g} mm"
+        + (f", 1/{factor} of the task's rows and columns" if factor > 1 else "")
+        + f"), {config.steps} steps; "
+        f"training {dataset.unit}: {counts}; split {dataset.split_name}; run in {run_dir}; on {device()}"
+        + (f", {devices.replicas} devices" if devices.replicas > 1 else "")
+        + (f", {config.precision}" if config.precision != "float32" else "")
+    )
 
 
 def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -> UnpairedSampler:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import check_exists
 from ummkd_tf.scans.geometry import Affine, Volume
 
 MAX_VOXELS = 2**29
@@ -37,7 +38,12 @@ _FOREIGN = (
 
 
 def check_content(path: Path) -> None:
-    """Refuses a file that cannot be read, is empty, or plainly is something else."""
+    """Refuses a file that is not there, cannot be read, is empty, or plainly is something else.
+
+    Raises:
+        InputError: Says which.
+    """
+    check_exists(path)
     if not os.access(path, os.R_OK):
         raise InputError("not readable", where=path, fix="check the file's permissions")
     if path.stat().st_size == 0:
@@ -83,11 +89,21 @@ def one_volume(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
 
 
 def check_type(dtype: np.dtype, path: Path) -> None:
+    """Refuses values that are no numbers, as colours are.
+
+    Raises:
+        InputError: Such a type.
+    """
     if dtype.kind not in "iufb":
         raise InputError(f"voxel type {dtype}", where=path, fix="expected integers or real numbers")
 
 
 def checked(array: NDArray, affine: Affine, path: Path) -> Volume:
+    """A volume as every reader gives it: floating-point values are float32.
+
+    Raises:
+        InputError: As `check_type`, NaN or infinite voxels, or an affine that places no voxel.
+    """
     check_type(array.dtype, path)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -662,9 +662,9 @@ def _check_parts(slices: Sequence[_Slice], place: Path, notes: list[str]) -> Non
     if len(set(numbers)) == len(slices) and numbers not in (sorted(numbers), sorted(numbers)[::-1]):
         turns = sum((b > a) != (c > b) for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))
         if turns == len(slices) - 2 > 1:
-            listed = ", ".join(map(str, numbers[:6]))
+            first = ", ".join(map(str, numbers[:6]))
             notes.append(
-                f"the slices' numbers run {listed} … along their positions: are two scans in turns in this series?"
+                f"the slices' numbers run {first} … along their positions: are two scans in turns in this series?"
             )
 
 

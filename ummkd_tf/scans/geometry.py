@@ -134,7 +134,6 @@ class Volume:
 
 def pixels(image: sitk.Image) -> NDArray:
     """Values as `[i, j, …]`."""
-
     return sitk.GetArrayFromImage(image).T
 
 

@@ -37,23 +37,25 @@ _UINT8 = "8-bit unsigned integer"  # as SimpleITK says
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def sitk_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    return reader
-
-
 def read_sitk(path: Path, image_io: str) -> sitk.Image:
-    """Reads with SimpleITK, once the header is checked: its libraries allocate whatever size a header claims."""
+    """Reads with SimpleITK, once the header is checked: its libraries allocate whatever size a header claims.
+
+    Args:
+        path: The file.
+        image_io: SimpleITK's name of the reader, e.g. "NrrdImageIO".
+
+    Raises:
+        InputError: As `check_content`, `files_of` and `check_size`, or damaged.
+    """
     check_content(path)
     files = files_of(path)
     stored = sum(file.stat().st_size for file in files)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # problems are reported as InputError, in one line
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
     try:
         with _plain_name(files) as file:
-            reader = sitk_reader(file, image_io)
+            reader.SetFileName(str(file))
             reader.ReadImageInformation()
             shape = (*reader.GetSize(), reader.GetNumberOfComponents())
             check_size(path, shape, 1, stored * DEFLATE_RATIO)  # a value has a byte or more

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ummkd_tf.common.documents import DEFLATE_RATIO
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import last_line, replacing
-from ummkd_tf.scans.checks import check_content, check_size, check_type, checked, one_volume
+from ummkd_tf.scans.checks import check_size, check_type, checked, one_volume
 from ummkd_tf.scans.geometry import Grid, Volume, orthonormalized, same_geometry
 
 _LOG = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ def read_nifti(path: Path, labels: bool = False) -> Volume:
     claims.
 
     Args:
-        path: The file, packed or not, whatever its name says.
+        path: The file, packed or not, whatever its name says; `check_content` has looked at it.
         labels: Whole numbers are meant: those that were stored in fine steps (with a slope) become whole again.
+
+    Raises:
+        InputError: Damaged, not 3D, without an orientation, not in mm, or as `checked`.
     """
-    check_content(path)
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == _GZIP  # whatever the name says

@@ -30,7 +30,6 @@ from ummkd_tf.scans.geometry import (
     reorient,
     resample,
     same_geometry,
-    shifted,
     straightened,
     window,
 )
@@ -237,14 +236,13 @@ def resample_label(label: Volume, grid: Grid, num_classes: int) -> NDArray[np.ui
     if box is None:
         return classes
     # One voxel around all labels, where the indicators have faded to zero.
-    first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
-    source = window(label.grid, first - 1, last + 1)
+    first, last = _ends(box)
+    labelled = crop(label, window(label.grid, first - 1, last + 1))
     target = _covering(box, label.grid, grid)
-    part = crop(label, source)
-    part_grid = Grid(shifted(grid.affine, target), classes[target].shape)
-    if 0 not in part_grid.shape:
-        indicators = [Volume((part.array == c).astype(np.float32), part.affine) for c in range(1, num_classes)]
-        classes[target] = classes_of_same_volume(np.stack([resample(i, part_grid, "linear") for i in indicators]))
+    wanted = part(grid, target)
+    if 0 not in wanted.shape:
+        indicators = [Volume((labelled.array == c).astype(np.float32), labelled.affine) for c in range(1, num_classes)]
+        classes[target] = classes_of_same_volume(np.stack([resample(i, wanted, "linear") for i in indicators]))
     return classes
 
 
@@ -408,9 +406,14 @@ def restore(probabilities: NDArray, grid: Grid, original: Grid) -> NDArray[np.ui
     return labels
 
 
+def _ends(box: tuple[slice, ...]) -> NDArray[np.int64]:
+    """First indices of a box, and those behind its last, [2, 3]."""
+    return np.array([[side.start, side.stop] for side in box]).T
+
+
 def _covering(box: tuple[slice, ...], grid: Grid, other: Grid) -> tuple[slice, ...]:
     """The part of another grid that holds a box of this one and one voxel around it."""
-    first, last = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
+    first, last = _ends(box)
     corners = other.index(grid.world(np.where(CORNERS, last, first - 1)))
     return window(other, np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import check_exists
 from ummkd_tf.scans.checks import check_content
 from ummkd_tf.scans.dicom import DicomSeries, is_dicom
 from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, same_geometry
@@ -76,8 +77,7 @@ def read_volume(path: str | Path) -> Volume:
 
 def _read(path: Path, labels: bool = False) -> Volume:
     named = path.name.lower()
-    if not path.exists():
-        raise InputError("no such file or folder", where=path, fix="check the path")
+    check_exists(path)
     if path.is_file():
         check_content(path)
     if is_dicom_scan(path):

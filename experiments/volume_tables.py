@@ -1,0 +1,170 @@
+"""The tables of a folder of label maps: volumes.csv for people, volumes.json for the next prediction into it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ummkd_tf.common.documents import MALFORMED, read_json
+from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.files import replacing, write_json
+from ummkd_tf.output.label_files import write_label_files
+
+if TYPE_CHECKING:
+    from ummkd_tf.evaluation.scan_prediction import ScanPredictor
+
+VOLUMES = "volumes.csv"
+_JSON, _LOCK = "volumes.json", ".volumes.lock"
+
+
+@dataclass(frozen=True)
+class ScanToSegment:
+    """One scan to segment: its name, which its files take, its place and its modality."""
+
+    name: str
+    path: Path
+    modality: str
+
+
+class VolumeTables:
+    """The tables of a folder, which also hold what the same model and options have segmented there before.
+
+    They are written again after each scan, so that they hold what is done, however the program ends. Another process
+    may write there, too, as for the other modality.
+
+    Args:
+        folder: Of the label maps.
+        scans: Those to be segmented now.
+        predictor: What segments them; entries that another one made, or other options, are dropped.
+        sources: The runs or the model it comes from.
+
+    Attributes:
+        files: Names of the files written, once there are any.
+    """
+
+    def __init__(
+        self, folder: Path, scans: Sequence[ScanToSegment], predictor: ScanPredictor, sources: Sequence[str]
+    ) -> None:
+        self._folder, self._scans, self._task = folder, scans, predictor.task
+        self._about = {
+            "model": predictor.title,
+            "run_dirs": list(sources),
+            "task": predictor.task.name,
+            "overlap": predictor.overlap,
+            "largest_component": predictor.largest_component,
+        }
+        self._entries: dict[str, dict[str, Any]] = {}
+        self.files: list[str] = []
+
+    def kept(self, places: Mapping[str, Mapping[str, Path]]) -> list[str]:
+        """Names of the scans that are done: listed as such, by the same model and options, and with all files."""
+        about, entries = self._read()
+        if about != self._about:
+            return []
+
+        def is_done(scan: ScanToSegment) -> bool:
+            entry = entries.get(scan.name, {})
+            return (
+                (entry.get("status", "done"), entry.get("modality")) == ("done", scan.modality)
+                and is_same_file(Path(str(entry.get("image"))), scan.path)
+                and all(path.exists() for path in places[scan.name].values())
+            )
+
+        return [scan.name for scan in self._scans if is_done(scan)]
+
+    def add(self, name: str, entry: dict[str, Any]) -> None:
+        """Adds a scan, and writes the tables.
+
+        Args:
+            name: The scan's.
+            entry: "modality", "image", "windows", "classes" (name → label, voxels and ml), "status", "notes".
+        """
+        self._entries[name] = entry
+        label_files = write_label_files(self._folder, self._task)
+        with _waiting_for(self._folder / _LOCK):
+            about, entries = self._read()
+            if about == self._about:
+                entries = {**entries, **self._entries}
+            else:
+                left = [name for name in entries if name not in {scan.name for scan in self._scans}]
+                if left:
+                    print(f"{self._folder}: segmented otherwise, so no longer in {VOLUMES}: {', '.join(left)}")
+                entries = self._entries
+            path = self._folder / VOLUMES
+            with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(("scan", "modality", "class", "label", "voxels", "ml", "status", "notes"))
+                writer.writerows(_rows(entries))
+            write_json(self._folder / _JSON, {**self._about, "scans": entries})
+        self.files = [VOLUMES, _JSON, *(file.name for file in label_files)]
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """What the folder's entries were made with, and the entries."""
+        try:
+            about = read_json(self._folder / _JSON)
+            entries = dict(about.pop("scans"))
+            _rows(entries)
+        except MALFORMED:  # none yet, or a damaged one, which is written anew
+            return self._about, {}
+        return about, entries
+
+
+def _rows(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """Lines of volumes.csv: one for each class of a scan, or one without a class where the scan failed."""
+    rows: list[tuple[object, ...]] = []
+    for name, entry in entries.items():
+        classes = [(c, e["label"], e["voxels"], f"{e['ml']:.3f}") for c, e in entry["classes"].items()]
+        # Entries of earlier versions have neither status nor notes; they were done.
+        end = entry.get("status", "done"), "; ".join(entry.get("notes", ()))
+        rows += [(name, entry["modality"], *values, *end) for values in classes or [("", "", "", "")]]
+    return rows
+
+
+@contextlib.contextmanager
+def _waiting_for(lock: Path) -> Iterator[None]:
+    """Waits until no other process holds a lock file, and holds it."""
+    with open(lock, "a", encoding="utf-8") as stream:
+        # Some network file systems have no locks; there, one process at a time is safe.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def check_names_are_free(
+    scans: Sequence[ScanToSegment], output: Path, places: Mapping[str, Mapping[str, Path]]
+) -> None:
+    """Refuses to replace what the folder holds of another scan with the same name, e.g. of the other modality.
+
+    Args:
+        scans: Those to be segmented.
+        output: The folder.
+        places: The files of each scan, by its name.
+
+    Raises:
+        InputError: Names the scan.
+    """
+    try:
+        earlier = read_json(output / _JSON)["scans"]
+        found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
+        known = {name: (entry["modality"], Path(entry["image"])) for name, entry in found.items()}
+    except MALFORMED:  # none yet, or a damaged one
+        return
+    for scan in scans:
+        modality, image = known.get(scan.name, (scan.modality, scan.path))
+        another = modality != scan.modality or (image.exists() and not is_same_file(image, scan.path))
+        if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
+            raise InputError(
+                f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
+                where=output,
+                fix="choose another --output, or give the scans other names in a CSV",
+            )
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are equal or lead to one file."""
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
