@@ -116,8 +116,8 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
     for side, lacks in ((first, second), (second, first)):
         if alone := sorted(side.modality.keys() - lacks.modality.keys() - {*without}):
             raise InputError(
-                f"{listed(alone)}: in {side.flag} and not in {lacks.flag}: expected the same cases on both sides; leave "
-                "some out with --without, or evaluate again"
+                f"{listed(alone)}: in {side.flag} and not in {lacks.flag}: expected the same cases on both sides; "
+                "leave some out with --without, or evaluate again"
             )
     if mixed := sorted(case_id for case_id in one.keys() & other.keys() if one[case_id] != other[case_id]):
         raise InputError(
