@@ -11,11 +11,16 @@ from tqdm import tqdm
 
 
 class _Lines:
-    """Writes every state of a bar as a line of its own."""
+    """Writes every state of a bar as a line of its own; tqdm shows the last one twice."""
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
-        if text.strip():
+        state = text.partition("[")[0].strip()  # without the times
+        if state and state != self._last:
             sys.stderr.write(text.strip() + "\n")
+            self._last = state
 
     def flush(self) -> None:
         sys.stderr.flush()
