@@ -424,7 +424,7 @@ def prepare_cases(
         note(f"the split was {earlier}, and is {split_name} now: runs trained on the earlier one need it back")
     unlisted = sorted({path.stem for path in (out / CASES).glob("*.h5")} - set(case_modality))
     if unlisted:
-        note(f"in {out / 'cases'} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
+        note(f"in {out / CASES} from an earlier run, and no longer part of the data set: {', '.join(unlisted)}")
     note(done)
     return []
 

@@ -1,23 +1,24 @@
 """Two methods on the same test cases: the difference between them, and whether it is chance.
 
     python -m experiments.compare --first=runs/ours --second=runs/chilopod
-    python -m experiments.compare --first='runs/ours-*' --second='runs/chilopod-*' --metric=hausdorff95_mm --list
+    python -m experiments.compare --first='runs/ours-seed*' --second='runs/chilopod-seed*' --list
 
 Each side is one evaluated run or several: its folds join, and a case that several runs (seeds) tested counts with their
 mean. A run is given by its folder, whose evaluation_test.json is read, or by the path of such a file.
 
-Both sides must have tested the same cases. A case counts with its mean over the classes, and overall the modalities
-weigh alike. p is that of Wilcoxon's signed-rank test over the cases. It says whether a difference is the same in many
-cases, and not whether another training would show it: for that, compare several seeds.
+Both sides must have tested the same cases. A case counts with its mean over the classes of which both sides have a
+value, and overall the modalities weigh alike. p is that of Wilcoxon's signed-rank test over the cases. It says whether
+a difference is the same in many cases, and not whether another training would show it: for that, compare several seeds.
 """
 
 from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from ummkd_tf.common.notes import note_aside
 from ummkd_tf.evaluation.summary import METRICS
 from ummkd_tf.output.text_tables import markdown
 
-_MUST_AGREE = ("task", "grid", "part")
-_SHOULD_AGREE = ("overlap", "largest_component", "preset", "split_sha256")
+_MUST_AGREE = ("task", "grid")
+_SHOULD_AGREE = ("part", "overlap", "largest_component", "selection", "preset")
+_FEW = 5  # cases, with which Wilcoxon's p cannot be below 0.06
 
 Pairs = dict[str, tuple[float, float]]
 """Case id → value of the first side and of the second."""
@@ -61,12 +63,21 @@ class Side:
         """By case and class, averaged over seeds."""
         return unit_values((evaluation["cases"] for evaluation in self.evaluations), metric)
 
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Checksums of the splits by case: of each run that tested it."""
+        found: dict[str, list[str]] = {}
+        for evaluation in self.evaluations:
+            for case_id in evaluation["cases"]:
+                found.setdefault(case_id, []).append(str(evaluation.get("split_sha256")))
+        return found
+
     def each(self, name: str) -> str:
         """What its evaluations say of themselves."""
         return " / ".join(sorted({str(evaluation.get(name)) for evaluation in self.evaluations}))
 
     def __str__(self) -> str:
-        titles = sorted({(e.get("setting") or {}).get("title", "unnamed") for e in self.evaluations})
+        titles = sorted({evaluation["setting"]["title"] for evaluation in self.evaluations})
         known = [f", {name} {text}" for name in ("preset", "step", "seed") if (text := self.each(name)) != "None"]
         number = len(self.evaluations)
         return f"{' / '.join(titles)}{''.join(known)} ({number} evaluation{'s' * (number > 1)})"
@@ -79,9 +90,11 @@ def read_side(name: str, patterns: Sequence[str]) -> Side:
         InputError: Nothing there, not evaluated, or damaged.
     """
     flag = f"--{name}={','.join(patterns)}"
+    if not any(patterns):
+        raise InputError(f"{flag}: expected runs or evaluation files; give one or more")
     paths = sorted({Path(found) for pattern in patterns for found in glob.glob(pattern) or [pattern]})
-    files = [path / EVALUATION if path.is_dir() else path for path in paths]
-    return Side(flag, [_read(file, flag) for file in files])
+    files = {file.resolve(): file for path in paths for file in [path / EVALUATION if path.is_dir() else path]}
+    return Side(flag, [_read(file, flag) for file in files.values()])
 
 
 def _read(file: Path, flag: str) -> dict[str, Any]:
@@ -89,17 +102,13 @@ def _read(file: Path, flag: str) -> dict[str, Any]:
     if evaluation is None:
         raise InputError(f"{flag}: {file}: no such file: expected an evaluation; run experiments.evaluate first")
     try:
-        units = [
-            metrics[m] for case in evaluation["cases"].values() for metrics in case["classes"].values() for m in METRICS
-        ]
-        names = [case["modality"] for case in evaluation["cases"].values()]
+        cases = evaluation["cases"].values()
+        numbers = [metrics[m] for case in cases for metrics in case["classes"].values() for m in METRICS]
+        texts = [evaluation["setting"]["title"], *(evaluation[n] for n in _MUST_AGREE), *(c["modality"] for c in cases)]
     except MALFORMED:
-        units = names = []
-    if (
-        not units
-        or not all(isinstance(u, int | float | None) for u in units)
-        or not all(isinstance(n, str) for n in names)
-    ):
+        numbers = texts = []
+    sound = all(isinstance(n, int | float | None) for n in numbers) and all(isinstance(t, str) for t in texts)
+    if not numbers or not sound:
         raise InputError("holds no evaluated cases", where=file, fix="expected a file that experiments.evaluate wrote")
     return evaluation
 
@@ -108,7 +117,7 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
     """Refuses to compare different things, and tells of smaller differences.
 
     Raises:
-        InputError: Other cases, another task, grid or part.
+        InputError: Other cases, another task or grid.
     """
     one, other = first.modality, second.modality
     if unknown := sorted({*without} - {*one, *other}):
@@ -124,15 +133,21 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
             f"{mixed[0]}: {one[mixed[0]]} in {first.flag}, {other[mixed[0]]} in {second.flag}: not one scan"
         )
     for name in _MUST_AGREE:
-        if len({e.get(name) for side in (first, second) for e in side.evaluations}) > 1:
+        if len({evaluation[name] for side in (first, second) for evaluation in side.evaluations}) > 1:
             raise InputError(
                 f"{name}: expected one for all, found {first.each(name)} in {first.flag}, {second.each(name)} in "
                 f"{second.flag}; compare evaluations of one kind"
             )
     for name in _SHOULD_AGREE:
-        found = first.each(name), second.each(name)
-        if found[0] != found[1] and "None" not in found:  # other programs' label maps have no preset
-            note_aside(f"the two differ in {name}: {found[0]} and {found[1]}")
+        found = {e[name] for side in (first, second) for e in side.evaluations if e.get(name) is not None}
+        if len(found) > 1:  # label maps of other programs have no preset, and no overlap
+            note_aside(f"{name} is not the same: first {first.each(name)}, second {second.each(name)}")
+    splits = first.splits, second.splits
+    if any({*splits[0][case_id]} != {*splits[1][case_id]} for case_id in one.keys() & other.keys()):
+        note_aside("the two were trained on different splits")
+    for side, tested in zip((first, second), splits, strict=True):
+        if len({len(runs) for runs in tested.values()}) > 1:
+            note_aside(f"{side.flag}: some cases were tested by more runs than others; each case counts once")
 
 
 def paired(first: Side, second: Side, metric: str, without: Collection[str] = ()) -> dict[str, Pairs]:
@@ -143,23 +158,22 @@ def paired(first: Side, second: Side, metric: str, without: Collection[str] = ()
         metric: One of `METRICS`.
         without: Cases to leave out.
     """
-    one, other = ({u: v for u, v in side.values(metric).items() if u[0] not in without} for side in (first, second))
-    for case_id, name in sorted(one.keys() ^ other.keys()):
-        note_aside(f"{case_id}, {name}: left out, because only one of the two labels it; the reference has none")
+    one, other = first.values(metric), second.values(metric)
     by_class: dict[str, Pairs] = {}
     by_case: dict[str, list[tuple[float, float]]] = {}
     for case_id, name in one:
-        if (case_id, name) in other:
+        if (case_id, name) in other and case_id not in without:
             pair = one[case_id, name], other[case_id, name]
             by_class.setdefault(name, {})[case_id] = pair
             by_case.setdefault(case_id, []).append(pair)
-    means = {case_id: (_mean(a for a, _ in pairs), _mean(b for _, b in pairs)) for case_id, pairs in by_case.items()}
+    means = {case_id: (fmean(a for a, _ in pairs), fmean(b for _, b in pairs)) for case_id, pairs in by_case.items()}
     return {**by_class, "mean": means}
 
 
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return math.fsum(listed) / len(listed)
+def invented(first: Side, second: Side, without: Collection[str] = ()) -> list[str]:
+    """Classes of cases that one of the two labels, and neither the other nor the reference: they cannot be paired."""
+    one, other = (side.values("dice").keys() for side in (first, second))
+    return [f"{case_id} {name.replace('_', ' ')}" for case_id, name in sorted(one ^ other) if case_id not in without]
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,7 @@ def difference_of(pairs: Pairs, modality: Mapping[str, str]) -> Difference:
     by_modality: dict[str, list[tuple[float, float]]] = {}
     for case_id, pair in pairs.items():
         by_modality.setdefault(modality[case_id], []).append(pair)
-    first, second = (_mean(_mean(pair[side] for pair in of) for of in by_modality.values()) for side in (0, 1))
+    first, second = (fmean(fmean(pair[side] for pair in of) for of in by_modality.values()) for side in (0, 1))
     differences = [one - other for one, other in pairs.values()]
     tested = compare(*({case_id: pair[side] for case_id, pair in pairs.items()} for side in (0, 1)))
     larger = sum(difference > 0 for difference in differences)
@@ -219,7 +233,7 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
         return [
             name,
             *(f"{factor * value:.{decimals}f}" for value in (found.first, found.second)),
-            f"{factor * found.mean:+.{decimals}f} ± {factor * found.std:.{decimals}f}",
+            f"{_signed(factor * found.mean, decimals)} ± {factor * found.std:.{decimals}f}",
             "–" if math.isnan(found.p) else p_text(found.p),
             f"{found.larger} of {found.cases}",
         ]
@@ -233,6 +247,10 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
     return markdown([title, "first", "second", "difference ± std", "p", "first is larger"], rows)
 
 
+def _signed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # no -0.0
+
+
 def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
     """Markdown: every case's mean over its classes, by falling difference."""
     _, factor, decimals = METRICS[metric]
@@ -242,7 +260,7 @@ def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
             case_id,
             modality[case_id],
             *(f"{factor * value:.{decimals}f}" for value in pair),
-            f"{factor * (pair[0] - pair[1]):+.{decimals}f}",
+            _signed(factor * (pair[0] - pair[1]), decimals),
         ]
         for case_id, pair in ordered
     ]
@@ -255,18 +273,22 @@ def main(_: list[str]) -> None:
     first, second = (read_side(name, getattr(values, name)) for name in ("first", "second"))
     check_comparable(first, second, values.without)
     by_class = paired(first, second, values.metric, values.without)
-    if not by_class["mean"]:
-        raise InputError(f"--without={','.join(values.without)}: leaves no case to compare: expected one or more")
+    number = len(by_class["mean"])
+    if not number:
+        raise InputError("no case is left that has a value on both sides: expected one or more; see --without")
     modality = first.modality
     without = f" without {', '.join(values.without)}" if values.without else ""
-    number = len(by_class["mean"])
     print(f"first:  {first}\nsecond: {second}\n\n{number} cases of the {first.each('part')} part{without}:\n")
     print(table(by_class, modality, values.metric))
     if values.list:
         print(f"\n{case_list(by_class['mean'], modality, values.metric)}")
+    if unpaired := invented(first, second, values.without):
+        print(
+            f"\nleft out, because one of the two invents it (tables of one run count a Dice of 0): {listed(unpaired)}"
+        )
     print(
         "\n± is the standard deviation of the cases' differences; p is of Wilcoxon's signed-rank test over the cases, "
-        "not corrected for the number of rows. With five cases or fewer it cannot be below 0.06."
+        f"not corrected for the number of rows. With {_FEW} cases or fewer it cannot be below 0.06."
     )
 
 

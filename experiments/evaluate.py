@@ -1,14 +1,17 @@
-"""Evaluates a trained run on whole volumes: Dice and surface distances per case and class, and their table.
+"""Dice and surface distances of each case and class, of a trained run or of another program's label maps.
 
     python -m experiments.evaluate --run_dir=runs/ours
     python -m experiments.evaluate --run_dir=runs/ours --outlier=<case>    for Table VI, see --hold_out_cases
     python -m experiments.evaluate --model=model --csv=new_cases.csv --out=new_hospital    scans not used before
-    python -m experiments.evaluate --segmentations=nnunet --data_dir=data --out=runs/nnunet    of any other program
+    python -m experiments.evaluate --segmentations=labels --data_dir=data --out=other    another program's label maps
 
 Writes <run_dir>/evaluation_<part>[_original].json (with --outlier, the part is "outlier") with every number, and prints
 the table. With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes
 it) or of the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the
 file lies in --out. Cases that the model has seen are refused.
+
+--segmentations is a folder with a label map of each case of the part, <case>.nii.gz or alike, on the grid of its scan.
+It is evaluated as a run is, the file lies in --out, and experiments.compare shows it beside a run.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -26,11 +29,11 @@ from numpy.typing import NDArray
 
 from data_prep.pipeline import prepare_unsplit
 from data_prep.sources import csv_list
-from data_prep.sources.raw_case import remap
 from data_prep.workers import Workers
+from experiments.segmentations import find_label_maps, label_map_on, read_label_map
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
-from ummkd_tf.common.errors import InputError, listed
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_json
 from ummkd_tf.common.notes import note, note_aside
 from ummkd_tf.common.progress import progress
@@ -43,11 +46,9 @@ from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import available_cores, environment
-from ummkd_tf.runs.folder import check_prepared_alike, commits_of, config_of, evaluation_name
+from ummkd_tf.runs.folder import RUN, check_prepared_alike, commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
-from ummkd_tf.scans.geometry import Grid, Volume, reorient, same_geometry
-from ummkd_tf.scans.preprocessing import resample_label
-from ummkd_tf.scans.reading import VOLUME_SUFFIXES, on_grid_of, read_label
+from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import check_same_task
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ flags.DEFINE_string("model", None, "Exported model (experiments.export) to evalu
 flags.DEFINE_string(
     "segmentations",
     None,
-    "Folder with a label map of each case of the part, <case>.nii.gz or alike, on its scan's own grid, to evaluate.",
+    "Folder with another program's label map of each case of the part, <case>.nii.gz or alike, to evaluate.",
 )
 flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label[,split,patient].")
 flags.DEFINE_string(
@@ -91,6 +92,8 @@ _WINDOW = {
     "(experiments.predict)",
 }
 
+
+_FOR_YOU_TO_KNOW = "nobody recorded which scans it was trained on: whether these are new is for you to know"
 
 Segmenter = Callable[[Case], Callable[[Grid], NDArray]]
 """Case → grid → class map on that grid."""
@@ -131,14 +134,14 @@ def _evaluate_run(run_dir: Path) -> None:
         "setting": record["setting"],
         "preset": config.preset,
         "seed": record["seed"],
-        "parameters": _parameters(model),
+        **_of_network(model, dataset.task),
         "step": step,
         "selection": FLAGS.selection or config.selection,
         "part": part,
         "trained_at_commit": " / ".join(commits_of(record)),
     }
     path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
-    _evaluate(_network(model, dataset, config.factor(dataset.task)), dataset, case_ids, about, path)
+    _evaluate(_by_network(model, dataset, config.factor(dataset.task)), dataset, case_ids, about, path)
 
 
 def _evaluate_model() -> None:
@@ -147,7 +150,7 @@ def _evaluate_model() -> None:
 
     exported, out = load_model(FLAGS.model), Path(FLAGS.out)
     if not exported.training.get("cases"):
-        print(f"{FLAGS.model}: nobody recorded which scans it was trained on: whether these are new is for you to know")
+        print(f"{FLAGS.model}: {_FOR_YOU_TO_KNOW}")
     with tempfile.TemporaryDirectory() as temporary:
         if FLAGS.csv:
             dataset = _prepared(Path(FLAGS.csv), exported.task, Path(temporary))
@@ -165,13 +168,13 @@ def _evaluate_model() -> None:
         about = {
             "model": str(FLAGS.model),
             "setting": asdict(exported.model.setting),
-            "parameters": _parameters(exported.model),
+            **_of_network(exported.model, dataset.task),
             **{key: training.get(key) for key in ("preset", "seed", "step", "selection")},
             "part": "new",
             "trained_at_commit": training.get("commit"),
         }
         path = out / evaluation_name("new", original_grid=FLAGS.grid == "original")
-        _evaluate(_network(exported.model, dataset, exported.factor), dataset, case_ids, about, path)
+        _evaluate(_by_network(exported.model, dataset, exported.factor), dataset, case_ids, about, path)
 
 
 def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
@@ -188,58 +191,52 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     return dataset
 
 
-def _parameters(model: UnpairedModel) -> int:
-    return sum(v.value.shape.num_elements() for v in model.trainable_variables)
+def _of_network(model: UnpairedModel, task: Task) -> dict[str, Any]:
+    """What an evaluation says of the network and of how it saw the scans."""
+    return {
+        "parameters": sum(v.value.shape.num_elements() for v in model.trainable_variables),
+        "window": _WINDOW[task.region],
+        "overlap": FLAGS.overlap,
+    }
 
 
-def _network(model: UnpairedModel, dataset: Dataset, factor: int) -> Segmenter:
+def _by_network(model: UnpairedModel, dataset: Dataset, factor: int) -> Segmenter:
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import classes_on
     from ummkd_tf.evaluation.inference import Predictor
 
     predictor = Predictor(model)
 
-    def segment(case: Case) -> Callable[[Grid], NDArray]:
+    def by_network(case: Case) -> Callable[[Grid], NDArray]:
         dataset.check_size(case.case_id, case.image.shape)
         image = reduced(case, factor).image
         probabilities = predictor.probabilities(image, case.modality, factor, overlap=FLAGS.overlap)
         return lambda grid: classes_on(probabilities, case.grid, grid)
 
-    return segment
+    return by_network
 
 
 def _evaluate_segmentations(folder: Path) -> None:
-    dataset = open_dataset(FLAGS.data_dir)
-    case_ids = dataset.ids(FLAGS.part)
-    found = {case_id: [p for s in VOLUME_SUFFIXES if (p := folder / f"{case_id}{s}").exists()] for case_id in case_ids}
-    if missing := [case_id for case_id, paths in found.items() if len(paths) != 1]:
+    out = Path(FLAGS.out)
+    if (out / RUN).exists():
         raise InputError(
-            f"{len(missing)} of the {len(case_ids)} cases of the {FLAGS.part} part have no label map, or two: "
-            f"{listed(missing)}",
-            where=folder,
-            fix=f"expected one for each, e.g. {missing[0]}.nii.gz",
+            "holds a run, whose evaluation would be replaced", where=out, fix="give another folder to --out"
         )
+    dataset = open_dataset(FLAGS.data_dir)
+    if FLAGS.grid == "prepared":  # their label maps are resampled as this program prepares references
+        check_prepared_alike(dataset)
+    case_ids = dataset.ids(FLAGS.part)
+    paths = find_label_maps(folder, case_ids)
     classes = csv_list.read_label_map(Path(FLAGS.label_map) if FLAGS.label_map else None, dataset.task)
 
-    def segment(case: Case) -> Callable[[Grid], NDArray]:
-        (path,) = found[case.case_id]
-        label = read_label(path)
-        if label.grid.axes != case.original.axes:  # programs store them in different orders
-            label = reorient(label, case.original.axes)
-        label = on_grid_of(case.original, label, path)
-        if difference := same_geometry(case.original, label.grid):
-            raise InputError(
-                f"the label map has {difference}", where=path, fix="expected the scan's own grid; resample it there"
-            )
-        label = Volume(remap(label.array, classes, path), label.affine)
-        return lambda grid: (
-            label.array if grid is case.original else resample_label(label, grid, dataset.task.num_classes)
-        )
+    def from_file(case: Case) -> Callable[[Grid], NDArray]:
+        label = read_label_map(paths[case.case_id], case.original, classes)
+        return lambda grid: label_map_on(grid, label, case, dataset.task.num_classes)
 
     about = {"setting": {"title": folder.resolve().name}, "segmentations": str(folder), "part": FLAGS.part}
-    print(f"{folder}: nobody recorded which scans it was made with: whether these are new is for you to know")
-    path = Path(FLAGS.out) / evaluation_name(FLAGS.part, original_grid=FLAGS.grid == "original")
-    _evaluate(segment, dataset, case_ids, about, path)
+    print(f"{folder}: {_FOR_YOU_TO_KNOW}")
+    path = out / evaluation_name(FLAGS.part, original_grid=FLAGS.grid == "original")
+    _evaluate(from_file, dataset, case_ids, about, path)
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about: dict[str, Any], path: Path) -> None:
@@ -249,7 +246,7 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         raise InputError(
             f"no case in the {part} part", where=dataset.directory, fix="expected one to evaluate; see --part"
         )
-    _tell_what_is_replaced(path)
+    _tell_what_is_replaced(path, about)
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import evaluate
     from ummkd_tf.evaluation.inference import largest_components
@@ -260,11 +257,11 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
     viewer = SliceViewer(dataset.task, ("prediction", "reference"), cases=len(case_ids)) if FLAGS.viewer else None
 
     def segment(case: Case, grid: Grid) -> NDArray:
-        classes_on = segmenter(case)
+        segmented_on = segmenter(case)
         if pictures or viewer:
-            predicted = classes_on(case.grid)
+            predicted = segmented_on(case.grid)
             show(case, largest_components(predicted) if FLAGS.largest_component else predicted)
-        return classes_on(grid)
+        return segmented_on(grid)
 
     def show(case: Case, predicted: NDArray) -> None:
         if pictures:
@@ -293,8 +290,6 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         **about,
         "task": dataset.task.name,
         "grid": FLAGS.grid,
-        "window": _WINDOW[dataset.task.region],
-        "overlap": FLAGS.overlap,
         "largest_component": FLAGS.largest_component,
         **{
             name: os.path.relpath(given, path.parent) for name in ("pictures", "viewer") if (given := FLAGS[name].value)
@@ -321,15 +316,15 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
     print(f"\n{counts_line(result, dataset.task)}\nevery number: {path}")
 
 
-def _tell_what_is_replaced(path: Path) -> None:
-    """Tells when results of another protocol are there, which these replace: a run has one file for each part."""
+def _tell_what_is_replaced(path: Path, about: Mapping[str, Any]) -> None:
+    """Tells when other results are there, which these replace: a folder has one file for each part."""
     try:
         earlier = read_json(path)
     except MALFORMED:  # none, or a damaged one
         return
-    different = [
-        f"--{n}={earlier.get(n)}" for n in ("overlap", "largest_component") if earlier.get(n) != FLAGS[n].value
-    ]
+    now = {**about, "largest_component": FLAGS.largest_component}
+    names = ("overlap", "largest_component", "segmentations")
+    different = [f"--{name}={earlier.get(name)}" for name in names if earlier.get(name) != now.get(name)]
     if different:
         note_aside(f"{path} was made with {', '.join(different)} and will be replaced; copy it first to keep it")
 

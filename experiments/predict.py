@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from absl import flags
 from tqdm import tqdm
 
-from experiments.volume_tables import VOLUMES, ScanToSegment, VolumeTables, check_names_are_free, is_same_file
+from experiments.volume_tables import VOLUMES, ScanToSegment, VolumeTables, check_names_are_free
 from ummkd_tf.common.cli import message_for_user, run, start_tensorflow
 from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError, Stopped, one_line
@@ -285,10 +285,14 @@ def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: Sequence[Pat
     inputs = {scan.path.resolve() for scan in scans}
     seen: set[Path] = set()
     for target in targets:
-        if any(is_same_file(target.resolve(), path) for path in inputs):
-            raise InputError("is the scan itself", where=target, fix="expected another file; choose another --output")
+        place = target.resolve()
+        # A hard link or another spelling is told by its file, if there is one.
+        if place in inputs or (place.exists() and any(place.samefile(path) for path in inputs if path.exists())):
+            raise InputError(
+                "is the scan itself", where=target, fix="expected another file; choose another --output or --overlay"
+            )
         if target in seen:
-            raise InputError("would be written of two scans", where=target, fix="rename one of them in a CSV")
+            raise InputError("would be written for two scans", where=target, fix="rename one of them in a CSV")
         seen.add(target)
 
 

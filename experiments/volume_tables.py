@@ -71,7 +71,7 @@ class VolumeTables:
             entry = entries.get(scan.name, {})
             return (
                 (entry.get("status", "done"), entry.get("modality")) == ("done", scan.modality)
-                and is_same_file(Path(str(entry.get("image"))), scan.path)
+                and _is_same_file(Path(str(entry.get("image"))), scan.path)
                 and all(path.exists() for path in places[scan.name].values())
             )
 
@@ -156,7 +156,7 @@ def check_names_are_free(
         return
     for scan in scans:
         modality, image = known.get(scan.name, (scan.modality, scan.path))
-        another = modality != scan.modality or (image.exists() and not is_same_file(image, scan.path))
+        another = modality != scan.modality or (image.exists() and not _is_same_file(image, scan.path))
         if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
             raise InputError(
                 f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
@@ -165,6 +165,6 @@ def check_names_are_free(
             )
 
 
-def is_same_file(one: Path, other: Path) -> bool:
+def _is_same_file(one: Path, other: Path) -> bool:
     """Whether two paths are equal or lead to one file."""
     return one == other or (one.exists() and other.exists() and one.samefile(other))

@@ -10,7 +10,7 @@ import pytest
 from programs import program
 from recorded_runs import METRICS, absent
 
-from experiments.compare import Side, difference_of, paired
+from experiments.compare import Side, difference_of, invented, paired, read_side
 
 CASES = {"ct_1": (0.9, 0.7), "ct_2": (0.8, 0.6), "mr_1": (0.5, 0.5)}  # case id: Dice of liver and spleen
 OTHER = {"ct_1": (0.8, 0.7), "ct_2": (0.8, 0.8), "mr_1": (0.4, 0.45)}
@@ -28,7 +28,8 @@ def evaluation(dice: dict[str, tuple[float, float]], **more) -> dict:
         }
         for case_id, of_case in dice.items()
     }
-    return {"task": "abdomen", "grid": "prepared", "part": "test", "overlap": 0.0, "cases": cases, **more}
+    about = {"task": "abdomen", "grid": "prepared", "part": "test", "setting": {"title": "Ours"}, "overlap": 0.0}
+    return {**about, "cases": cases, **more}
 
 
 def write(folder: Path, *arguments, **more) -> Path:
@@ -59,12 +60,13 @@ def test_seeds_are_averaged_and_folds_join():
     assert (found.mean, found.cases) == (pytest.approx(0.1 / 2), 2)
 
 
-def test_a_class_that_one_of_the_two_invents_is_left_out_and_told(capsys):
+def test_a_class_that_one_of_the_two_invents_is_left_out_and_told():
     first, second = evaluation(CASES), evaluation(OTHER)
     first["cases"]["ct_1"]["classes"]["spleen"] = absent()
-    found = paired(Side("", [first]), Side("", [second]), "dice")
+    sides = Side("", [first]), Side("", [second])
+    found = paired(*sides, "dice")
     assert found["mean"]["ct_1"] == (0.9, 0.8) and "ct_1" not in found["spleen"]
-    assert capsys.readouterr().err.startswith("note: ct_1, spleen: left out, because only one of the two labels it")
+    assert invented(*sides) == ["ct_1 spleen"] and invented(*sides, ["ct_1"]) == []
 
 
 def test_program_prints_classes_means_and_cases(tmp_path):
@@ -77,7 +79,7 @@ def test_program_prints_classes_means_and_cases(tmp_path):
     assert "| ct liver | 90.0 | 80.0 | +10.0 ± 0.0 | – | 1 of 1 |" in rows
     assert "| overall | 65.0 | 58.8 | +6.2 ± 1.2 | 0.500 | 2 of 2 |" in rows
     assert rows.index("| mr_1 | mr | 50.0 | 42.5 | +7.5 |") < rows.index("| ct_1 | ct | 80.0 | 75.0 | +5.0 |")
-    assert done.stderr == "note: the two differ in overlap: 0.0 and 0.5\n"
+    assert done.stderr == "note: overlap is not the same: first 0.0, second 0.5\n"
     done = program(
         "experiments.compare", f"--first={tmp_path}/ours*", f"--second={tmp_path}/chilopod", "--metric=average_mm"
     )
@@ -94,10 +96,13 @@ def test_program_prints_classes_means_and_cases(tmp_path):
             "",
             "mr_9: in --second=",
         ),
+        ({"setting": "x"}, "", "holds no evaluated cases"),
+        ({"task": ["abdomen"]}, "", "holds no evaluated cases"),
+        ({}, "--first=", "--first=: expected runs or evaluation files"),
         ({"grid": "original"}, "", "grid: expected one for all, found prepared in --first="),
         ({"task": "cardiac"}, "", "task: expected one for all"),
         ({}, "--without=ct_7", "--without=ct_7: expected some of the tested cases, e.g. ct_1"),
-        ({}, "--without=ct_1,ct_2,mr_1", "leaves no case to compare"),
+        ({}, "--without=ct_1,ct_2,mr_1", "no case is left that has a value on both sides"),
         ({}, "--first=nowhere", "nowhere: no such file: expected an evaluation; run experiments.evaluate first"),
     ],
 )
@@ -114,3 +119,35 @@ def test_scans_of_one_name_and_two_modalities_are_refused(tmp_path):
     first, second = write(tmp_path / "a", CASES), write(tmp_path / "b", OTHER, cases=other)
     done = program("experiments.compare", f"--first={first}", f"--second={second}")
     assert done.returncode == 1 and "mr_1: mr in --first" in done.stderr
+
+
+def test_a_run_given_twice_counts_once(tmp_path):
+    run = write(tmp_path / "a", CASES)
+    assert len(read_side("first", [str(run), f"{run}/evaluation_test.json", f"{tmp_path}/*"]).evaluations) == 1
+
+
+def test_what_differs_is_told(tmp_path):
+    """Folds of two splits on one side go together; another split, checkpoint, or number of seeds is told."""
+    one, other = {"ct_1": (0.9, 0.7)}, {"mr_1": (0.5, 0.5)}
+    for name, cases, more in (
+        ("a0", one, {"split_sha256": "0"}),
+        ("a1", other, {"split_sha256": "1"}),
+        ("b0", one, {"split_sha256": "0"}),
+        ("b1", other, {"split_sha256": "1"}),
+        ("c0", one, {"split_sha256": "2", "selection": "last"}),
+        ("c1", other, {"split_sha256": "1", "selection": "best"}),
+        ("c2", other, {"split_sha256": "1", "selection": "best"}),
+    ):
+        write(tmp_path / name, cases, **more)
+
+    def notes(first, second):
+        done = program("experiments.compare", f"--first={tmp_path}/{first}", f"--second={tmp_path}/{second}")
+        assert done.returncode == 0
+        return done.stderr.splitlines()
+
+    assert notes("a*", "b*") == []
+    assert notes("a*", "c*") == [
+        "note: selection is not the same: first None, second best / last",
+        "note: the two were trained on different splits",
+        f"note: --second={tmp_path}/c*: some cases were tested by more runs than others; each case counts once",
+    ]

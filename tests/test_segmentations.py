@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from programs import program
 
-from ummkd_tf.scans.geometry import Volume, reorient
+from experiments.segmentations import label_map_on, read_label_map
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, straightened
+from ummkd_tf.scans.reading import with_axes_of
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_they_can_be_compared_and_looked_at(prepared_dataset, folder):
     [
         (
             lambda maps: (maps / "mr_3.nii.gz").unlink(),
-            "1 of the 2 cases of the test part have no label map, or two: mr_3",
+            "1 of 2 cases have no label map, or two: mr_3",
         ),
         (lambda maps: shifted(maps / "ct_3.nii.gz"), "ct_3.nii.gz: the label map has"),
         (lambda maps: (maps.parent / "values.json").write_text('{"10": "liver"}'), "unknown label value 20"),
@@ -83,6 +86,50 @@ def shifted(path):
     affine = image.affine.copy()
     affine[:3, 3] += 10
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+def test_a_run_s_evaluation_is_not_replaced_and_another_s_is_told(prepared_dataset, folder):
+    assert evaluated(prepared_dataset, folder).returncode == 0
+    (folder / "maps").rename(folder / "others")
+    again = evaluated(prepared_dataset, folder, f"--segmentations={folder / 'others'}")
+    assert f"was made with --segmentations={folder / 'maps'} and will be replaced" in again.stderr
+    (folder / "out" / "run.json").touch()
+    done = evaluated(prepared_dataset, folder, f"--segmentations={folder / 'others'}")
+    assert done.returncode == 1 and "out: holds a run, whose evaluation would be replaced" in done.stderr
+
+
+def test_of_a_tilted_scan_the_upright_grid_is_taken_too(tmp_path):
+    """A ball in slices that lean by 20 degrees: on the upright grid, its label map is what the reference is there."""
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    affine[1, 2] = 4 * np.tan(np.radians(20))
+    scan = Grid(affine, (40, 40, 10))
+    places = scan.world(np.argwhere(np.ones(scan.shape, bool)))
+    ball = np.linalg.norm(places - scan.world([20, 20, 5]), axis=1) < 9
+    own = Volume(ball.reshape(scan.shape).astype(np.uint8), affine)
+    upright = straightened(scan)
+    reference = resample(own, upright, "nearest")
+    case = SimpleNamespace(grid=scan, original=scan)
+    np.testing.assert_array_equal(label_map_on(upright, own, case, 2), reference)
+    path = tmp_path / "ct_1.nii.gz"
+    nib.save(nib.Nifti1Image(reference, upright.affine), path)
+    label = read_label_map(path, scan, {0: 0, 1: 1})
+    np.testing.assert_array_equal(label_map_on(upright, label, case, 2), reference)
+    assert reference.sum() == pytest.approx(ball.sum(), rel=0.05)
+
+
+def test_axes_are_turned_only_where_the_place_differs():
+    """At 45 degrees, rounding decides which axis is called which."""
+
+    def turned(degrees):
+        affine = np.eye(4)
+        cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        affine[:2, :2] = [[cos, -sin], [sin, cos]]
+        return affine
+
+    scan = Grid(turned(45 - 1e-7), (4, 4, 2))
+    label = Volume(np.arange(32).reshape(4, 4, 2), turned(45 + 1e-7))
+    assert label.grid.axes != scan.axes
+    assert with_axes_of(scan, label) is label
 
 
 def test_flags_that_do_not_go_together_are_refused(tmp_path):

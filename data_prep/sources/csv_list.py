@@ -18,8 +18,8 @@ from data_prep.sources.raw_case import Found, Note, Problem, RawCase
 from ummkd_tf.common.documents import MALFORMED, MAX_NAME, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.dataset import PARTS
-from ummkd_tf.scans.geometry import Volume, reorient, same_geometry
-from ummkd_tf.scans.reading import Scan, read_label, read_scan
+from ummkd_tf.scans.geometry import Volume
+from ummkd_tf.scans.reading import Scan, read_label, read_scan, with_axes_of
 from ummkd_tf.tasks import Task
 
 _NEEDED, _OPTIONAL = ("case", "modality", "image", "label"), ("split", "patient")
@@ -114,13 +114,13 @@ def read_by_value(label_map: Path) -> dict[int, Any]:
 
 
 def read_aligned(case: RawCase, scan: Scan | None, note: Note) -> Volume:
-    """Reads a label map and turns its axes as the image's, because programs store them in different orders."""
+    """Reads a label map and turns its axes as the image's."""
     label = read_label(case.label)
     grid = (scan or read_scan(case.image)).volume.grid
-    if label.grid.axes == grid.axes or same_geometry(grid, label.grid) is None:
-        return label
-    note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {grid.axes}; the label is turned")
-    return reorient(label, grid.axes)
+    turned = with_axes_of(grid, label)
+    if turned is not label:
+        note(f"{case.case_id}: the label's axes are {label.grid.axes}, the image's {grid.axes}; the label is turned")
+    return turned
 
 
 def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:

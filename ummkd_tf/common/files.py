@@ -60,7 +60,8 @@ def files_in_order(folder: str | Path) -> list[Path]:
     try:
         visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
         for path in visible:
-            check_exists(path)
+            if path.is_symlink():
+                check_exists(path)
         files = [p for p in visible if p.is_file()]
     except OSError as error:
         raise InputError(f"{error.strerror}", where=folder, fix="check the path and its permissions") from error

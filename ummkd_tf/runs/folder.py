@@ -47,6 +47,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
     "model.modalities": list,
     "setting": dict,
+    "setting.title": str,
     "task": (dict, str),
     "data_dir": str,
     "split_name": str,
@@ -95,7 +96,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
         for field, kind in _OPTIONAL.items():
             if not isinstance(record.get(field, kind()), kind):
                 raise ValueError(f"no {field}")
-        commits_of(record)
+        commits_of(record)  # raises where a continuation is damaged
         config_of(record).factor(task_of(record))
         check_intensities(record.get("intensities", {}))
     except MALFORMED as error:

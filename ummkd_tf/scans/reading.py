@@ -13,7 +13,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import check_exists
 from ummkd_tf.scans.checks import check_content
 from ummkd_tf.scans.dicom import DicomSeries, is_dicom
-from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, same_geometry
+from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, reorient, same_geometry
 from ummkd_tf.scans.itk import read_itk
 from ummkd_tf.scans.nifti import read_nifti
 
@@ -127,6 +127,13 @@ def read_label(path: str | Path) -> Volume:
     """
     volume = _read(Path(path), labels=True)
     return Volume(as_labels(volume.array, path), volume.affine)
+
+
+def with_axes_of(image: Grid, label: Volume) -> Volume:
+    """A label map with its axes in the image's order, because programs store them in different orders."""
+    if label.grid.axes == image.axes or same_geometry(image, label.grid) is None:
+        return label
+    return reorient(label, image.axes)
 
 
 def on_grid_of(image: Grid, label: Volume, path: str | Path) -> Volume:
