@@ -113,6 +113,8 @@ def main(_: list[str]) -> None:
         raise InputError("--outlier, --selection: belong to a run; leave them out without --run_dir")
     if FLAGS.run_dir and (FLAGS.csv or FLAGS.out):
         raise InputError("--csv, --out: scans not used before need a model that knows what it has seen; give --model")
+    if FLAGS.label_map and not (FLAGS.csv or FLAGS.segmentations):
+        raise InputError("--label_map: says what label files hold; leave it out without --csv or --segmentations")
     check_overlap(FLAGS.overlap)
     start_tensorflow()
     if FLAGS.model:

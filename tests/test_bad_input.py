@@ -241,6 +241,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "{run}/run.json: damaged (no flags): restore it from a copy or train again"),
     "run.json without modalities": (PREDICT, edit_run(lambda run: run["model"].pop("modalities")), "",
         "{run}/run.json: damaged (no model.modalities): restore it from a copy or train again"),
+    "run.json without its setting's name": (PREDICT, edit_run(lambda run: run.update(setting={})), "",
+        "{run}/run.json: damaged (no setting.title): restore it from a copy or train again"),
     "run.json that continued nothing": (PREDICT, edit_run(lambda run: run.update(continued=[{}])), "",
         "{run}/run.json: damaged ('environment'): restore it from a copy or train again"),
     "run.json with progress of another kind": (PREDICT, edit_run(lambda run: run.update(progress=[])), "",

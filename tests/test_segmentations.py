@@ -138,6 +138,7 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path):
         (["--segmentations=a"], "expected --out and prepared --data_dir"),
         (["--segmentations=a", "--out=b", "--data_dir=c", "--overlap=0.5"], "leave --csv and --overlap out"),
         (["--segmentations=a", "--out=b", "--data_dir=c", "--selection=last"], "belong to a run"),
+        (["--run_dir=a", "--label_map=b"], "leave it out without --csv or --segmentations"),
     ):
         done = program("experiments.evaluate", *flags)
         assert done.returncode == 1 and message in done.stderr

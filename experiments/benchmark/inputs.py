@@ -16,7 +16,7 @@ from experiments.benchmark.results import OURS, Aim, Measurement, Part
 from experiments.benchmark.timing import Timing, interleaved, timed
 from ummkd_tf.data.augmentation import AUGMENTATIONS, Augmentation
 from ummkd_tf.data.cache import Cache
-from ummkd_tf.data.cases import write_case
+from ummkd_tf.data.cases import CASES, case_file, write_case
 from ummkd_tf.data.dataset import Dataset, write_dataset
 from ummkd_tf.data.sampling import UnpairedSampler, adjacent_slices, chunk, chunk_starts
 from ummkd_tf.scans.geometry import Grid
@@ -40,7 +40,7 @@ def write(directory: Path, task: Task, depth: int, cases: int) -> Dataset:
             image = random.standard_normal(shape, dtype=np.float32)
             label = random.integers(0, task.num_classes, shape, dtype=np.uint8)
             prepared = Prepared(image, label, Grid(grid.affine, shape), Grid(grid.affine, shape), label)
-            path = directory / "cases" / f"{case_id}.h5"
+            path = case_file(directory / CASES, case_id)
             write_case(path, prepared, case_id=case_id, modality=modality, task=task, source={case_id: "none"})
             split[("validation", "test")[number - cases] if number >= cases else "train"].append(case_id)
     modality_of = {c: c.split("_")[0] for ids in split.values() for c in ids}
