@@ -257,7 +257,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "run.json of a giant": (PREDICT, edit_run(lambda run: run["model"].update(width=10**6)), "",
         "out of memory: free some, or take a smaller image; in training, a smaller --batch_size or --preset"),
     "no checkpoints": (PREDICT, lambda at: shutil.rmtree(at.run / "checkpoints"), "",
-        "{run}/checkpoints: no best checkpoint: train the run to its first validation, or choose"),
+        "{run}/checkpoints: no best checkpoint: train the run to its first validation, or choose "
+        "--selection=last"),
     "no last checkpoint": (PREDICT, nothing, "--selection=last",
         "{run}/checkpoints: no last checkpoint: train the run first, or choose --selection=best"),
     "half a checkpoint": (PREDICT, lambda at: halve(at.run / "checkpoints/best.npz"), "",
@@ -306,7 +307,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "output below a file": (PREDICT, nothing, "--output={scan}/label.nii.gz",
         "{scan}/label.nii.gz: could not be written (File exists): make room or check permissions"),
     "output is the scan": (PREDICT, nothing, "--output={scan}",
-        "{scan}: is the scan itself: expected another file; choose another --output"),
+        "{scan}: is the scan itself: expected another file; choose another --output or --overlay"),
     "evaluate: no data": (EVALUATE, nothing, "--data_dir={folder}",
         "{folder}/dataset.json: no prepared data set: run ummkd prepare first, or check --data_dir"),
     "evaluate: another split": (EVALUATE, data_file("dataset.json", fewer_cases), "",
@@ -317,7 +318,8 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "evaluate: another case's file": (EVALUATE, data_file("cases/ct_3.h5", other_case), "",
         "{data}/cases/ct_3.h5: holds case 'mr_3' of modality 'mr': expected 'ct_3' of 'ct'; prepare the case again"),
     "evaluate: no checkpoint": (EVALUATE, lambda at: (at.run / "checkpoints/best.npz").unlink(), "",
-        "{run}/checkpoints: no best checkpoint: train the run to its first validation, or choose"),
+        "{run}/checkpoints: no best checkpoint: train the run to its first validation, or choose "
+        "--selection=last"),
     "evaluate: slices of an odd size": (EVALUATE, data_file("cases/ct_3.h5", slices_of(100, 128)), "",
         "{data}/cases/ct_3.h5: slices of (100, 128): expected (256, 256) in task abdomen; prepare the data again"),
     "weights that are no numbers": (PREDICT, nan_weights, "",
