@@ -266,7 +266,7 @@ def _read_split(path: Path) -> Any:
 
 
 def _run(folder: Path) -> Path:
-    record: dict[str, Any] = {key: {"commit": "0"} for key in ("setting", "environment")}
+    record: dict[str, Any] = {"setting": {"title": "Ours"}, "environment": {"commit": "0"}}
     record |= dict.fromkeys(("task", "data_dir", "split_name", "split_sha256"), "abdomen")
     record |= {
         "flags": run_config().to_dict(),

@@ -651,7 +651,7 @@ def test_misuse(run_dir, tmp_path, arguments, told):
     ("scan", "arguments", "told"),
     [
         ("b_probabilities.nii.gz", ["--output={folder}/b.nii.gz"], "b_probabilities.nii.gz: is the scan itself"),
-        ("a_probabilities.nii.gz", ["--output={folder}/out"], "out/a_probabilities.nii.gz: would be written of two"),
+        ("a_probabilities.nii.gz", ["--output={folder}/out"], "out/a_probabilities.nii.gz: would be written for two"),
     ],
 )
 def test_no_file_replaces_a_scan_or_another_scans_file(run_dir, tmp_path, scan, arguments, told):

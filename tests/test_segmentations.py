@@ -70,7 +70,10 @@ def test_they_can_be_compared_and_looked_at(prepared_dataset, folder):
             "1 of 2 cases have no label map, or two: mr_3",
         ),
         (lambda maps: shifted(maps / "ct_3.nii.gz"), "ct_3.nii.gz: the label map has"),
-        (lambda maps: (maps.parent / "values.json").write_text('{"10": "liver"}'), "unknown label value 20"),
+        (
+            lambda maps: (maps.parent / "values.json").write_text('{"10": "liver"}', encoding="utf-8"),
+            "unknown label value 20",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(prepared_dataset, folder, break_it, message):

@@ -78,7 +78,6 @@ def evaluate(
     results = {}
     for case_id in progress(case_ids):
         case = dataset.case(case_id, original_label=original_grid)
-        reference, grid = case.label, case.grid
         if original_grid:
             assert case.original_label is not None
             reference, grid = case.original_label, case.original
@@ -86,6 +85,8 @@ def evaluate(
                 _LOG.warning("%s: the scan's slices are tilted; it is evaluated on an upright grid over it", case_id)
                 grid = straightened(case.original)
                 reference = resample(Volume(reference, case.original.affine), grid, "nearest")
+        else:
+            reference, grid = case.label, case.grid
         predicted = segment(case, grid)
         if largest_component:
             predicted = largest_components(predicted)
