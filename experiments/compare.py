@@ -36,7 +36,6 @@ from ummkd_tf.output.text_tables import markdown
 
 _MUST_AGREE = ("task", "grid")
 _SHOULD_AGREE = ("part", "overlap", "largest_component", "selection", "preset")
-_FEW = 5  # cases, with which Wilcoxon's p cannot be below 0.06
 
 Pairs = dict[str, tuple[float, float]]
 """Case id → value of the first side and of the second."""
@@ -56,7 +55,7 @@ class Side:
 
     @property
     def modality(self) -> dict[str, str]:
-        """Of each case."""
+        """Case id → modality."""
         return {case_id: case["modality"] for e in self.evaluations for case_id, case in e["cases"].items()}
 
     def values(self, metric: str) -> dict[Unit, float]:
@@ -65,7 +64,7 @@ class Side:
 
     @property
     def splits(self) -> dict[str, list[str]]:
-        """Checksums of the splits by case: of each run that tested it."""
+        """Case id → checksum of the split of each run that tested it."""
         found: dict[str, list[str]] = {}
         for evaluation in self.evaluations:
             for case_id in evaluation["cases"]:
@@ -73,7 +72,7 @@ class Side:
         return found
 
     def each(self, name: str) -> str:
-        """What its evaluations say of themselves."""
+        """What its evaluations hold under a name, e.g. "preset"; "None" where they lack it."""
         return " / ".join(sorted({str(evaluation.get(name)) for evaluation in self.evaluations}))
 
     def __str__(self) -> str:
@@ -171,7 +170,7 @@ def paired(first: Side, second: Side, metric: str, without: Collection[str] = ()
 
 
 def invented(first: Side, second: Side, without: Collection[str] = ()) -> list[str]:
-    """Classes of cases that one of the two labels, and neither the other nor the reference: they cannot be paired."""
+    """What only one of the two finds, where the reference has none, so that there is no pair: e.g. "ct_1 spleen"."""
     one, other = (side.values("dice").keys() for side in (first, second))
     return [f"{case_id} {name.replace('_', ' ')}" for case_id, name in sorted(one ^ other) if case_id not in without]
 
@@ -284,11 +283,12 @@ def main(_: list[str]) -> None:
         print(f"\n{case_list(by_class['mean'], modality, values.metric)}")
     if unpaired := invented(first, second, values.without):
         print(
-            f"\nleft out, because one of the two invents it (tables of one run count a Dice of 0): {listed(unpaired)}"
+            "\nleft out, because only one of the two finds it where the reference has none (tables of runs count it as "
+            f"Dice 0): {listed(unpaired)}"
         )
     print(
         "\n± is the standard deviation of the cases' differences; p is of Wilcoxon's signed-rank test over the cases, "
-        f"not corrected for the number of rows. With {_FEW} cases or fewer it cannot be below 0.06."
+        "not corrected for the number of rows. With five cases or fewer it cannot be below 0.06."
     )
 
 

@@ -93,10 +93,10 @@ _WINDOW = {
 }
 
 
-_FOR_YOU_TO_KNOW = "nobody recorded which scans it was trained on: whether these are new is for you to know"
+_NOT_RECORDED = "not recorded which scans it was trained on: whether these are new to it is for you to know"
 
 Segmenter = Callable[[Case], Callable[[Grid], NDArray]]
-"""Case → grid → class map on that grid."""
+"""Takes a case and gives a function, which gives the case's class map on any grid."""
 
 
 def main(_: list[str]) -> None:
@@ -152,7 +152,7 @@ def _evaluate_model() -> None:
 
     exported, out = load_model(FLAGS.model), Path(FLAGS.out)
     if not exported.training.get("cases"):
-        print(f"{FLAGS.model}: {_FOR_YOU_TO_KNOW}")
+        print(f"{FLAGS.model}: {_NOT_RECORDED}")
     with tempfile.TemporaryDirectory() as temporary:
         if FLAGS.csv:
             dataset = _prepared(Path(FLAGS.csv), exported.task, Path(temporary))
@@ -203,6 +203,7 @@ def _of_network(model: UnpairedModel, task: Task) -> dict[str, Any]:
 
 
 def _by_network(model: UnpairedModel, dataset: Dataset, factor: int) -> Segmenter:
+    """Segments each case once, whatever the number of grids on which its class map is wanted."""
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.case_results import classes_on
     from ummkd_tf.evaluation.inference import Predictor
@@ -236,7 +237,7 @@ def _evaluate_segmentations(folder: Path) -> None:
         return lambda grid: label_map_on(grid, label, case, dataset.task.num_classes)
 
     about = {"setting": {"title": folder.resolve().name}, "segmentations": str(folder), "part": FLAGS.part}
-    print(f"{folder}: {_FOR_YOU_TO_KNOW}")
+    print(f"the program that made {folder}: {_NOT_RECORDED}")
     path = out / evaluation_name(FLAGS.part, original_grid=FLAGS.grid == "original")
     _evaluate(from_file, dataset, case_ids, about, path)
 
