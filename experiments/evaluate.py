@@ -93,7 +93,7 @@ _WINDOW = {
 }
 
 
-_NOT_RECORDED = "not recorded which scans it was trained on: whether these are new to it is for you to know"
+_NOT_RECORDED = "it is not recorded which scans it was trained on; whether these are new to it is for you to know"
 
 Segmenter = Callable[[Case], Callable[[Grid], NDArray]]
 """Takes a case and gives a function, which gives the case's class map on any grid."""
