@@ -40,6 +40,7 @@ def network() -> keras.Model:
     return residual_unet(3, width=4, levels=2)
 
 
+@pytest.mark.usefixtures("eager")
 def test_kernels_are_shared_and_norms_are_not(network: keras.Model) -> None:
     model = per_modality(network, MODALITIES)
     count = {
@@ -55,6 +56,7 @@ def test_kernels_are_shared_and_norms_are_not(network: keras.Model) -> None:
         np.testing.assert_allclose(logits, network(images[m]), atol=1e-6)
 
 
+@pytest.mark.usefixtures("eager")
 def test_it_trains_with_the_paper_s_losses(network: keras.Model) -> None:
     model = per_modality(network, MODALITIES)
     model.compile(keras.optimizers.Adam(1e-2), kd_weight=0.5)
@@ -81,6 +83,7 @@ def test_running_statistics_follow_the_layers_own_momentum(network: keras.Model)
     np.testing.assert_array_equal(other.moving_mean, 0)  # not in the batches
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
 def test_it_is_saved_and_exported(network: keras.Model, tmp_path: Path) -> None:
     model = per_modality(network, ("ct", "mr"))
@@ -149,6 +152,7 @@ def build():
 """
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_table_of_stages_in_a_file(tmp_path: Path, prepared_dataset: Dataset) -> None:
     (tmp_path / "my_net.py").write_text(MY_NET, encoding="utf-8")
     network = f"--network={tmp_path / 'my_net.py'}:build"

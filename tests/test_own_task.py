@@ -30,6 +30,8 @@ from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Clip, Task, get_task, task_from_dict
 
+TOY = "tests/toy_networks.py:toy3d"  # quick to build and to trace
+
 
 def measured(modality="ct", spacing=(1, 1, 5), extent=(300, 200, 400), values=(1, 2), foreground=(0, 100), **more):
     case = RawCase("a", modality, Path("a.nii"), Path("a_label.nii"), {})
@@ -241,7 +243,9 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
     data, run_dir, raw = tmp_path / "data", tmp_path / "run", csv_file.parent
     names = csv_file.parent.parent / "names.json"
     source = flags(source="csv", csv=csv_file, task=task_file, label_map=names, workers=1)
-    train = flags(data_dir=data, run_dir=run_dir, preset="tiny", steps=2, validate_every=2, deterministic="true")
+    train = flags(
+        data_dir=data, run_dir=run_dir, preset="tiny", steps=2, validate_every=2, deterministic="true", network=TOY
+    )
     predict = flags(run_dir=run_dir, modality="t1", input=raw / "t1_3_image.nii.gz")
 
     def done(name, *arguments):
@@ -341,7 +345,9 @@ def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_
     )
     data = prepared(tmp_path / "data", task, modalities)
     run_dir = tmp_path / "runs" / "mine"
-    train = flags(data_dir=data, run_dir=run_dir, preset="tiny", setting=setting, steps=1, validate_every=1)
+    train = flags(
+        data_dir=data, run_dir=run_dir, preset="tiny", setting=setting, steps=1, validate_every=1, network=TOY
+    )
     for name, arguments in (
         ("experiments.train", train),
         ("experiments.evaluate", flags(run_dir=run_dir, pictures=tmp_path / "pictures")),

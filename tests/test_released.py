@@ -551,8 +551,9 @@ def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, 
 
 
 def train(data: Path, run_dir: Path, *more: str) -> Done:
-    small = ("--task=cardiac", "--recipe=released", "--preset=tiny", "--steps=2", "--batch_size=1")
-    return program("experiments.train", *small, f"--data_dir={data}", f"--run_dir={run_dir}", *more)
+    toy = ("--network=tests/toy_networks.py:toy2d", "--preset=tiny", "--steps=2", "--batch_size=1")
+    usual = ("--task=cardiac", "--recipe=released", f"--data_dir={data}", f"--run_dir={run_dir}")
+    return program("experiments.train", *toy, *usual, *more)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,11 @@ def toy(rank: int, dropout: float) -> networks.Network:
     return networks.Network(f"toy{rank}d", 3 if rank == 2 else 1, rank, stages, regions, multiple=1, dropout=dropout)
 
 
+def toy2d() -> networks.Network:
+    """For `--network=tests/toy_networks.py:toy2d`."""
+    return toy(2, 0.0)
+
+
 def toy3d() -> networks.Network:
     """For `--network=tests/toy_networks.py:toy3d`."""
     return toy(3, 0.0)
