@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.sources.raw_case import Found, Note, Problem, RawCase, source_names
 from data_prep.sources.table import RawOptions, Source
-from data_prep.splits import Choice, Split, by_part
+from data_prep.splits import Choice, Split, by_part, in_two_parts
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError
@@ -307,16 +307,13 @@ def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Spli
 
 def _check_label_files(labels: Mapping[str, Path], parts: Mapping[str, Sequence[str]], name: str) -> None:
     """Two scans with one label map are of one patient, at one time: they must be in one part."""
-    first: dict[Path, tuple[str, str]] = {}
-    for part, cases in parts.items():
-        for case in cases:
-            other, other_part = first.setdefault(labels[case].resolve(), (case, part))
-            if part != other_part:
-                raise InputError(
-                    f"is the label map of {other} ({other_part}) and of {case} ({part}), so both are of one patient",
-                    where=labels[case],
-                    fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
-                )
+    if found := in_two_parts(parts, {case_id: path.resolve() for case_id, path in labels.items()}):
+        (other, other_part), (case, part) = found
+        raise InputError(
+            f"is the label map of {other} ({other_part}) and of {case} ({part}), so both are of one patient",
+            where=labels[case],
+            fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
+        )
 
 
 def prepare_cases(

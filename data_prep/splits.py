@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -261,17 +261,32 @@ def _select(split: Split, kept: Mapping[str, Sequence[str]], excluded: Collectio
 
 
 def _check_patients(parts: Mapping[str, Sequence[str]], patients: Patients, name: str) -> None:
-    first: dict[str, tuple[str, str]] = {}
+    if found := in_two_parts(parts, patients):
+        (other, other_part), (case, part) = found
+        raise InputError(
+            f"patient {patients[case]!r} is in {other_part} ({other}) and in {part} ({case})",
+            where=f"the split ({name})",
+            fix="expected all scans of a patient in one part; move one, or leave it out",
+        )
+
+
+def in_two_parts(
+    parts: Mapping[str, Sequence[str]], owner: Mapping[str, Hashable]
+) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Two cases of one owner in different parts, as (case, part); None where there are none.
+
+    Args:
+        parts: Case ids by part.
+        owner: By case, e.g. its patient; a case without one is left out.
+    """
+    first: dict[Hashable, tuple[str, str]] = {}
     for part, cases in parts.items():
         for case in cases:
-            if case in patients:
-                other, other_part = first.setdefault(patients[case], (case, part))
-                if part != other_part:
-                    raise InputError(
-                        f"patient {patients[case]!r} is in {other_part} ({other}) and in {part} ({case})",
-                        where=f"the split ({name})",
-                        fix="expected all scans of a patient in one part; move one, or leave it out",
-                    )
+            if case in owner:
+                other = first.setdefault(owner[case], (case, part))
+                if other[1] != part:
+                    return other, (case, part)
+    return None
 
 
 def shuffled(cases: Sequence[str], seed: int) -> list[str]:

@@ -73,7 +73,8 @@ class Side:
 
     def each(self, name: str) -> str:
         """What its evaluations hold under a name, e.g. "preset"; "None" where they lack it."""
-        return " / ".join(sorted({str(evaluation.get(name)) for evaluation in self.evaluations}))
+        found = {str(evaluation.get(name)) for evaluation in self.evaluations}
+        return " / ".join(sorted(found, key=lambda text: (len(text), text)))  # step 900 before 1500
 
     def __str__(self) -> str:
         titles = sorted({evaluation["setting"]["title"] for evaluation in self.evaluations})

@@ -60,6 +60,10 @@ def test_seeds_are_averaged_and_folds_join():
     assert (found.mean, found.cases) == (pytest.approx(0.1 / 2), 2)
 
 
+def test_what_runs_differ_in_is_told_in_the_order_of_numbers():
+    assert Side("", [evaluation(CASES, step=step) for step in (1500, 900, 1500)]).each("step") == "900 / 1500"
+
+
 def test_a_class_that_one_of_the_two_invents_is_left_out_and_told():
     first, second = evaluation(CASES), evaluation(OTHER)
     first["cases"]["ct_1"]["classes"]["spleen"] = absent()
