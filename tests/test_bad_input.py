@@ -34,7 +34,7 @@ from ummkd_tf.runs.folder import start_run
 AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])
 AFFINE[:3, 3] = 100, 90, -40
 MODEL = {
-    "network": network_to_dict(toy3d()),  # quick to build, which most rows do
+    "network": network_to_dict(toy3d()),  # a toy, because most rows build it
     "setting": "ours",
     "num_classes": 5,
     "width": 2,

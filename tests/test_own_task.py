@@ -12,6 +12,7 @@ import pytest
 from own_scans import write_own_data
 from programs import program
 from recorded_runs import class_metrics, write_run
+from toy_networks import TOY3D
 
 from data_prep import new_task
 from data_prep.new_task import Measured
@@ -29,8 +30,6 @@ from ummkd_tf.runs.folder import read_run, task_of
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import TASKS, Clip, Task, get_task, task_from_dict
-
-TOY = "tests/toy_networks.py:toy3d"  # quick to build and to trace
 
 
 def measured(modality="ct", spacing=(1, 1, 5), extent=(300, 200, 400), values=(1, 2), foreground=(0, 100), **more):
@@ -244,7 +243,7 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
     names = csv_file.parent.parent / "names.json"
     source = flags(source="csv", csv=csv_file, task=task_file, label_map=names, workers=1)
     train = flags(
-        data_dir=data, run_dir=run_dir, preset="tiny", steps=2, validate_every=2, deterministic="true", network=TOY
+        data_dir=data, run_dir=run_dir, preset="tiny", steps=2, validate_every=2, deterministic="true", network=TOY3D
     )
     predict = flags(run_dir=run_dir, modality="t1", input=raw / "t1_3_image.nii.gz")
 
@@ -346,7 +345,7 @@ def test_any_number_of_classes_and_modalities(classes, modalities, setting, tmp_
     data = prepared(tmp_path / "data", task, modalities)
     run_dir = tmp_path / "runs" / "mine"
     train = flags(
-        data_dir=data, run_dir=run_dir, preset="tiny", setting=setting, steps=1, validate_every=1, network=TOY
+        data_dir=data, run_dir=run_dir, preset="tiny", setting=setting, steps=1, validate_every=1, network=TOY3D
     )
     for name, arguments in (
         ("experiments.train", train),

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from programs import program
+from toy_networks import TOY3D
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,9 +41,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     """Stop, continue, evaluate and predict; what the programs print and write."""
     run_dir = tmp_path / "run"
     # Quick to trace; the README's commands, which `make test-wheel` runs, train the paper's network.
-    common = train_flags(
-        prepared_dataset.directory, run_dir, steps=4, validate_every=2, network="tests/toy_networks.py:toy3d"
-    )
+    common = train_flags(prepared_dataset.directory, run_dir, steps=4, validate_every=2, network=TOY3D)
     stopped = new_process("experiments.train", *common, "--max_hours=0.000001")
     assert stopped.returncode == 0 and "the same command continues from here" in stopped.stdout, stopped.stderr
     assert json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"

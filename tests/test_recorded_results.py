@@ -205,7 +205,7 @@ def of_seeds_at_the_end(name: str) -> list[str]:
 def of_seed(run: Path, name: str, seed: int) -> tuple[list[str], list[float]]:
     """A run's best validation and its step, and its test means of CT, MR and overall: cells, and numbers."""
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    absent = name if name in ("skip", "memory") else "uniform"
+    absent = "uniform" if name == "chilopod" else name
     assert (record["seed"], record["flags"]["absent"], record["status"]) == (seed, absent, "finished")
     evaluation = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))
     assert evaluation["overlap"] == 0.5 and evaluation["largest_component"]

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from programs import Done, program
 from recorded_runs import run_config
+from toy_networks import TOY2D
 
 from data_prep import release as preparation
 from ummkd_tf.common.errors import InputError
@@ -551,9 +552,9 @@ def test_description_that_does_not_fit(described: Path, tmp_path: Path, change, 
 
 
 def train(data: Path, run_dir: Path, *more: str) -> Done:
-    toy = ("--network=tests/toy_networks.py:toy2d", "--preset=tiny", "--steps=2", "--batch_size=1")
+    small = (f"--network={TOY2D}", "--preset=tiny", "--steps=2", "--batch_size=1")
     usual = ("--task=cardiac", "--recipe=released", f"--data_dir={data}", f"--run_dir={run_dir}")
-    return program("experiments.train", *toy, *usual, *more)
+    return program("experiments.train", *small, *usual, *more)  # a flag that is given twice has its last value
 
 
 @pytest.fixture(scope="module")
@@ -574,9 +575,8 @@ def test_trains_a_2d_network(trained: tuple[str, Path]) -> None:
     assert 0 <= validation["validation_mr_dice"] <= 1
 
 
-@pytest.mark.filterwarnings("ignore:Even though the .tf.config:UserWarning")  # records are read by tf.data, which stays
-def test_the_paper_s_2d_network_takes_a_step_of_them(described: Path, tmp_path: Path, eager: None) -> None:
-    # absl takes the last of two values
+@pytest.mark.filterwarnings("ignore:Even though the .tf.config:UserWarning")  # tf.data reads the records
+def test_the_paper_s_2d_network_takes_a_step(described: Path, tmp_path: Path, eager: None) -> None:
     done = train(described, tmp_path / "run", "--network=dilated2d", "--steps=1", "--norm_batches=1")
     assert done.returncode == 0, done.stderr
     assert "finished 1 steps" in done.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import program
+from toy_networks import TOY3D
 from two_workers import child_environment, start_workers
 
 from ummkd_tf.common.errors import InputError
@@ -39,7 +40,7 @@ def test_a_killed_worker_ends_the_other_and_the_run_goes_on_alone(tmp_path, prep
     """Two workers, of which one is killed; one process continues, and ends as one that trained all the time."""
 
     def command(run: str) -> list[object]:
-        fixed = ["--network=tests/toy_networks.py:toy3d", "--preset=tiny", "--steps=20", "--validate_every=20"]
+        fixed = [f"--network={TOY3D}", "--preset=tiny", "--steps=20", "--validate_every=20"]
         often = ["--checkpoint_every=2", "--log_every=1", "--threads=2"]
         return [*fixed, *often, f"--data_dir={prepared_dataset.directory}", f"--run_dir={tmp_path / run}"]
 

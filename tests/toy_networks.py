@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ummkd_tf.model import architectures as networks
 
+TOY2D, TOY3D = "tests/toy_networks.py:toy2d", "tests/toy_networks.py:toy3d"
+"""What `--network` takes, from the root of the repository."""
+
 
 def toy(rank: int, dropout: float) -> networks.Network:
     """Three convolutions, of which the middle one belongs to another region than the others."""
@@ -21,10 +24,10 @@ def toy(rank: int, dropout: float) -> networks.Network:
 
 
 def toy2d() -> networks.Network:
-    """For `--network=tests/toy_networks.py:toy2d`."""
+    """In two dimensions."""
     return toy(2, 0.0)
 
 
 def toy3d() -> networks.Network:
-    """For `--network=tests/toy_networks.py:toy3d`."""
+    """In three dimensions."""
     return toy(3, 0.0)
