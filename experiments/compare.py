@@ -226,7 +226,7 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
         modality: Of each case.
         metric: One of `METRICS`.
     """
-    title, factor, decimals = METRICS[metric]
+    title, _, factor, decimals = METRICS[metric]
 
     def row(name: str, pairs: Pairs) -> list[str]:
         found = difference_of(pairs, modality)
@@ -253,7 +253,7 @@ def _signed(value: float, decimals: int) -> str:
 
 def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
     """Markdown: every case's mean over its classes, by falling difference."""
-    _, factor, decimals = METRICS[metric]
+    _, _, factor, decimals = METRICS[metric]
     ordered = sorted(means.items(), key=lambda item: item[1][1] - item[1][0])
     rows = [
         [

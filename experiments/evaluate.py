@@ -6,9 +6,11 @@
     python -m experiments.evaluate --segmentations=labels --data_dir=data --out=other    another program's label maps
 
 Writes <run_dir>/evaluation_<part>[_original].json (with --outlier, the part is "outlier") with every number, and prints
-the table. With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes
-it) or of the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the
-file lies in --out. Cases that the model has seen are refused.
+the table. The next evaluation of the part replaces the file; --tag=plain writes evaluation_<part>_plain.json beside it.
+
+With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes it) or of
+the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the file lies in
+--out. Cases that the model has seen are refused.
 
 --segmentations is a folder with a label map of each case of the part, <case>.nii.gz or alike, on the grid of its scan.
 It is evaluated as a run is, the file lies in --out, and experiments.compare shows it beside a run.
@@ -76,6 +78,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
+flags.DEFINE_string(
+    "tag", "", "A word for this way of evaluating, e.g. plain or last: its file lies beside those of other ways."
+)
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
 flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all cases with prediction and reference.")
 flags.DEFINE_float(
@@ -116,6 +121,7 @@ def main(_: list[str]) -> None:
     if FLAGS.label_map and not (FLAGS.csv or FLAGS.segmentations):
         raise InputError("--label_map: says what label files hold; leave it out without --csv or --segmentations")
     check_overlap(FLAGS.overlap)
+    _file_name(FLAGS.part)  # refuses a bad --tag before any work
     start_tensorflow()
     if FLAGS.model:
         _evaluate_model()
@@ -123,6 +129,10 @@ def main(_: list[str]) -> None:
         _evaluate_segmentations(Path(FLAGS.segmentations))
     else:
         _evaluate_run(Path(FLAGS.run_dir))
+
+
+def _file_name(part: str) -> str:
+    return evaluation_name(part, original_grid=FLAGS.grid == "original", tag=FLAGS.tag)
 
 
 def _evaluate_run(run_dir: Path) -> None:
@@ -142,7 +152,7 @@ def _evaluate_run(run_dir: Path) -> None:
         "part": part,
         "trained_at_commit": " / ".join(commits_of(record)),
     }
-    path = run_dir / evaluation_name(part, original_grid=FLAGS.grid == "original")
+    path = run_dir / _file_name(part)
     _evaluate(_by_network(model, dataset, config.factor(dataset.task)), dataset, case_ids, about, path)
 
 
@@ -175,7 +185,7 @@ def _evaluate_model() -> None:
             "part": "new",
             "trained_at_commit": training.get("commit"),
         }
-        path = out / evaluation_name("new", original_grid=FLAGS.grid == "original")
+        path = out / _file_name("new")
         _evaluate(_by_network(exported.model, dataset, exported.factor), dataset, case_ids, about, path)
 
 
@@ -238,7 +248,7 @@ def _evaluate_segmentations(folder: Path) -> None:
 
     about = {"setting": {"title": folder.resolve().name}, "segmentations": str(folder), "part": FLAGS.part}
     print(f"the program that made {folder}: {_NOT_RECORDED}")
-    path = out / evaluation_name(FLAGS.part, original_grid=FLAGS.grid == "original")
+    path = out / _file_name(FLAGS.part)
     _evaluate(from_file, dataset, case_ids, about, path)
 
 
@@ -326,10 +336,10 @@ def _tell_what_is_replaced(path: Path, about: Mapping[str, Any]) -> None:
     except MALFORMED:  # none, or a damaged one
         return
     now = {**about, "largest_component": FLAGS.largest_component}
-    names = ("overlap", "largest_component", "segmentations")
+    names = ("selection", "overlap", "largest_component", "segmentations")
     different = [f"--{name}={earlier.get(name)}" for name in names if earlier.get(name) != now.get(name)]
     if different:
-        note_aside(f"{path} was made with {', '.join(different)} and will be replaced; copy it first to keep it")
+        note_aside(f"{path} was made with {', '.join(different)} and will be replaced; give --tag to keep both")
 
 
 def _outlier(dataset: Dataset, case_id: str) -> list[str]:

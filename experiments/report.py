@@ -14,7 +14,6 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -37,7 +36,7 @@ from ummkd_tf.runs.history import HISTORY, read_history
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
-CASE_METRICS = MappingProxyType({"dice": "Dice (%)", "hausdorff95_mm": "HD95 (mm)", "average_mm": "ASSD (mm)"})
+CASE_METRICS = ("dice", "hausdorff95_mm", "average_mm")
 PHANTOM = '<strong class="phantom">PHANTOM</strong>'
 
 
@@ -350,7 +349,7 @@ def _cases(entries: Sequence[Entry], page_dir: Path) -> str:
     rows = [row for entry in evaluated for row in _case_rows(entry.record, page_dir)]
     columns = {
         **dict.fromkeys(("case", "modality", "structure"), "text"),
-        **dict.fromkeys(CASE_METRICS.values(), ""),
+        **dict.fromkeys((METRICS[metric].short for metric in CASE_METRICS), ""),
         **dict.fromkeys(("status", "part", "data", "run"), "text"),
     }
     return (
@@ -387,7 +386,7 @@ def _number_cell(value: float | None, metric: str) -> str:
     """The number as recorded for sorting, and as printed in tables."""
     if value is None:
         return f'<td data-value="">{UNDEFINED}</td>'
-    _, factor, decimals = METRICS[metric]
+    _, _, factor, decimals = METRICS[metric]
     return f'<td data-value="{float(value)!r}">{factor * value:.{decimals}f}</td>'
 
 

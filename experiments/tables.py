@@ -3,6 +3,7 @@
     python -m experiments.tables --runs_dir=runs/paper --table=2 --compare
     python -m experiments.tables --runs_dir=runs/paper --table=5 --format=latex
     python -m experiments.tables --runs_dir=runs --table=own        runs of your own: a row each, and means over folds
+    python -m experiments.tables --runs_dir=runs --table=own --tag=plain        as evaluated with this --tag
 
 Only run.json, evaluation_*.json and knowledge.jsonl are read. How the numbers come about:
 
@@ -35,6 +36,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
     flags.DEFINE_string("table", None, f"1 to 6, own, or one of {', '.join(TABLES)}.", required=True)
     flags.DEFINE_enum("format", "md", list(FORMATS), "Markdown, CSV or LaTeX.")
+    flags.DEFINE_string("tag", "", "Take evaluations with this --tag of experiments.evaluate; default: those without.")
     flags.DEFINE_bool("compare", False, "Add the paper's values and the differences.")
     define_whole_numbers("seeds", None, "Seeds that belong in it; default: all that are there.")
     define_whole_numbers("folds", None, "Folds that belong in it; default: all that are there.")
@@ -44,7 +46,7 @@ def main(_: list[str]) -> None:
     """Prints or writes the tables that the flags ask for."""
     values = flags.FLAGS
     name = f"table{values.table}" if values.table.isdecimal() else values.table
-    records = load_folder(values.runs_dir)
+    records = load_folder(values.runs_dir, values.tag)
     if name == OWN:
         if values.compare or values.seeds or values.folds:
             raise InputError(f"--table={OWN}: shows all runs and their means: leave --compare, --seeds and --folds out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 from programs import program
 from toy_networks import TOY3D
+
+from ummkd_tf.common.documents import read_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +45,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     common = train_flags(prepared_dataset.directory, run_dir, steps=4, validate_every=2, network=TOY3D)
     stopped = new_process("experiments.train", *common, "--max_hours=0.000001")
     assert stopped.returncode == 0 and "the same command continues from here" in stopped.stdout, stopped.stderr
-    assert json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
+    assert read_json(run_dir / "run.json")["status"] == "stopped"
 
     assert_one_line(program("experiments.train", *common, "--alpha=0.9"), "alpha is 0.9, was 0.5", "another --run_dir")
 
@@ -52,7 +53,7 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     finished = program("experiments.train", *common, "--precision=auto")
     assert finished.returncode == 0, finished.stderr
     assert "finished 4 steps" in finished.stdout
-    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record = read_json(run_dir / "run.json")
     assert record["status"] == "finished" and record["progress"]["step"] == 4
     assert record["setting"] == {
         "name": "ours",
@@ -73,14 +74,17 @@ def test_train_continue_evaluate_predict(prepared_dataset, tmp_path):
     slices = tmp_path / "slices.html"
     evaluated = program("experiments.evaluate", f"--run_dir={run_dir}", f"--viewer={slices}")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "| Dice (%)" in evaluated.stdout and "ct: n = 1; mr: n = 1" in evaluated.stdout
-    evaluation = json.loads((run_dir / "evaluation_test.json").read_text(encoding="utf-8"))
+    assert "Dice (%) |" in evaluated.stdout and "ct: n = 1; mr: n = 1" in evaluated.stdout
+    evaluation = read_json(run_dir / "evaluation_test.json")
     assert set(evaluation["cases"]) == {"ct_3", "mr_3"}
     assert evaluation["viewer"] == "../slices.html" and slices.is_file()  # found again from the run's folder
 
     again = program("experiments.evaluate", f"--run_dir={run_dir}", "--overlap=0.5")
     assert "evaluation_test.json was made with --overlap=0.0 and will be replaced" in again.stderr
-    assert "will be replaced" not in program("experiments.evaluate", f"--run_dir={run_dir}", "--overlap=0.5").stderr
+    beside = program("experiments.evaluate", f"--run_dir={run_dir}", "--selection=last", "--tag=last")
+    assert beside.returncode == 0 and "will be replaced" not in beside.stderr
+    kept, new = (read_json(run_dir / f"evaluation_test{tag}.json") for tag in ("", "_last"))
+    assert (kept["overlap"], kept["selection"]) == (0.5, "best") and (new["overlap"], new["selection"]) == (0, "last")
 
     # A scan in another orientation and spacing comes back in its own geometry.
     scan, label, picture = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", tmp_path / "picture.png"

@@ -93,6 +93,7 @@ def shifted(path):
 
 def test_a_run_s_evaluation_is_not_replaced_and_another_s_is_told(prepared_dataset, folder):
     assert evaluated(prepared_dataset, folder).returncode == 0
+    assert "will be replaced" not in evaluated(prepared_dataset, folder).stderr
     (folder / "maps").rename(folder / "others")
     again = evaluated(prepared_dataset, folder, f"--segmentations={folder / 'others'}")
     assert f"was made with --segmentations={folder / 'maps'} and will be replaced" in again.stderr

@@ -27,6 +27,7 @@ from experiments.results.records import load_records
 from experiments.results.table import p_text
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.runs.folder import evaluation_name
 from ummkd_tf.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,6 +387,24 @@ def test_program(tmp_path):
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no table 'table7': expected one of table1, ")
     wrong = start("--table=2", "--seeds=a")
     assert wrong.returncode == 1 and "--seeds=a: expected whole numbers" in wrong.stderr
+
+
+def test_evaluations_with_a_tag(tmp_path):
+    """The same numbers under another name: the same table."""
+    write_target(tmp_path, "table2")
+    arguments = [f"--runs_dir={tmp_path}", "--table=2", "--tag=plain"]
+    wrong = program("experiments.tables", *arguments)
+    assert wrong.returncode == 1 and "has evaluation_test_plain.json: expected one; run experiments" in wrong.stderr
+    untagged = program("experiments.tables", *arguments[:2]).stdout
+    for path in tmp_path.glob("*/evaluation_test.json"):
+        path.rename(path.with_name("evaluation_test_plain.json"))
+    assert program("experiments.tables", *arguments).stdout == untagged != ""
+
+
+@pytest.mark.parametrize("tag", ["original", "original_plain", "../plain", "plain/", " ", "_last"])
+def test_a_tag_names_a_file_of_its_own(tag):
+    with pytest.raises(InputError, match=r"--tag=.*: expected letters, digits"):
+        evaluation_name("test", tag=tag)
 
 
 def test_rendering_needs_no_tensorflow():

@@ -91,7 +91,7 @@ def _results(target: str, runs: Runs) -> Table:
     rows: list[_PlannedRow] = [(SETTINGS[s.setting].title, s.setting, s) for s in specs]
     if target == "table1":
         rows.insert(0, ("Payer et al. [38]", "payer", None))
-    plan = [(MEASURES[metric][0], metric, paper, rows) for metric, paper in BLOCKS.items()]
+    plan = [(MEASURES[metric].title, metric, paper, rows) for metric, paper in BLOCKS.items()]
     return _case_table(target, runs, plan, parameters=True)
 
 
@@ -114,7 +114,7 @@ def _claim(target: str, runs: Runs) -> Table:
     data = dict.fromkeys(spec.data for spec in TARGETS[target].specs)
     plan = [
         (
-            f"{MEASURES[metric][0]}, data {name}",
+            f"{MEASURES[metric].title}, data {name}",
             metric,
             None,
             [(SETTINGS[s.setting].title, s.setting, s) for s in TARGETS[target].specs if s.data == name],
@@ -150,7 +150,7 @@ def _own_table(name: str, records: Sequence[Record]) -> Table:
         rows = [
             (f"{text} ({SETTINGS[found[0].run['setting']['name']].title})", text, text) for text, found in used.items()
         ]
-        plan = [(MEASURES[metric][0], metric, None, rows) for metric in BLOCKS]
+        plan = [(MEASURES[metric].title, metric, None, rows) for metric in BLOCKS]
         return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
 
     table = layout({record.name: [record] for record in records})
@@ -234,7 +234,9 @@ def _layout(
 
     blocks = [
         RowGroup(
-            text, tuple(Row(row, paper, cells(key, metric), MEASURES[metric][2]) for row, paper, key in rows), of_paper
+            text,
+            tuple(Row(row, paper, cells(key, metric), MEASURES[metric].decimals) for row, paper, key in rows),
+            of_paper,
         )
         for text, metric, of_paper, rows in plan
     ]
@@ -342,7 +344,7 @@ def _outlier(target: str, runs: Runs) -> Table:
     used = {spec: runs.of(spec, "outlier") for spec in specs}
     cases = {case_id for found in used.values() for r in found for case_id in r.cases("outlier")}
     rows = tuple(
-        Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()), MEASURES[metric][2])
+        Row(title, key, tuple(_outlier_cell(found, metric) for found in used.values()), MEASURES[metric].decimals)
         for title, metric, key in CASE_ROWS
     )
     return Table(

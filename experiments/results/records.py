@@ -27,7 +27,7 @@ class Record:
         name: Name of the folder; for a planned run `RunSpec.name`.
         run_dir: The folder.
         run: Content of run.json.
-        evaluation: Content of evaluation_test.json, or None where the run has not been evaluated.
+        evaluation: Content of evaluation_test.json, or of that with a tag; None where there is none.
         outlier: Content of evaluation_outlier.json (Table VI), or None.
         knowledge: Lines of knowledge.jsonl: {"step", "kd_loss", "q": {modality: C×C}}, in order of steps.
     """
@@ -73,24 +73,34 @@ class Record:
         return (getattr(self, kind) or {"cases": {}})["cases"]
 
 
-def load_records(runs_dir: str | Path) -> list[Record]:
+def load_records(runs_dir: str | Path, tag: str = "") -> list[Record]:
     """Every run in a folder of runs, by name; [] where there is no such folder yet.
+
+    Args:
+        runs_dir: The folder.
+        tag: Which evaluation of the test part, see `evaluation_name`.
 
     Raises:
         InputError: A damaged JSON file.
     """
-    return [_load(path.parent) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
+    return [_load(path.parent, tag) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
 
 
-def load_folder(runs_dir: str | Path) -> list[Record]:
+def load_folder(runs_dir: str | Path, tag: str = "") -> list[Record]:
     """`load_records` of the --runs_dir of a program that shows runs.
 
     Raises:
-        InputError: No such folder, or a damaged JSON file.
+        InputError: No such folder, no evaluation with the tag, or a damaged JSON file.
     """
     if not Path(runs_dir).is_dir():
         raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
-    return load_records(runs_dir)
+    records = load_records(runs_dir, tag)
+    if tag and not any(record.evaluation for record in records):
+        raise InputError(
+            f"--tag={tag}: no run in {runs_dir} has {evaluation_name('test', tag=tag)}: expected one; "
+            f"run experiments.evaluate --tag={tag}"
+        )
+    return records
 
 
 def select(records: Iterable[Record], specs: Iterable[RunSpec]) -> list[Record]:
@@ -129,12 +139,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise InputError(f"damaged ({error})", where=path, fix="delete it and run again what writes it") from error
 
 
-def _load(run_dir: Path) -> Record:
+def _load(run_dir: Path, tag: str) -> Record:
     return Record(
         name=run_dir.name,
         run_dir=run_dir,
         run=read_run(run_dir),
-        evaluation=read_json(run_dir / EVALUATION),
+        evaluation=read_json(run_dir / evaluation_name("test", tag=tag)),
         outlier=read_json(run_dir / OUTLIER),
         knowledge=_by_step(run_dir / KNOWLEDGE),
     )

@@ -125,7 +125,7 @@ def number_cell(means: Sequence[float], metric: str, stds: Sequence[float] | Non
     """Cell of one number per seed: their mean ± the root mean square of their deviations over cases."""
     if not means:
         return Cell()
-    _, factor, decimals = MEASURES[metric]
+    _, _, factor, decimals = MEASURES[metric]
     value = factor * math.fsum(means) / len(means)
     if math.isnan(value):
         return Cell(UNDEFINED)

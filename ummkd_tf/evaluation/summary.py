@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ummkd_tf.evaluation.metrics import pooled_surface_distance, summarize
 from ummkd_tf.tasks import Task
 
+
+class Measure(NamedTuple):
+    """How a measure is printed.
+
+    Attributes:
+        title: In full.
+        short: For narrow columns.
+        factor: From the stored number to the printed one.
+        decimals: Of the printed one.
+    """
+
+    title: str
+    short: str
+    factor: float
+    decimals: int
+
+
 METRICS = {
-    # key in the JSON: (title, factor for printing, decimals)
-    "dice": ("Dice (%)", 100.0, 1),
-    "hausdorff_mm": ("Hausdorff distance (mm)", 1.0, 2),
-    "hausdorff95_mm": ("95th percentile Hausdorff distance (mm)", 1.0, 2),
-    "average_mm": ("Average symmetric surface distance (mm)", 1.0, 2),
-    "surface_dice": ("Surface Dice at 1 voxel (%)", 100.0, 1),
+    # by its key in the JSON
+    "dice": Measure("Dice (%)", "Dice (%)", 100.0, 1),
+    "hausdorff_mm": Measure("Hausdorff distance (mm)", "HD (mm)", 1.0, 2),
+    "hausdorff95_mm": Measure("95th percentile Hausdorff distance (mm)", "HD95 (mm)", 1.0, 2),
+    "average_mm": Measure("Average symmetric surface distance (mm)", "ASSD (mm)", 1.0, 2),
+    "surface_dice": Measure("Surface Dice at 1 voxel (%)", "Surface Dice (%)", 100.0, 1),
 }
 POOLED = "pooled_mm"
-MEASURES = {**METRICS, POOLED: ("Paper-comparable (pooled surface distance, an assumption; mm)", 1.0, 2)}
+MEASURES = {
+    **METRICS,
+    POOLED: Measure("Paper-comparable (pooled surface distance, an assumption; mm)", "Pooled (mm)", 1.0, 2),
+}
 """Those of a case, and the one that only all cases together have."""
 
 

@@ -1,34 +1,39 @@
-"""Text tables from evaluation records, in the shape of the paper's Table I and II."""
+"""Text tables from evaluation records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ummkd_tf.evaluation.summary import MEASURES
+from ummkd_tf.evaluation.summary import MEASURES, Measure
 from ummkd_tf.tasks import Task
+
+_LEGEND = """\
+Mean ± standard deviation over cases; pooled: over surface points. HD: Hausdorff distance; HD95: its 95th percentile;
+ASSD: average symmetric surface distance; Surface Dice: within 1 voxel; Pooled: surface distance of all cases together,
+as the paper's seems to be."""
 
 
 def evaluation_table(evaluation: Mapping[str, Any], task: Task) -> str:
-    """Markdown table of one run: a row per metric; per modality the classes and their mean, then the overall mean.
+    """Markdown table of one run, narrow enough for a terminal, and its legend.
+
+    A column per measure; rows are the classes of each modality and their mean, then the overall mean.
 
     Args:
         evaluation: Content of an evaluation JSON.
-        task: Gives the order of columns.
+        task: Gives the order of classes.
     """
-    modalities = evaluation["modalities"]
-    header = ["mean ± std over cases (pooled: over surface points)"]
-    for m in modalities:
-        header += [f"{m} {name.replace('_', ' ')}" for name in task.table_classes] + [f"{m} mean"]
-    rows = []
-    for metric, (title, factor, decimals) in MEASURES.items():
-        summary = evaluation["summary"][metric]
-        row = [title]
-        for m in modalities:
-            row += [_cell(summary[m][name], factor, decimals) for name in task.table_classes]
-            row.append(_number(summary[m]["mean"], factor, decimals))
-        rows.append([*row, _number(summary["overall"], factor, decimals)])
-    return markdown([*header, "overall"], rows)
+    columns = []
+    for metric, measure in MEASURES.items():
+        summary, cells = evaluation["summary"][metric], []
+        for m in evaluation["modalities"]:
+            cells += [_cell(summary[m][name], measure) for name in task.table_classes]
+            cells.append(_number(summary[m]["mean"], measure))
+        columns.append([*cells, _number(summary["overall"], measure)])
+    classes = [*(name.replace("_", " ") for name in task.table_classes), "mean"]
+    titles = [*(f"{m} {name}" for m in evaluation["modalities"] for name in classes), "overall mean"]
+    header = ["", *(measure.short for measure in MEASURES.values())]
+    return f"{markdown(header, list(zip(titles, *columns, strict=True)))}\n\n{_LEGEND}"
 
 
 def counts_line(evaluation: Mapping[str, Any], task: Task) -> str:
@@ -63,14 +68,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def _cell(entry: Mapping[str, Any], factor: float, decimals: int) -> str:
-    if entry["mean"] is None or entry["mean"] != entry["mean"]:
-        return "–"
-    mean = _number(entry["mean"], factor, decimals)
+def _cell(entry: Mapping[str, Any], measure: Measure) -> str:
+    mean = _number(entry["mean"], measure)
     # With one case there is no spread between cases. The pooled distance has a spread between surface points, and no
     # count of cases.
-    return mean if entry.get("count") == 1 else f"{mean} ± {factor * entry['std']:.{decimals}f}"
+    return mean if mean == "–" or entry.get("count") == 1 else f"{mean} ± {_number(entry['std'], measure)}"
 
 
-def _number(value: float | None, factor: float, decimals: int) -> str:
-    return "–" if value is None or value != value else f"{factor * value:.{decimals}f}"
+def _number(value: float | None, measure: Measure) -> str:
+    return "–" if value is None or value != value else f"{measure.factor * value:.{measure.decimals}f}"

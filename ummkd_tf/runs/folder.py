@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -70,10 +71,16 @@ _OPTIONAL: dict[str, type] = {
 }
 
 
-def evaluation_name(part: str, *, original_grid: bool = False) -> str:
+def evaluation_name(part: str, *, original_grid: bool = False, tag: str = "") -> str:
     """File name of the evaluation of a part ("train", "validation", "test" or "outlier"), or of "new" scans, on the
-    prepared or the scans' grid."""
-    return f"evaluation_{part}{'_original' if original_grid else ''}.json"
+    prepared or the scans' grid; with a tag, one that is kept beside it.
+
+    Raises:
+        InputError: A tag that is no part of a file's name, or that another file's name has.
+    """
+    if tag and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.partition("_")[0] == "original"):
+        raise InputError(f"--tag={tag}: expected letters, digits and . _ -, like plain or last, and not original")
+    return f"evaluation_{part}{'_original' if original_grid else ''}{f'_{tag}' if tag else ''}.json"
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
