@@ -32,7 +32,7 @@ from ummkd_tf.common.documents import MALFORMED
 from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.common.notes import note_aside
 from ummkd_tf.evaluation.summary import METRICS
-from ummkd_tf.output.text_tables import markdown
+from ummkd_tf.output.text_tables import markdown, signed
 
 _MUST_AGREE = ("task", "grid")
 _SHOULD_AGREE = ("part", "overlap", "largest_component", "selection", "preset")
@@ -233,7 +233,7 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
         return [
             name,
             *(f"{factor * value:.{decimals}f}" for value in (found.first, found.second)),
-            f"{_signed(factor * found.mean, decimals)} ± {factor * found.std:.{decimals}f}",
+            f"{signed(factor * found.mean, decimals)} ± {factor * found.std:.{decimals}f}",
             "–" if math.isnan(found.p) else p_text(found.p),
             f"{found.larger} of {found.cases}",
         ]
@@ -247,10 +247,6 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
     return markdown([title, "first", "second", "difference ± std", "p", "first is larger"], rows)
 
 
-def _signed(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # no -0.0
-
-
 def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
     """Markdown: every case's mean over its classes, by falling difference."""
     _, _, factor, decimals = METRICS[metric]
@@ -260,7 +256,7 @@ def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
             case_id,
             modality[case_id],
             *(f"{factor * value:.{decimals}f}" for value in pair),
-            _signed(factor * (pair[0] - pair[1]), decimals),
+            signed(factor * (pair[0] - pair[1]), decimals),
         ]
         for case_id, pair in ordered
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.table import Cell, Row, RowGroup, Table
+from ummkd_tf.output.text_tables import signed
 from ummkd_tf.settings import SETTINGS
 
 
@@ -50,4 +51,4 @@ def _difference_cell(ours: Cell, printed: Cell, decimals: int) -> Cell:
     if ours.value is None or printed.value is None:
         return Cell()
     difference = ours.value - printed.value
-    return Cell(f"{difference:+.{decimals}f}", difference)
+    return Cell(signed(difference, decimals), difference)

@@ -68,6 +68,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign; what rounds to nothing is +0.0, never -0.0."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
 def _cell(entry: Mapping[str, Any], measure: Measure) -> str:
     mean = _number(entry["mean"], measure)
     # With one case there is no spread between cases. The pooled distance has a spread between surface points, and no
