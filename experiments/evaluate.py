@@ -139,7 +139,7 @@ def _evaluate_run(run_dir: Path) -> None:
     model, record, step = load_run(run_dir, FLAGS.selection)
     dataset = open_run_data(record, FLAGS.data_dir)
     part = "outlier" if FLAGS.outlier else FLAGS.part
-    case_ids = _outlier(dataset, FLAGS.outlier) if FLAGS.outlier else dataset.ids(part)
+    case_ids = _outlier(dataset, FLAGS.outlier, record.get("started_from")) if FLAGS.outlier else dataset.ids(part)
     config = config_of(record)
     about = {
         "run_dir": str(run_dir),
@@ -342,7 +342,7 @@ def _tell_what_is_replaced(path: Path, about: Mapping[str, Any]) -> None:
         note_aside(f"{path} was made with {', '.join(different)} and will be replaced; give --tag to keep both")
 
 
-def _outlier(dataset: Dataset, case_id: str) -> list[str]:
+def _outlier(dataset: Dataset, case_id: str, started_from: Mapping[str, Any] | None) -> list[str]:
     if case_id not in dataset.case_modality:
         raise InputError(
             f"--outlier={case_id}: not in {dataset.directory}: expected one of its cases; "
@@ -354,6 +354,11 @@ def _outlier(dataset: Dataset, case_id: str) -> list[str]:
                 f"--outlier={case_id}: in the {part} part: expected a case the run has not learnt from; "
                 "prepare the data with --hold_out_cases naming it, and train again"
             )
+    if started_from:
+        # Here, to start without TensorFlow.
+        from ummkd_tf.runs.exported import check_not_seen
+
+        check_not_seen(started_from, dataset, [case_id])
     return [case_id]
 
 

@@ -23,7 +23,7 @@ from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.runs.config import Selection
-from ummkd_tf.runs.folder import evaluation_name, read_run, selected_step, task_of
+from ummkd_tf.runs.folder import evaluation_name, is_of_selected, read_run, task_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.", required=True)
@@ -44,7 +44,7 @@ def results_of(run_dir: Path, selection: str | None) -> str:
     record = read_run(run_dir)
     try:
         evaluation = read_json(path)
-        if evaluation["step"] != selected_step(record, selection):
+        if not is_of_selected(evaluation, record, selection):
             return ""
         table = evaluation_table(evaluation, task_of(record))
         counts = counts_line(evaluation, task_of(record))

@@ -35,11 +35,10 @@ from experiments.results.records import Record, load_folder, modalities_of, of_s
 from experiments.results.table import class_title, modality_title
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.data.opening import open_dataset
 from ummkd_tf.evaluation.metrics import summarize
 from ummkd_tf.output import pictures
 from ummkd_tf.runs.folder import config_of
-from ummkd_tf.runs.loading import load_run
+from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import Task
 
@@ -253,7 +252,7 @@ def _mean_dice(case: Mapping[str, Any]) -> float:
 
 def read_case(record: Record, case_id: str) -> Case:
     """A case of a run's data, on the task's grid."""
-    return open_dataset(record.run["data_dir"]).case(case_id)
+    return open_run_data(record.run).case(case_id)
 
 
 class Predictions:
@@ -270,7 +269,7 @@ class Predictions:
         evaluation = next((e for e in (record.evaluation, record.outlier) if e and case_id in e["cases"]), {})
         if record.run_dir not in self._loaded:
             model, _, _ = load_run(record.run_dir, evaluation.get("selection"))
-            self._loaded[record.run_dir] = Predictor(model), open_dataset(record.run["data_dir"])
+            self._loaded[record.run_dir] = Predictor(model), open_run_data(record.run)
         predictor, dataset = self._loaded[record.run_dir]
         factor = config_of(record.run).factor(dataset.task)
         case = dataset.case(case_id, factor)

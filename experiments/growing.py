@@ -29,7 +29,8 @@ from ummkd_tf.common.notes import note
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.environment import available_cores, commit
+from ummkd_tf.runs.environment import available_cores
+from ummkd_tf.runs.folder import commits_of, read_run
 from ummkd_tf.runs.loading import load_run
 from ummkd_tf.tasks import TASKS
 
@@ -146,18 +147,22 @@ def main(_: list[str]) -> None:
         raise InputError(
             f"--scans={','.join(map(str, wrong))}: expected numbers from 1 to {most}, as many as there are to train on"
         )
-    before = train(Dataset.load(work / "first"), work / "runs" / "first", config(FLAGS.first_steps))
+    run_dirs = [work / "runs" / "first"]
+    before = train(Dataset.load(work / "first"), run_dirs[0], config(FLAGS.first_steps))
     if not (work / "model").exists():
-        export_run(work / "runs" / "first", work / "model")
+        export_run(run_dirs[0], work / "model")
     scores: dict[str, list[float]] = {way: [] for way in WAYS}
     for n in FLAGS.scans:
         part = dataclasses.replace(new, split={**new.split, "train": new.split["train"][:n]})
         for way, changes in WAYS.items():
             settings = config(FLAGS.steps, **{"init_from": str((work / "model").resolve()), **changes})
-            scores[way].append(train(part, work / "runs" / f"{re.sub('[^a-z0-9]+', '-', way)}-{n}", settings))
+            run_dirs.append(work / "runs" / f"{re.sub('[^a-z0-9]+', '-', way)}-{n}")
+            scores[way].append(train(part, run_dirs[-1], settings))
+    # Of the runs, of which some may have been made by an earlier version.
+    commits = dict.fromkeys(commit for run_dir in run_dirs for commit in commits_of(read_run(run_dir)))
     print(f"\nfirst model, CT and MR: test Dice {100 * before:.1f} % after {FLAGS.first_steps} steps")
     print(
-        f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {commit()}; "
+        f"phantoms, preset tiny, {FLAGS.steps} steps, seed {FLAGS.seed}, commit {' / '.join(commits)}; "
         f"{len(new.ids('test'))} test scans"
     )
     print(f"\n{table(scores, FLAGS.scans)}")

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from absl import flags
 from tqdm import tqdm
 
-from experiments.volume_tables import VOLUMES, ScanToSegment, VolumeTables, check_names_are_free
+from experiments.volume_tables import VOLUMES, ScanToSegment, VolumeTables, check_names_are_free, state_of
 from ummkd_tf.common.cli import message_for_user, run, start_tensorflow
 from ummkd_tf.common.documents import plain_name
 from ummkd_tf.common.errors import InputError, Stopped, one_line
@@ -153,7 +153,8 @@ def _segment_all(
         with _sigterm_like_ctrl_c():
             for number, scan in enumerate(todo, start=1):
                 title = f"{number}/{len(todo)} {scan.name}" if len(todo) > 1 else scan.name
-                entry: dict[str, Any] = {"modality": scan.modality, "image": str(scan.path), "windows": 0}
+                entry: dict[str, Any] = {"modality": scan.modality, "image": str(scan.path)}
+                entry |= {"image_state": state_of(scan.path), "windows": 0}
                 entry |= {"classes": {}, "status": "failed", "notes": []}
                 try:
                     _segment(scan, predictor, places[scan.name], title, entry, viewer)

@@ -33,7 +33,7 @@ from ummkd_tf.common.files import write_whole
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
 from ummkd_tf.runs.config import Precision
-from ummkd_tf.runs.folder import RUN, config_of, newest_step, read_run, selected_step
+from ummkd_tf.runs.folder import RUN, config_of, is_of_selected, newest_step, read_run
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -159,7 +159,7 @@ class Work:
         content = read_json(evaluation) or {}
         return (
             all((content.get(name) or 0) == value for name, value in self._beyond_protocol.items())
-            and selected_step(record) in (None, content.get("step"))
+            and is_of_selected(content, record)
             and (evaluation.name != OUTLIER or self.options.outlier in content.get("cases", {}))
         )
 

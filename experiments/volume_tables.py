@@ -7,6 +7,7 @@ import csv
 import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class VolumeTables:
         self._about = {
             "model": predictor.title,
             "run_dirs": list(sources),
+            "weights_sha256": list(predictor.weights_sha256),
             "task": predictor.task.name,
             "overlap": predictor.overlap,
             "largest_component": predictor.largest_component,
@@ -72,6 +74,7 @@ class VolumeTables:
             return (
                 (entry.get("status", "done"), entry.get("modality")) == ("done", scan.modality)
                 and _is_same_file(Path(str(entry.get("image"))), scan.path)
+                and entry.get("image_state") == state_of(scan.path)
                 and all(path.exists() for path in places[scan.name].values())
             )
 
@@ -82,7 +85,8 @@ class VolumeTables:
 
         Args:
             name: The scan's.
-            entry: "modality", "image", "windows", "classes" (name → label, voxels and ml), "status", "notes".
+            entry: "modality", "image", "image_state" (of `state_of`), "windows", "classes" (name → label, voxels and
+                ml), "status", "notes".
         """
         self._entries[name] = entry
         label_files = write_label_files(self._folder, self._task)
@@ -163,6 +167,14 @@ def check_names_are_free(
                 where=output,
                 fix="choose another --output, or give the scans other names in a CSV",
             )
+
+
+def state_of(image: Path) -> str:
+    """How many files a scan has, their bytes and their newest change: other when it has been replaced."""
+    files = [path for path in (image.rglob("*") if image.is_dir() else [image]) if path.is_file()]
+    found = [file.stat() for file in files]
+    newest = datetime.fromtimestamp(max((file.st_mtime for file in found), default=0.0), UTC)
+    return f"{len(found)} files, {sum(file.st_size for file in found)} bytes, {newest.isoformat()}"
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

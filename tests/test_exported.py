@@ -22,8 +22,9 @@ from ummkd_tf.common.files import write_json
 from ummkd_tf.data.cases import file_checksum, recipe_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
+from ummkd_tf.runs.checkpoints import weights_checksum
 from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
-from ummkd_tf.runs.loading import load_run
+from ummkd_tf.runs.loading import load_run, load_scan_predictor
 from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
 from ummkd_tf.runs.session import SessionOptions, run_training
@@ -86,6 +87,7 @@ def test_run_folder_keras_file_and_saved_model_agree(
     run_dir: Path, model: ExportedModel, data: Path, tmp_path: Path
 ) -> None:
     trained, _, _ = load_run(run_dir)
+    assert load_scan_predictor([run_dir]).weights_sha256 == model.scan_predictor().weights_sha256
     trained.save(tmp_path / "x.keras")
     trained.export(str(tmp_path / "saved"), verbose=False)
     from_keras, saved = keras.models.load_model(tmp_path / "x.keras"), tf.saved_model.load(str(tmp_path / "saved"))
@@ -98,6 +100,8 @@ def test_run_folder_keras_file_and_saved_model_agree(
         x = image[np.newaxis, :, :, :8, np.newaxis]
         logits = getattr(saved, f"serve_{m}")(x)
         np.testing.assert_allclose(tf.nn.softmax(logits), tf.nn.softmax(trained({m: x})[m]), atol=1e-6)
+    trained.weights[0].assign_add(np.full(trained.weights[0].shape, 1e-3))
+    assert (weights_checksum(trained),) != model.scan_predictor().weights_sha256
 
 
 def test_a_scan_is_segmented_with_no_flag(model: ExportedModel, tmp_path: Path) -> None:
@@ -186,6 +190,18 @@ def test_cases_of_training_are_recognized_under_another_name(model: ExportedMode
         check_not_seen(model.training, dataset, ["ct_0", "ct_3", "mr_2"])
 
 
+def test_an_outlier_that_the_first_model_was_trained_on_is_refused(model: ExportedModel, data: Path) -> None:
+    """A run that went on from a model has learnt from its cases, too, though its own split holds one of them out."""
+    dataset = Dataset.load(data)
+    train = tuple(case_id for case_id in dataset.split["train"] if case_id != "ct_0")
+    held_out = replace(dataset, split={**dataset.split, "train": train})
+    with fresh_programs():
+        from experiments.evaluate import _outlier
+    assert _outlier(held_out, "ct_0", None) == ["ct_0"]
+    with pytest.raises(InputError, match=r"1 of 1 cases .* part: ct_0: expected"):
+        _outlier(held_out, "ct_0", model.training)
+
+
 def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     done = program("experiments.evaluate", f"--run_dir={run}")
@@ -197,8 +213,9 @@ def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: 
     beyond = {"overlap": 0.5, "largest_component": True}
     write_json(run / "evaluation_test.json", {**evaluation, **beyond})
     assert "(best); chunks overlapping by 50 %; largest connected part of each class:" in results_of(run, None)
-    write_json(run / "evaluation_test.json", {**evaluation, "step": 1})
-    assert results_of(run, None) == ""
+    for other in ({"step": 1}, {"selection": "last"}):  # of an averaged model, the last is another one of the same step
+        write_json(run / "evaluation_test.json", {**evaluation, **other})
+        assert results_of(run, None) == ""
 
 
 def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_segmentations_shown_are_those_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr("ummkd_tf.evaluation.inference.Predictor", TwoIslands)
     monkeypatch.setattr(figures, "load_run", lambda run_dir, selection: (selection, record.run, 300))
     data = SimpleNamespace(task=TASKS["abdomen"], case=lambda case_id, factor: case(case_id))
-    monkeypatch.setattr(figures, "open_dataset", lambda _: data)
+    monkeypatch.setattr(figures, "open_run_data", lambda _: data)
     predict = figures.Predictions()
     assert np.count_nonzero(predict(record, "mr_0")) == 4
     assert np.count_nonzero(predict(record, "mr_7")) == 5

@@ -53,6 +53,26 @@ def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_
     assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ema": 0.9}, "ema is 0.9, was 0.0"),
+        ({"absent": "memory"}, "absent is 'memory', was 'uniform'"),
+        ({"freeze": "kernels"}, "freeze is 'kernels', was 'none'"),
+        ({"precision": "mixed_float16"}, "precision is 'mixed_float16', was 'float32'"),
+    ],
+)
+def test_what_a_checkpoint_cannot_continue_with_is_never_accepted(tmp_path, prepared_dataset, changes, told):
+    """Such a checkpoint holds other variables. Nothing is written, so that the run goes on with its own settings."""
+    start(tmp_path, prepared_dataset)
+    before = (tmp_path / runs.RUN).read_bytes()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.npz").touch()
+    with pytest.raises(InputError, match=rf"\({told}\): use its settings .* or another --run_dir$"):
+        start(tmp_path, prepared_dataset, run_config(**changes), accept_changes=True)
+    assert (tmp_path / runs.RUN).read_bytes() == before
+
+
 def test_more_steps_of_a_rate_that_falls_to_zero_are_advised_against(tmp_path, prepared_dataset):
     start(tmp_path, prepared_dataset, run_config(steps=100, schedule="polynomial"))
     with pytest.raises(InputError, match=r"records that, but the learning rate.* jumps.* a new run with --init_from$"):

@@ -574,7 +574,7 @@ def test_a_stopped_prediction_has_its_tables_and_goes_on(run_dir, tmp_path, at_s
     assert entries(out) == dict.fromkeys("abc", DONE)
 
 
-def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, at_scan):
+def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, at_scan, monkeypatch):
     write_scans(tmp_path / "scans")
     flags = ["--modality=ct", f"--output={tmp_path / 'out'}"]
     seen = []
@@ -591,10 +591,20 @@ def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, a
     assert segmented("--skip_existing") == []
     (tmp_path / "out/b.nii.gz").unlink()
     assert segmented("--skip_existing") == ["b.nii"]
+    os.utime(tmp_path / "scans/b.nii", (0, 0))  # replaced by a scan of the same size
+    assert segmented("--skip_existing") == ["b.nii"]
     assert segmented("--skip_existing", "--probabilities") == everything
     assert segmented("--skip_existing", "--overlap=0.5") == everything
     (tmp_path / "scans").rename(tmp_path / "others")
     assert segmented("--skip_existing", "--overlap=0.5", scans="others") == everything
+
+    def trained_again(run_dirs, selection, **options):
+        """In the same folder, for as many steps: other weights under the same title."""
+        return predictor(weights_sha256=["other"], **options)
+
+    monkeypatch.setattr("ummkd_tf.runs.loading.load_scan_predictor", trained_again)
+    assert segmented("--skip_existing", "--overlap=0.5", scans="others") == everything
+    assert segmented("--skip_existing", "--overlap=0.5", scans="others") == []
     for more in ("--viewer=page.html", f"--output={tmp_path / 'a.nii'}"):
         done = predict(run_dir, *flags, f"--input={tmp_path / 'others/a.nii.gz'}", "--skip_existing", more)
         assert done.returncode == 1 and "--skip_existing: goes with a folder as --output" in done.stderr
@@ -731,6 +741,9 @@ def test_caption_says_what_the_paper_does_not_do(tmp_path):
     other = dataclasses.replace(record, run=trained_on, evaluation={"step": 200, "cases": {}})
     assert "; a EVALUATED AT STEP 200, not 250; commit" in provenance([other])
     assert "EVALUATED" not in provenance([dataclasses.replace(other, evaluation={"step": 250, "cases": {}})])
+    # Of the same step, and another model all the same where weights are averaged.
+    last = dataclasses.replace(other, evaluation={"step": 250, "selection": "last", "cases": {}})
+    assert "; a EVALUATED WITH --selection=last; commit" in provenance([last])
 
 
 def run_with_evaluation(tmp_path: Path) -> Path:

@@ -23,8 +23,8 @@ from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
 from experiments.results import builders, rendering
 from experiments.results.captions import provenance
 from experiments.results.paper import paper_numbers
-from experiments.results.records import load_records
-from experiments.results.table import p_text
+from experiments.results.records import load_folder, load_records
+from experiments.results.table import number_cell, p_text
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
 from ummkd_tf.runs.folder import evaluation_name
@@ -399,6 +399,24 @@ def test_evaluations_with_a_tag(tmp_path):
     for path in tmp_path.glob("*/evaluation_test.json"):
         path.rename(path.with_name("evaluation_test_plain.json"))
     assert program("experiments.tables", *arguments).stdout == untagged != ""
+
+
+def test_the_outlier_s_evaluation_has_the_tag_too(tmp_path):
+    write_target(tmp_path, "table6")
+    plain = builders.build("table6", load_records(tmp_path))
+    for path in tmp_path.glob("*/evaluation_outlier.json"):
+        path.rename(path.with_name("evaluation_outlier_plain.json"))
+    assert builders.build("table6", load_folder(tmp_path, "plain")) == plain
+    (block,) = builders.build("table6", load_records(tmp_path)).blocks
+    assert not any(cell.text for row in block.rows for cell in row.cells)
+
+
+def test_a_class_that_is_there_in_some_seeds_says_in_how_many():
+    """Where no case has the class, a seed that invents it has a Dice of 0, and the others have none."""
+    assert number_cell([0.5, math.nan, 0.7], "dice", [0.1, math.nan, 0.1]).text == "60.0±10.0 (2 of 3 seeds)"
+    assert number_cell([0.5, math.nan], "dice").text == "50.0 (1 of 2 seeds)"
+    assert number_cell([0.5, 0.7], "dice", [0.1, 0.1]).text == "60.0±10.0"
+    assert number_cell([math.nan, math.nan], "dice").text == "–"
 
 
 @pytest.mark.parametrize("tag", ["original", "original_plain", "../plain", "plain/", " ", "_last"])

@@ -9,7 +9,7 @@ from experiments.plans import TARGETS, RunSpec
 from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
 from ummkd_tf.common.errors import listed
-from ummkd_tf.runs.folder import commits_of, selected_step
+from ummkd_tf.runs.folder import commits_of, is_of_selected, selected_step
 
 MEANS = (
     "Mean ± population standard deviation over test cases (of the pooled distance: over surface points); a modality's "
@@ -97,10 +97,14 @@ def beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
     """Runs whose evaluation is not of the checkpoint that is their result: of an earlier end, or another selection."""
-    steps = {r.name: ((getattr(r, kind) or {}).get("step"), selected_step(r.run)) for r in records}
-    return [
-        f"{name} EVALUATED AT STEP {of}, not {own}" for name, (of, own) in steps.items() if own and of and of != own
-    ]
+    found = []
+    for record in records:
+        evaluation = getattr(record, kind)
+        if evaluation and not is_of_selected(evaluation, record.run):
+            of, own = evaluation.get("step"), selected_step(record.run)
+            what = f"AT STEP {of}, not {own}" if of != own else f"WITH --selection={evaluation['selection']}"
+            found.append(f"{record.name} EVALUATED {what}")
+    return found
 
 
 def _other_data(records: Sequence[Record]) -> list[str]:

@@ -28,7 +28,7 @@ class Record:
         run_dir: The folder.
         run: Content of run.json.
         evaluation: Content of evaluation_test.json, or of that with a tag; None where there is none.
-        outlier: Content of evaluation_outlier.json (Table VI), or None.
+        outlier: The same of evaluation_outlier.json (Table VI).
         knowledge: Lines of knowledge.jsonl: {"step", "kd_loss", "q": {modality: C×C}}, in order of steps.
     """
 
@@ -78,7 +78,7 @@ def load_records(runs_dir: str | Path, tag: str = "") -> list[Record]:
 
     Args:
         runs_dir: The folder.
-        tag: Which evaluation of the test part, see `evaluation_name`.
+        tag: Which evaluations, see `evaluation_name`.
 
     Raises:
         InputError: A damaged JSON file.
@@ -95,7 +95,7 @@ def load_folder(runs_dir: str | Path, tag: str = "") -> list[Record]:
     if not Path(runs_dir).is_dir():
         raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
     records = load_records(runs_dir, tag)
-    if tag and not any(record.evaluation for record in records):
+    if tag and not any(record.evaluation or record.outlier for record in records):
         raise InputError(
             f"--tag={tag}: no run in {runs_dir} has {evaluation_name('test', tag=tag)}: expected one; "
             f"run experiments.evaluate --tag={tag}"
@@ -145,7 +145,7 @@ def _load(run_dir: Path, tag: str) -> Record:
         run_dir=run_dir,
         run=read_run(run_dir),
         evaluation=read_json(run_dir / evaluation_name("test", tag=tag)),
-        outlier=read_json(run_dir / OUTLIER),
+        outlier=read_json(run_dir / evaluation_name("outlier", tag=tag)),
         knowledge=_by_step(run_dir / KNOWLEDGE),
     )
 

@@ -122,18 +122,25 @@ class Table:
 
 
 def number_cell(means: Sequence[float], metric: str, stds: Sequence[float] | None = None) -> Cell:
-    """Cell of one number per seed: their mean ± the root mean square of their deviations over cases."""
+    """Cell of one number per seed: their mean ± the root mean square of their deviations over cases.
+
+    A seed has none (NaN) where prediction and reference lack the class in every case. The cell then says of how many
+    seeds it is.
+    """
     if not means:
         return Cell()
-    _, _, factor, decimals = MEASURES[metric]
-    value = factor * math.fsum(means) / len(means)
-    if math.isnan(value):
+    there = [seed for seed, mean in enumerate(means) if not math.isnan(mean)]
+    if not there:
         return Cell(UNDEFINED)
-    seed_std = math.sqrt(math.fsum((factor * m - value) ** 2 for m in means) / len(means)) if len(means) > 1 else None
+    _, _, factor, decimals = MEASURES[metric]
+    n = len(there)
+    value = factor * math.fsum(means[seed] for seed in there) / n
+    seed_std = math.sqrt(math.fsum((factor * means[seed] - value) ** 2 for seed in there) / n) if n > 1 else None
+    of_seeds = "" if n == len(means) else f" ({n} of {len(means)} seeds)"
     if stds is None:
-        return Cell(f"{value:.{decimals}f}", value, None, seed_std)
-    std = factor * math.sqrt(math.fsum(s**2 for s in stds) / len(stds))
-    return Cell(f"{value:.{decimals}f}±{std:.{decimals}f}", value, std, seed_std)
+        return Cell(f"{value:.{decimals}f}{of_seeds}", value, None, seed_std)
+    std = factor * math.sqrt(math.fsum(stds[seed] ** 2 for seed in there) / n)
+    return Cell(f"{value:.{decimals}f}±{std:.{decimals}f}{of_seeds}", value, std, seed_std)
 
 
 def p_text(p: float) -> str:

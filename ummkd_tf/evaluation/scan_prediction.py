@@ -106,6 +106,7 @@ class ScanPredictor:
         overlap: As for `Predictor.probabilities`.
         largest_component: Keep the largest connected part of each class alone.
         title: For messages and pictures.
+        weights_sha256: `weights_checksum` of each model, so that what others have made can be told from its results.
         intensities: What each modality looked like in training, see `training_intensities`; a scan that looks
             otherwise is warned of.
     """
@@ -120,12 +121,14 @@ class ScanPredictor:
         overlap: float = 0.0,
         largest_component: bool = False,
         title: str = "",
+        weights_sha256: Sequence[str] = (),
         intensities: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         check_overlap(overlap)
         self.intensities = intensities or {}
         self.model, self.task, self.modalities, self.factor = model, task, tuple(modalities), factor
         self.overlap, self.largest_component, self.title = overlap, largest_component, title
+        self.weights_sha256 = tuple(weights_sha256)
 
     def predict_scan(self, scan: str | Path | Volume, modality: str, *, progress: Progress = iter) -> Segmentation:
         """Segments one scan.

@@ -8,6 +8,7 @@ is noticed, and no pickle is ever loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,15 @@ class Progress:
 def weights(model: UnpairedModel) -> dict[str, Any]:
     """Every weight and statistic of a model by its name in a file: what prediction needs."""
     return without_random_states(_model_variables(model))
+
+
+def weights_checksum(model: UnpairedModel) -> str:
+    """sha256 of `weights`: two models that have the same one predict the same."""
+    digest = hashlib.sha256()
+    for name, variable in sorted(weights(model).items()):
+        array = np.asarray(variable)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def without_random_states(by_name: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ummkd_tf.evaluation.inference import Predictor
 from ummkd_tf.evaluation.scan_prediction import ScanPredictor, Segmentation
 from ummkd_tf.model.any_network import model_of
 from ummkd_tf.model.segmenter import UnpairedModel
-from ummkd_tf.runs.checkpoints import set_variables, weights, without_random_states
+from ummkd_tf.runs.checkpoints import set_variables, weights, weights_checksum, without_random_states
 from ummkd_tf.runs.folder import check_preparation, commits_of, config_of, task_of
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.runs.model_card import model_card
@@ -77,6 +77,7 @@ class ExportedModel:
             overlap=overlap,
             largest_component=largest_component,
             title=self.title,
+            weights_sha256=[weights_checksum(self.model)],
             intensities=self.training.get("intensities"),
         )
 

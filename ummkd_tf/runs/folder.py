@@ -19,7 +19,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +68,15 @@ _OPTIONAL: dict[str, type] = {
     "changes": list,
     "continued": list,
     "progress": dict,
+}
+
+
+# Settings that decide which variables a checkpoint holds → what of them decides.
+_CHECKPOINT_HOLDS: Mapping[str, Callable[[RunConfig], object]] = {
+    "ema": lambda config: bool(config.ema),
+    "absent": lambda config: config.absent == "memory",
+    "freeze": lambda config: config.freeze,
+    "precision": lambda config: config.precision == "mixed_float16",
 }
 
 
@@ -138,6 +147,22 @@ def selected_step(record: Mapping[str, Any], selection: str | None = None) -> in
     """
     best = (selection or config_of(record).selection) == "best"
     return record.get("progress", {}).get("best_step" if best else "step")
+
+
+def is_of_selected(evaluation: Mapping[str, Any], record: Mapping[str, Any], selection: str | None = None) -> bool:
+    """Whether an evaluation is of the checkpoint that is a run's result, or can be, where its record does not say.
+
+    The step alone does not tell: with averaged weights, or with a checkpoint for each network, the best and the last
+    one of the same step are different models.
+
+    Args:
+        evaluation: Content of an evaluation JSON.
+        record: Content of `run.json`.
+        selection: As `selected_step`.
+    """
+    selection = selection or config_of(record).selection
+    same_step = selected_step(record, selection) in (None, evaluation.get("step"))
+    return same_step and evaluation.get("selection", selection) == selection
 
 
 def checkpoint_files(run_dir: Path) -> list[Path]:
@@ -293,6 +318,14 @@ def check_run(
     if record["split_sha256"] != dataset.split_checksum:
         now, before = f"({dataset.split_checksum[:8]})", f"({record['split_sha256'][:8]})"
         fixed.append(f"split is {dataset.split_name!r} {now}, was {record['split_name']!r} {before}")
+    if checkpoints:  # which would not fit: refused here, before anything is written
+        old, new = config_of(record), config
+        fixed += [
+            text
+            for name, of in _CHECKPOINT_HOLDS.items()
+            if of(old) != of(new)
+            for text in changed_settings({name: getattr(old, name)}, {name: getattr(new, name)})
+        ]
     if fixed or (changed and not accept_changes):
         different = "; ".join(dict.fromkeys(fixed + changed))  # some settings are arguments of the model, too
         accept = "; --accept_changes continues all the same, and records that"

@@ -115,6 +115,7 @@ def load_scan_predictor(
     # Here, to start without TensorFlow.
     from ummkd_tf.evaluation.inference import Ensemble, Predictor
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
+    from ummkd_tf.runs.checkpoints import weights_checksum
 
     record = read_agreeing_runs(run_dirs)[0]
     loaded = [load_run(run_dir, selection) for run_dir in run_dirs]
@@ -128,5 +129,6 @@ def load_scan_predictor(
         overlap=overlap,
         largest_component=largest_component,
         intensities=record.get("intensities"),
+        weights_sha256=[weights_checksum(model) for model, _, _ in loaded],
         title="; ".join(titles) + (f" (mean of {len(loaded)} runs)" if len(loaded) > 1 else ""),
     )
