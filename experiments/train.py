@@ -247,6 +247,12 @@ def chosen_network(text: str, num_classes: int) -> tuple[Network, str | dict[str
                     f"{network.input_shape} → {network.output_shape}: expected images [batch, rows, columns, 3] (three "
                     f"slices) or [batch, rows, columns, slices, 1], and {num_classes} channels out"
                 )
+            frozen = [layer.name for layer in network.layers if layer.weights and not layer.trainable]
+            if frozen and not FLAGS.init_from:
+                raise ValueError(
+                    f"{frozen[0]} is not trainable, and a run draws all weights anew: expected trainable layers; "
+                    "ummkd_tf.per_modality in Python keeps a model's weights"
+                )
             return table, network_of_keras(network)
         if isinstance(network, Network):
             check_network(network)

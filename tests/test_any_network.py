@@ -83,6 +83,67 @@ def test_running_statistics_follow_the_layers_own_momentum(network: keras.Model)
     np.testing.assert_array_equal(other.moving_mean, 0)  # not in the batches
 
 
+def small_network(*, frozen: bool = False) -> keras.Model:
+    """A separable convolution, a normalization, which can be frozen, and a plain convolution; 2D, two classes."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.SeparableConv2D(4, 3, padding="same")(inputs)
+    x = keras.layers.BatchNormalization(trainable=not frozen, name="first_norm")(x)
+    x = keras.layers.BatchNormalization(name="last_norm")(x)
+    return keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same")(x))
+
+
+def small_batch() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    images = {m: rng.normal(size=(2, 8, 8, 3)).astype(np.float32) for m in ("ct", "mr")}
+    return images, {m: (x[..., 0] > 0).astype(np.int32) for m, x in images.items()}
+
+
+def test_statistics_of_a_frozen_normalization_stay() -> None:
+    """Keras uses them in training, too, so no batch gives them others."""
+    network = small_network(frozen=True)
+    network.get_layer("first_norm").moving_variance.assign([1.0, 2.0, 3.0, 4.0])
+    model = per_modality(network, ("ct", "mr"))
+    model.estimate_statistics([small_batch()[0]])
+    first, last = (model.networks["ct"].get_layer(f"{name}_norm_ct") for name in ("first", "last"))
+    np.testing.assert_array_equal(first.moving_variance, [1.0, 2.0, 3.0, 4.0])
+    assert not np.any(np.asarray(last.moving_variance) == 1.0)  # estimated
+
+
+@pytest.mark.usefixtures("eager")
+def test_l2_on_kernels_knows_those_of_separable_convolutions() -> None:
+    model = per_modality(small_network(), ("ct", "mr"))
+    model.compile(keras.optimizers.Adam(1e-2), l2_on="kernels", l2_weight=0.5)
+    kernels = [v for v in model.variables if "kernel" in v.path]
+    assert len(kernels) == 3  # depthwise, pointwise, and the plain convolution's
+    expected = sum(float(np.sum(np.square(v))) for v in kernels)
+    assert float(model.optimize(*small_batch())["l2_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.usefixtures("eager")
+def test_gradients_are_accumulated_over_whole_batches_alone() -> None:
+    model = per_modality(small_network(), ("ct", "mr"))
+    model.compile(keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2))
+    images, labels = small_batch()
+    before = [v.numpy() for v in model.trainable_variables]
+    with pytest.raises(ValueError, match="expected every batch to have ct, mr, found mr"):
+        model.optimize({"mr": images["mr"]}, {"mr": labels["mr"]})
+    for step in range(2):
+        model.optimize(images, labels)
+        moved = [not np.array_equal(v, x) for v, x in zip(model.trainable_variables, before, strict=True)]
+        assert any(moved) == (step == 1)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_fixed_loss_scale_lets_no_broken_gradient_through() -> None:
+    model = per_modality(small_network(), ("ct", "mr"))
+    model.compile(keras.optimizers.Adam(1e-2, loss_scale_factor=1024.0))
+    model.operations = replace(model.operations, add_scaled=lambda gradient, *_: float("nan") * gradient)
+    before = [v.numpy() for v in model.variables]
+    assert np.isnan(float(model.optimize(*small_batch())["gradient_norm"]))
+    for v, x in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v, x)
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, of its own variables
 def test_it_is_saved_and_exported(network: keras.Model, tmp_path: Path) -> None:
@@ -189,6 +250,12 @@ def with_code(num_classes):
 
 def of_two_classes():
     return build(2)
+
+
+def frozen(num_classes):
+    model = build(num_classes)
+    model.layers[1].trainable = False
+    return model
 """
 
 
@@ -211,6 +278,7 @@ def test_a_keras_model_goes_through_all_programs(tmp_path: Path, prepared_datase
         ("with_code", (), "expected Keras's own layers, without Lambda"),
         ("of_two_classes", (), "5 channels out"),
         ("nothing", (), "no function nothing"),
+        ("frozen", (), "is not trainable, and a run draws all weights anew: expected trainable layers"),
         ("build", ("--setting=x_shaped",), "a Keras model has no stages: expected ours, chilopod, individual"),
         ("build", ("--normalization=group",), "--normalization=group: a Keras model has its own"),
     ):

@@ -115,3 +115,19 @@ def check_bfloat16(images: Mapping[str, tf.Tensor], network: Network, dtype: str
                 f"{modality} images of size {tuple(x.shape[1:-1])}: TensorFlow's bfloat16 gradient is wrong "
                 f"for two voxels at the coarsest level; use {least} rows and columns or more, or float32"
             )
+
+
+def check_accumulation(images: Mapping[str, Any], modalities: Sequence[str], optimizer: Any) -> None:
+    """Refuses a batch without all modalities where a Keras optimizer accumulates gradients over batches.
+
+    It forgets what it has accumulated for variables that are not in the step that applies it.
+
+    Raises:
+        ValueError: Such a batch.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # that of a scaled loss has one in it
+    if optimizer.gradient_accumulation_steps and set(images) != set(modalities):
+        raise ValueError(
+            f"gradient_accumulation_steps: expected every batch to have {', '.join(modalities)}, found "
+            f"{', '.join(images)}"
+        )

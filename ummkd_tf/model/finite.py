@@ -27,15 +27,16 @@ def apply_if_finite(
         gradients: Of the scaled loss, one for each variable.
         variables: What they move.
         terms: Name → scalar loss.
-        scale: What the loss was multiplied by; 1, except with float16. A scaled loss may overflow: the optimizer then
-            halves the scale and applies nothing.
+        scale: What the loss was multiplied by; 1, except with float16. A scaled loss may overflow: a
+            `LossScaleOptimizer` then halves the scale and applies nothing.
         state: What the forward pass has moved, with the values before it.
 
     Returns:
         The terms, and "gradient_norm", which is 0 after an overflow.
     """
     norm = tf.linalg.global_norm(gradients) / scale
-    overflow = (scale > 1.0) & ~tf.math.is_finite(norm)
+    skips = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)  # others would apply what is not finite
+    overflow = tf.constant(skips) & (scale > 1.0) & ~tf.math.is_finite(norm)
     terms = {**terms, "gradient_norm": tf.where(overflow, 0.0, norm)}
 
     def apply(gradients: Sequence[tf.Tensor]) -> None:  # halves the scale where there is an overflow

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ummkd_tf.model.architectures import Network
+from ummkd_tf.model.layers import BatchNorm
 
 RANDOM_STATE = "seed_generator_state"
 """Keras's name for the random state of a dropout layer."""
@@ -175,7 +176,12 @@ class KerasHooks(keras.Model):
         Args:
             batches: Training images, as for calling the model.
         """
-        layers = [layer for layer in self._flatten_layers() if hasattr(layer, "moving_mean")]
+        # A frozen layer of Keras normalizes with its statistics in training, too, so nothing would fill them again.
+        layers = [
+            layer
+            for layer in self._flatten_layers()
+            if hasattr(layer, "moving_mean") and (layer.trainable or isinstance(layer, BatchNorm))
+        ]
         # When the statistics start from zero, one batch leaves this share of its own in them.
         shares = {id(v): 1.0 - layer.momentum for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
         if not shares:

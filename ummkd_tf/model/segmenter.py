@@ -13,7 +13,7 @@ import tensorflow as tf
 from ummkd_tf.model import losses
 from ummkd_tf.model.absent_classes import count_alone, updated_memory
 from ummkd_tf.model.architectures import Initialization, Network, Normalization
-from ummkd_tf.model.checks import check_arguments, check_bfloat16, present_modalities
+from ummkd_tf.model.checks import check_accumulation, check_arguments, check_bfloat16, present_modalities
 from ummkd_tf.model.finite import apply_if_finite
 from ummkd_tf.model.keras_hooks import Adjustable, KerasHooks, images_and_labels
 from ummkd_tf.model.layers import Stage, StageOptions
@@ -128,18 +128,22 @@ class UnpairedModel(KerasHooks):
 
     def _decayed(self, present: Mapping[str, Any]) -> list[keras.Variable]:
         """Variables of the L2 term that the present modalities use."""
-        return [v for v in self.variables_of(present) if v.trainable and (self.l2_on == "all" or v.name == "kernel")]
+        every = self.l2_on == "all"  # else kernels, of which Keras calls some "depthwise_kernel" or the like
+        return [v for v in self.variables_of(present) if v.trainable and (every or v.name.endswith("kernel"))]
 
     def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
 
-        Variables and optimizer slots of a modality that is not in the batch stay as they are. Where a term is not
-        finite, everything stays as it is. With float16, gradients that a scaled loss made overflow leave only that
-        scale changed: it is halved, and "gradient_norm" is 0, since nothing was applied.
+        Variables and optimizer slots of a modality that is not in the batch stay as they are; only averages do not,
+        because with `use_ema` Keras averages all variables at every step. Where a term is not finite, everything stays
+        as it is. With float16, gradients that a scaled loss made overflow leave only that scale changed: it is halved,
+        and "gradient_norm" is 0, since nothing was applied.
 
         Raises:
-            ValueError: As calling the model; or 3D images of two voxels at the coarsest level, in bfloat16.
+            ValueError: As calling the model; 3D images of two voxels at the coarsest level, in bfloat16; or a modality
+                is missing where the optimizer accumulates gradients.
         """
+        check_accumulation(images, self.modalities, self.optimizer)
         check_bfloat16(images, self.network, self.compute_dtype)
         trainable = [v for v in self.variables_of(images) if v.trainable]
         state = [(v, tf.identity(v.value)) for v in (*self.non_trainable_variables, *self.memory.values())]
