@@ -34,9 +34,11 @@ _SPLIT = flags.DEFINE_string(
     f"({', '.join(splits.committed_names())}), or the path of a split file; default: the CSV's own, else seeded. "
     "All scans of a patient (column `patient` of the CSV) are in one part.",
 )
-_SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "Seed of --split=seeded and k_fold.")
-_FOLDS = flags.DEFINE_integer("folds", 5, "Number of folds of --split=k_fold.")
-_FOLD = flags.DEFINE_integer("fold", 0, "Which fold is tested, from 0, of k_fold or of a committed k-fold split.")
+_SPLIT_SEED = flags.DEFINE_integer("split_seed", None, "Seed of --split=seeded and k_fold; default: 0.")
+_FOLDS = flags.DEFINE_integer("folds", None, f"Number of folds of --split=k_fold; default: {splits.FOLDS}.")
+_FOLD = flags.DEFINE_integer(
+    "fold", None, "Which fold is tested, from 0, of --split=k_fold or of a file of folds; default: 0."
+)
 _EXCLUDE = flags.DEFINE_list("exclude_cases", [], "Case ids to leave out, e.g. ct_0007,mr_3.")
 _HOLD_OUT = flags.DEFINE_list(
     "hold_out_cases", [], "Case ids to prepare but put in no part of the split, e.g. the outlier of Table VI."
@@ -59,6 +61,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Verify and say what would be don
 
 def main(argv: list[str]) -> int:
     """Prepares the data set that the flags name; exit code 1 where there is a problem."""
+    source_flags.check_used(_LABEL_5, "released")
     if source_flags.chosen_source().name == "released":
         return report(_prepare_released())
     with source_flags.workers() as pool:
@@ -86,8 +89,9 @@ def main(argv: list[str]) -> int:
 def _prepare_released() -> list[Problem]:
     if _SHARD.value is not None:
         raise InputError("--shard: the released files are prepared in a minute; leave the flag out")
-    if _SPLIT.value or _EXCLUDE.value or _HOLD_OUT.value:
-        raise InputError("--split, --exclude_cases, --hold_out_cases: the lists are the split; leave these flags out")
+    of_split = (_SPLIT, _SPLIT_SEED, _FOLDS, _FOLD, _EXCLUDE, _HOLD_OUT)
+    if given := [f"--{flag.name}" for flag in of_split if flag.value not in (None, "", [])]:
+        raise InputError("the lists are the split", where=", ".join(given), fix="expected no such flag; leave it out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)
     return released.prepare_release(

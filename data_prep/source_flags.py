@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from data_prep.sources.chaos import SEQUENCES
 from data_prep.sources.table import SOURCES, RawOptions, Source
 from data_prep.workers import Workers
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.runs.environment import available_cores
 from ummkd_tf.tasks import TASKS
 
@@ -55,8 +57,35 @@ def chosen_source() -> Source:
     return SOURCES[_SOURCE.value]
 
 
+def check_used(flag: flags.FlagHolder[Any], *sources: str) -> None:
+    """Refuses a flag that the chosen source does not use.
+
+    Args:
+        flag: The flag.
+        sources: Those that use it.
+
+    Raises:
+        InputError: The flag was given, and the source is none of these.
+    """
+    if flag.present and _SOURCE.value not in sources:
+        raise InputError(
+            f"not used by --source={_SOURCE.value}",
+            where=f"--{flag.name}",
+            fix=f"expected it only with --source={' or '.join(sources)}; leave it out",
+        )
+
+
 def options() -> RawOptions:
-    """The flags as data."""
+    """The flags as data.
+
+    Raises:
+        InputError: A flag that the chosen source does not use.
+    """
+    check_used(_RAW_CT, "btcv", "abdomen", "mmwhs")
+    check_used(_RAW_MR, "chaos", "abdomen", "mmwhs")
+    check_used(_SEQUENCE, "chaos", "abdomen")
+    check_used(_CSV, "csv")
+    check_used(_LABEL_MAP, "csv")
     return RawOptions(
         raw=_path(_RAW),
         raw_ct=_path(_RAW_CT),

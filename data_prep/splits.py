@@ -25,6 +25,12 @@ NO_PATIENTS: Patients = MappingProxyType({})
 
 COMMITTED = Path(__file__).parent / "splits"
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # the rest trains: 70/10/20 % per modality (paper Sec. IV-A)
+FOLDS = 5  # of "k_fold", where the user does not say
+_USED_WITH = {
+    "split_seed": "--split=seeded or k_fold",
+    "folds": "--split=k_fold",
+    "fold": "--split=k_fold or a file of folds",
+}
 
 
 def committed_names() -> list[str]:
@@ -146,11 +152,15 @@ def _split(
     }
 
 
-def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
+def read(name_or_path: str, fold: int | None = None) -> tuple[str, Split]:
     """(name, split) of a committed split file, or of one given by its path.
 
+    Args:
+        name_or_path: The split file.
+        fold: Which of its folds, from 0; None is the first, and all that a file without folds takes.
+
     Raises:
-        InputError: No such split, not a split file, or no such fold.
+        InputError: No such split, not a split file, no such fold, or a fold of a file without folds.
     """
     path = COMMITTED / f"{name_or_path}.json"
     if name_or_path not in committed_names():
@@ -165,6 +175,7 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
         content = read_json(path)
         name = str(content["name"])
         if "folds" in content:
+            fold = fold or 0
             if not 0 <= fold < len(content["folds"]):
                 raise InputError(
                     f"no fold {fold}", where=path, fix=f"expected 0 to {len(content['folds']) - 1}; change --fold"
@@ -172,6 +183,7 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
             name, split = f"{name}, fold {fold}", content["folds"][fold]
         else:
             split = content["split"]
+            _check_unused(name, fold=fold)
         return name, {m: {part: list(strings(parts[part])) for part in PARTS} for m, parts in split.items()}
     except InputError:
         raise
@@ -179,6 +191,17 @@ def read(name_or_path: str, fold: int = 0) -> tuple[str, Split]:
         raise InputError(
             f"not a split file ({error!r})", where=path, fix="expected the form in docs/data.md"
         ) from error
+
+
+def _check_unused(name: str, **given: int | None) -> None:
+    """Refuses flags that the split `name` does not use: who gave them meant another split."""
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"not used by the split ({name})",
+                where=f"--{flag}={value}",
+                fix=f"expected it only with {_USED_WITH[flag]}; leave it out, or change --split",
+            )
 
 
 def by_part(split: Split) -> dict[str, list[str]]:
@@ -193,17 +216,17 @@ class Choice:
     Attributes:
         name: "seeded", "k_fold", a committed split, the path of a split file, or None: the source's own split where it
             has one, else seeded.
-        seed: Of "seeded" and "k_fold".
-        folds: Number of folds of "k_fold".
-        fold: The tested fold, from 0.
+        seed: Of "seeded" and "k_fold"; None is 0.
+        folds: Number of folds of "k_fold"; None is `FOLDS`.
+        fold: The tested fold of "k_fold" or of a file of folds, from 0; None is 0.
         excluded: Case ids to leave out.
         held_out: Case ids in no part, which are prepared all the same (Table VI's outlier).
     """
 
     name: str | None = None
-    seed: int = 0
-    folds: int = 5
-    fold: int = 0
+    seed: int | None = None
+    folds: int | None = None
+    fold: int | None = None
     excluded: frozenset[str] = frozenset()
     held_out: frozenset[str] = frozenset()
 
@@ -218,20 +241,24 @@ class Choice:
             patients: As for `seeded`.
 
         Raises:
-            InputError: As `seeded`, `k_fold`, `read`; a case that is not there is named somewhere; a patient in two
-                parts.
+            InputError: As `seeded`, `k_fold`, `read`; a seed or fold that the split does not use; a case that is not
+                there is named somewhere; a patient in two parts.
         """
         without = self.excluded | self.held_out
         kept = {modality: [c for c in cases if c not in without] for modality, cases in ids.items()}
+        seed, fold, folds = self.seed or 0, self.fold or 0, FOLDS if self.folds is None else self.folds
         if self.name is None and own is not None:
             name, split = "the CSV's split column", own
+            _check_unused(name, split_seed=self.seed, folds=self.folds, fold=self.fold)
         elif self.name in (None, "seeded"):
-            name, split = f"seeded 70/10/20, seed {self.seed}", seeded(kept, self.seed, patients)
+            name = f"seeded 70/10/20, seed {seed}"
+            _check_unused(name, folds=self.folds, fold=self.fold)
+            split = seeded(kept, seed, patients)
         elif self.name == "k_fold":
-            name = f"fold {self.fold} of {self.folds}, seed {self.seed}"
-            split = k_fold(kept, self.seed, self.folds, self.fold, patients)
+            name, split = f"fold {fold} of {folds}, seed {seed}", k_fold(kept, seed, folds, fold, patients)
         else:
             name, split = read(self.name, self.fold)
+            _check_unused(name, split_seed=self.seed, folds=self.folds)
         known = {c for cases in ids.values() for c in cases}
         unknown = self.excluded - known - {c for cases in by_part(split).values() for c in cases}
         unknown |= self.held_out - known

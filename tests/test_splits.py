@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -204,6 +205,26 @@ def test_choices(tmp_path):
     assert Choice("seeded").split(ids, OWN)[1] == seeded(ids, 0)
     assert Choice("k_fold", folds=3, fold=1).split(ids, None) == ("fold 1 of 3, seed 0", k_fold(ids, 0, 3, 1))
     assert Choice(write_split(tmp_path / "s.json")).split(ids, None) == ("mine", OWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "flags", "told"),
+    [
+        (None, None, {"folds": 3, "fold": 1}, "--folds=3: not used by the split (seeded 70/10/20, seed 0)"),
+        ("seeded", OWN, {"fold": 0}, "--fold=0: not used by the split (seeded 70/10/20, seed 0)"),
+        (None, OWN, {"seed": 1}, "--split_seed=1: not used by the split (the CSV's split column)"),
+        (None, OWN, {"fold": 1}, "--fold=1: not used by the split (the CSV's split column)"),
+        ("file", None, {"fold": 3}, "--fold=3: not used by the split (mine)"),
+        ("file", None, {"fold": 0}, "--fold=0: not used by the split (mine)"),
+        ("file", None, {"seed": 0}, "--split_seed=0: not used by the split (mine)"),
+        ("file", None, {"folds": 5}, "--folds=5: not used by the split (mine)"),
+    ],
+)
+def test_a_seed_or_fold_that_the_split_does_not_use_is_refused(name, own, flags, told, tmp_path):
+    """Who gave it meant another split, and would have got this one."""
+    choice = Choice(write_split(tmp_path / "s.json") if name == "file" else name, **flags)
+    with pytest.raises(InputError, match=re.escape(told) + ": expected it only with --split=.* leave it out"):
+        choice.split({"mr": MR9}, own)
 
 
 def test_only_the_modalities_at_hand_are_taken_from_a_committed_split():
