@@ -784,6 +784,16 @@ def test_csv_as_spreadsheets_save_it(raw, tmp_path):
     lines = ["modality,case,image,label,split"]
     for modality in ("ct", "t1"):
         for n in raw_data.CT_IDS:
+def test_dicom_files_of_another_machine_than_the_row_says_are_a_problem(tmp_path):
+    """An MR in a row of CT would be clipped, and trained on, as a CT; a name that says no machine is the user's own."""
+    options = write_own(tmp_path / "own")
+    (case,) = (c for c in own.find(options["csv"], TASK, options["label_map"]).cases if c.case_id == "t2_5")
+    told = f"{case.image}: the DICOM files' Modality is MR: expected CT for modality 'ct'; give the scan's own modality"
+    for modality, expected in {"ct": [told], "t1": [], "venous": []}.items():
+        visit = pipeline.visit(dataclasses.replace(case, modality=modality), TASK, None)
+        assert [str(problem) for problem in visit.problems] == expected
+
+
             lines.append(f"{modality}, {modality}_{n}, {ct(raw, 'img', n)} ,{ct(raw, 'label', n)},")
     (tmp_path / "own.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     (tmp_path / "map.json").write_text(json.dumps({"6": 1, "2": 2, "3": 3, "1": 4}), encoding="utf-8")
@@ -974,4 +984,27 @@ def problems_of(raw, out):
     with Workers(1) as pool:
         return pipeline.prepare_cases(
             cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None
+@pytest.mark.parametrize(
+    ("task", "modality", "expected"),
+    [
+        (TASK, "venous", ["values down to -1000, which look like Hounsfield units, and task abdomen has no range for"]),
+        (TASK, "ct", []),
+        (TASK, "mr", ["values down to -1000, which looks like a CT, but its modality is said to be mr"]),
+        (get_task("cardiac"), "ct", []),
+        (MISSPELLED, "mri", ["values down to -1000, which looks like a CT, but its modality is said to be mri"]),
+        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(-125, 275)}), "venous", []),
+        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(0, 99, "percentile")}), "venous", []),
+    ],
+)
+def test_a_ct_whose_name_does_not_say_so_is_noted(task, modality, expected):
+    """A venous CT would be clipped to percentiles, as an MR is; who gave the task such a range meant it."""
+    array = np.full((64, 64, 30), -1000.0, np.float32)
+    array[16:48, 16:48] = np.random.default_rng(0).uniform(0, 60, (32, 32, 30))
+    problems, notes = implausible(Volume(array, np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)
+    assert problems == []
+    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+    above = implausible(Volume(np.maximum(array, -500), np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)[1]
+    assert not any("Hounsfield units, and task" in note for note in above)
+
+
         )

@@ -32,13 +32,14 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
 from ummkd_tf.evaluation.overlap import gaussian_weights
-from ummkd_tf.evaluation.scan_prediction import ScanPredictor, machine
+from ummkd_tf.evaluation.scan_prediction import ScanPredictor
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.folder import read_run
 from ummkd_tf.scans import geometry
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample
 from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.scans.plausibility import machine
 from ummkd_tf.scans.preprocessing import prepare_scan, restore
 from ummkd_tf.tasks import TASKS, Clip
 

@@ -28,14 +28,12 @@ from ummkd_tf.evaluation.inference import (
 from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
-from ummkd_tf.scans.plausibility import MACHINES, implausible, machine
+from ummkd_tf.scans.plausibility import implausible, other_machine
 from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
 from ummkd_tf.scans.reading import is_dicom_scan, read_volume
 from ummkd_tf.tasks import Task
 
 _LOG = logging.getLogger(__name__)
-
-_OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
 
 
 @dataclass(frozen=True)
@@ -233,14 +231,10 @@ def _read_checked(path: str | Path, modality: str) -> Volume:
     Raises:
         InputError: As `read_volume`; or a DICOM series whose Modality tag says another machine.
     """
-    path, expected = Path(path), machine(modality)
+    path = Path(path)
     if not is_dicom_scan(path):
         return read_volume(path)
     series = DicomSeries.open(path)
-    if expected and series.modality in (*MACHINES, *_OTHER_MACHINES) and series.modality != expected:
-        raise InputError(
-            f"the DICOM files' Modality is {series.modality}",
-            where=path,
-            fix=f"expected {expected} for modality {modality!r}; give the scan's own modality",
-        )
+    if problem := other_machine(series.modality, modality):
+        raise InputError(problem[0], where=path, fix=problem[1])
     return series.read()

@@ -17,14 +17,35 @@ _NARROWEST_MM = 55.0  # of a scan's picture; a body 300 to 500 mm wide in cm is 
 _CUT_SHARE = 0.5  # of the voxels brighter than the darkest
 _DARK_SHARE = 0.01  # of all voxels
 _AIR_HU, _BONE_HU = -200.0, 600.0  # air is at -1000, and no MR has values far below 0
+_SURELY_HU = -500.0  # lower values are those of a CT, also where a name does not say so
 _FEW_VALUES = 16  # a picture has hundreds
 # What a modality's name says about the machine; other names say nothing.
-MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
+_MACHINES = {"CT": r"ct(?![a-z])|cect", "MR": r"mri?(?![a-z])|t[12]|flair|pd(?![a-z])|dwi|adc|bssfp"}
+_OTHER_MACHINES = ("PT", "NM", "US", "CR", "DX", "MG", "XA")
 
 
 def machine(modality: str) -> str | None:
     """DICOM's name for the machine that a modality's name speaks of, CT or MR; None where it does not."""
-    return next((name for name, pattern in MACHINES.items() if re.match(pattern, modality.lower())), None)
+    return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
+
+
+def other_machine(tag: str, modality: str) -> tuple[str, str] | None:
+    """What is wrong with DICOM files of another machine than a modality's name speaks of.
+
+    Args:
+        tag: The files' Modality, e.g. CT; "" where they have none.
+        modality: What the scan is said to be, e.g. "t1".
+
+    Returns:
+        (what was found, how to mend it); None where nothing is wrong, or where the name or the tag says no machine.
+    """
+    expected = machine(modality)
+    if expected is None or tag == expected or tag not in (*_MACHINES, *_OTHER_MACHINES):
+        return None
+    return (
+        f"the DICOM files' Modality is {tag}",
+        f"expected {expected} for modality {modality!r}; give the scan's own modality",
+    )
 
 
 def _extents(grid: Grid) -> list[float]:
@@ -98,4 +119,10 @@ def implausible(image: Volume, task: Task, modality: str) -> tuple[list[tuple[st
         )
     if machine(modality) == "MR" and lowest < _AIR_HU:
         notes.append(f"values down to {lowest:g}, which looks like a CT, but its modality is said to be {modality}")
+    if machine(modality) is None and modality not in task.clip and clip.unit == "percentile" and lowest < _SURELY_HU:
+        notes.append(
+            f"values down to {lowest:g}, which look like Hounsfield units, and task {task.name} has no range for "
+            f"{modality}: it is clipped to the percentiles {clip.low:g} to {clip.high:g}; if it is a CT, rename the "
+            f'modality, or give the task a range in Hounsfield units, "clip": {{"{modality}": …}}'
+        )
     return problems, notes

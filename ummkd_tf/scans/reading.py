@@ -45,22 +45,20 @@ class Scan:
 
     Attributes:
         volume: In the file's own axis order.
-        files: Of a DICOM folder: its image files in file-name order; otherwise ().
+        files: Of DICOM: its image files in file-name order; otherwise ().
         file_of_slice: For each slice k the position of its file in `files`.
+        modality: Of DICOM: what the files say, e.g. CT; otherwise "".
     """
 
     volume: Volume
     files: tuple[Path, ...] = ()
     file_of_slice: tuple[int, ...] = ()
+    modality: str = ""
 
 
 def read_scan(path: str | Path) -> Scan:
     """`read_volume`, and what else was seen while reading the files."""
-    path = Path(path)
-    if path.is_dir():
-        series = DicomSeries.open(path)
-        return Scan(series.read(), series.files, series.file_of_slice)
-    return Scan(_read(path))
+    return _read(Path(path))
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -72,16 +70,17 @@ def read_volume(path: str | Path) -> Volume:
     Raises:
         InputError: Not readable, not 3D, no orientation, or NaN/Inf voxels.
     """
-    return _read(Path(path))
+    return _read(Path(path)).volume
 
 
-def _read(path: Path, labels: bool = False) -> Volume:
+def _read(path: Path, labels: bool = False) -> Scan:
     named = path.name.lower()
     check_exists(path)
     if path.is_file():
         check_content(path)
     if is_dicom_scan(path):
-        return DicomSeries.open(path).read()
+        series = DicomSeries.open(path)
+        return Scan(series.read(), series.files, series.file_of_slice, series.modality)
     if is_dicom(path):
         raise InputError(
             "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
@@ -89,9 +88,9 @@ def _read(path: Path, labels: bool = False) -> Volume:
     if named.endswith(VOLUME_SUFFIXES):
         _check_name(path)
     if named.endswith(_NIFTI_SUFFIXES):
-        return read_nifti(path, labels)
+        return Scan(read_nifti(path, labels))
     if named.endswith(_ITK_SUFFIXES):
-        return read_itk(path)
+        return Scan(read_itk(path))
     raise InputError(
         "unknown image format",
         where=path,
@@ -125,7 +124,7 @@ def read_label(path: str | Path) -> Volume:
     Raises:
         InputError: As `read_volume`, or a fractional or out-of-range label.
     """
-    volume = _read(Path(path), labels=True)
+    volume = _read(Path(path), labels=True).volume
     return Volume(as_labels(volume.array, path), volume.affine)
 
 
