@@ -34,6 +34,7 @@ from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid, same_geometry
 from ummkd_tf.scans.plausibility import implausible, machine, other_machine
 from ummkd_tf.scans.preprocessing import Prepared
+from ummkd_tf.scans.reading import study_of
 from ummkd_tf.tasks import TASKS, Task
 
 STAGING = ".prepared"  # folder of prepared cases that are not yet part of the data set
@@ -146,9 +147,9 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
     if scan is not None:
         image, image_sha256 = scan.volume, voxels_checksum(scan.volume)
         problems, notes = implausible(image, task, case.modality)
-        found.problems += [Problem(str(case.image), *problem) for problem in problems]
         if problem := other_machine(scan.modality, case.modality):
             problems.append(problem)
+        found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
         if image.grid.is_tilted:
             found.notes.append(f"{case.case_id}: the slices are tilted; it is prepared upright ({case.image})")
@@ -294,7 +295,8 @@ def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Spli
     """(name, split) of the cases found, as chosen, and checked: so `verify` refuses what `prepare_cases` would.
 
     Raises:
-        InputError: As `Choice.split`; a part that lacks a modality; or one label map in two parts.
+        InputError: As `Choice.split`; a part that lacks a modality; one label map, or one DICOM study of a case
+            without a patient, in two parts. The held-out cases count as a part, because models are evaluated on them.
     """
     modalities = source.modalities or dict.fromkeys(case.modality for case in found.cases)
     modality_of = {case.case_id: case.modality for case in found.cases}
@@ -303,18 +305,39 @@ def split_cases(source: Source, found: Found, choice: Choice) -> tuple[str, Spli
     name, split = choice.split(ids, found.split, patients)
     parts = by_part(split)
     check_split(parts, modality_of, tuple(split), f"the split ({name})")
-    _check_label_files({case.case_id: case.label for case in found.cases}, parts, name)
+    kept_apart = parts | {"--hold_out_cases": sorted(choice.held_out)}
+    in_split = {case_id for ids in kept_apart.values() for case_id in ids}
+    cases = [case for case in found.cases if case.case_id in in_split]
+    _check_label_files(cases, kept_apart, name)
+    _check_studies(cases, kept_apart, name)
     return name, split
 
 
-def _check_label_files(labels: Mapping[str, Path], parts: Mapping[str, Sequence[str]], name: str) -> None:
+def _check_label_files(cases: Sequence[RawCase], parts: Mapping[str, Sequence[str]], name: str) -> None:
     """Two scans with one label map are of one patient, at one time: they must be in one part."""
+    labels = {case.case_id: case.label for case in cases}
     if found := in_two_parts(parts, {case_id: path.resolve() for case_id, path in labels.items()}):
         (other, other_part), (case, part) = found
         raise InputError(
             f"is the label map of {other} ({other_part}) and of {case} ({part}), so both are of one patient",
             where=labels[case],
             fix=f"expected them in one part of the split ({name}); give the CSV a patient column, or move one",
+        )
+
+
+def _check_studies(cases: Sequence[RawCase], parts: Mapping[str, Sequence[str]], name: str) -> None:
+    """Likewise two scans of one DICOM study.
+
+    Where the user names the patients, these count: some anonymizers write one study into all files.
+    """
+    studies = {case.case_id: study_of(case.image) for case in cases if not case.patient}
+    if found := in_two_parts(parts, {case_id: study for case_id, study in studies.items() if study}):
+        (other, other_part), (case, part) = found
+        raise InputError(
+            f"is of the same DICOM study (StudyInstanceUID) as {other}: {other} is in {other_part}, {case} in {part}",
+            where=next(c.image for c in cases if c.case_id == case),
+            fix=f"expected one patient's scans in one part of the split ({name}); give the CSV a patient column, or "
+            "move one",
         )
 
 

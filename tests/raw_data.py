@@ -40,7 +40,9 @@ def write_nifti(path, array, affine=CT_AFFINE):
     nib.save(nib.Nifti1Image(array, affine), path)
 
 
-def write_slice(path, pixels, position, *, series="1.2.3", row=(1, 0, 0), column=(0, 1, 0), spacing=(20.0, 25.0)):
+def write_slice(
+    path, pixels, position, *, series="1.2.3", study="1.2.3.4", row=(1, 0, 0), column=(0, 1, 0), spacing=(20.0, 25.0)
+):
     """One DICOM file; `pixels` [column, row], `position` in LPS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = sitk.GetImageFromArray(np.ascontiguousarray(pixels.T[None]).astype(np.uint16))
@@ -48,7 +50,7 @@ def write_slice(path, pixels, position, *, series="1.2.3", row=(1, 0, 0), column
     tags = {
         "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
         "0008|0060": "MR",
-        "0020|000d": "1.2.3.4",
+        "0020|000d": study,
         "0020|000e": series,
         "0020|0032": "\\".join(f"{x:.4f}" for x in position),
         "0020|0037": "\\".join(str(x) for x in (*row, *column)),
@@ -81,7 +83,8 @@ def write_mr(folder, seed, file_of_slice=tuple(range(NUM_SLICES))):
     scan, label = image(seed), label_map(MR_GREYS)
     for k, number in enumerate(file_of_slice):
         name = f"IMG-0004-{number + 1:05d}"
-        write_slice(folder / "DICOM_anon" / f"{name}.dcm", scan[:, :, k], (-130.0, -140.0, z_mm(k)))
+        place = (-130.0, -140.0, z_mm(k))
+        write_slice(folder / "DICOM_anon" / f"{name}.dcm", scan[:, :, k], place, study=f"1.2.3.4.{seed}")
         write_png(folder / "Ground" / f"{name}.png", label[:, :, k])
 
 

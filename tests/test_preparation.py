@@ -37,6 +37,7 @@ from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
+from ummkd_tf.scans.reading import study_of
 from ummkd_tf.tasks import Clip, get_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -580,7 +581,8 @@ def write_own(folder, split=""):
         else:  # the MR of `raw_data` lies elsewhere than its CT
             file = f"{name}_dicom"
             for k in range(6):
-                raw_data.write_slice(folder / file / f"{k}.dcm", image[:, :, k], (-130.0, -140.0, raw_data.z_mm(k)))
+                place = (-130.0, -140.0, raw_data.z_mm(k))
+                raw_data.write_slice(folder / file / f"{k}.dcm", image[:, :, k], place, study=f"1.2.3.4.{n}")
             stored = Volume(label, np.array([[-20.0, 0, 0, 130], [0, -25, 0, 140], [0, 0, 10, -25], [0, 0, 0, 1]]))
         write_nifti(folder / f"{name}_label.nii.gz", stored.array, stored.affine)
         part = ("train", "validation", "test")[n // 3] if split else ""
@@ -639,6 +641,52 @@ def test_own_data_with_a_patient_column(tmp_path):
         split("AAABBBCCC", rows=[*rows[:8], rows[8].replace("t2_8_label", "t2_5_label")])
     with pytest.raises(AssertionError, match="no patient for t2_8: fill the patient column in every row, or leave it"):
         split([*"AAABBBCC", ""])
+
+
+def test_scans_of_one_study_or_with_one_label_map_are_in_one_part(tmp_path):
+    """A DICOM study is of one patient, whom training would have seen; held-out cases are tested, too."""
+    folder = tmp_path / "own"
+    options = write_own(folder, split="given")
+    text = options["csv"].read_text(encoding="utf-8")
+    header, *rows = text.split("\n")
+
+    def split(lines, **choice):
+        options["csv"].write_text("\n".join(lines), encoding="utf-8")
+        found = own.find(options["csv"], TASK, options["label_map"])
+        assert [str(problem) for problem in found.problems] == []
+        return pipeline.split_cases(SOURCES["csv"], found, Choice(**choice))[1]
+
+    # A second scan of t2_8, which is a test case.
+    held_out = frozenset({"t2_9"})
+    lines = [header, *rows, "t2_9,t2,t2_8_dicom,t2_8_label.nii.gz,test"]
+    assert split(lines)["t2"]["test"] == ["t2_8", "t2_9"]
+    told = r"t2_8_label\.nii\.gz: is the label map of t2_8 \(test\) and of t2_9 \(--hold_out_cases\), so both"
+    with pytest.raises(InputError, match=told):
+        split(lines, held_out=held_out)
+    shutil.copy(folder / "t2_8_label.nii.gz", folder / "t2_9_label.nii.gz")
+    told = r"t2_8_dicom: is of the same DICOM study \(StudyInstanceUID\) as t2_8: t2_8 is in test, t2_9 in --hold_out"
+    with pytest.raises(InputError, match=told):
+        split([*lines[:-1], lines[-1].replace("t2_8_label", "t2_9_label")], held_out=held_out)
+
+    assert split(text.split("\n"))["t2"] == {"train": ["t2_2"], "validation": ["t2_5"], "test": ["t2_8"]}
+    for file in (folder / "t2_5_dicom").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"1.2.3.4.5", b"1.2.3.4.2"))
+    told = "as t2_2: t2_2 is in train, t2_5 in validation: expected one patient's scans in one part of the split (the"
+    with pytest.raises(InputError, match=re.escape(told)):
+        split(text.split("\n"))
+    # Some anonymizers write one study into all files: then the patients that the user names count.
+    named = [f"{header},patient", *(f"{row},{patient}" for row, patient in zip(rows, "ABCDEFGHI", strict=True))]
+    assert split(named)["t2"]["validation"] == ["t2_5"]
+
+
+def test_study_of_a_scan(tmp_path):
+    """Of the first file that has one; whatever is wrong with a scan is for its reader to say."""
+    raw_data.write_slice(tmp_path / "scan/2.dcm", np.eye(4), (0, 0, 0), study="1.2.3.7")
+    for name in ("1.txt", "3.dcm"):
+        (tmp_path / "scan" / name).write_text("no DICOM file", encoding="utf-8")
+    write_nifti(tmp_path / "scan.nii.gz", raw_data.image(0))
+    found = [study_of(tmp_path / name) for name in ("scan", "scan/2.dcm", "scan/3.dcm", "scan.nii.gz", "none.dcm")]
+    assert found == ["1.2.3.7", "1.2.3.7", "", "", ""]
 
 
 def test_upper_case_modalities_are_taken_as_lower_case(tmp_path):
@@ -736,6 +784,16 @@ def test_verify_refuses_a_split_that_prepare_refuses(tmp_path):
     assert done.returncode == 0 and "9 cases, no problem" in done.stdout, done.stderr
 
 
+def test_dicom_files_of_another_machine_than_the_row_says_are_a_problem(tmp_path):
+    """An MR in a row of CT would be clipped, and trained on, as a CT; a name that says no machine is the user's own."""
+    options = write_own(tmp_path / "own")
+    (case,) = (c for c in own.find(options["csv"], TASK, options["label_map"]).cases if c.case_id == "t2_5")
+    told = f"{case.image}: the DICOM files' Modality is MR: expected CT for modality 'ct'; give the scan's own modality"
+    for modality, expected in {"ct": [told], "t1": [], "venous": []}.items():
+        visit = pipeline.visit(dataclasses.replace(case, modality=modality), TASK, None)
+        assert [str(problem) for problem in visit.problems] == expected
+
+
 def test_a_list_without_scans_is_told(tmp_path):
     (tmp_path / "own.csv").write_text("case,modality,image,label,split\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"own\.csv: lists no scan: expected one a line under case,modality,"):
@@ -784,16 +842,6 @@ def test_csv_as_spreadsheets_save_it(raw, tmp_path):
     lines = ["modality,case,image,label,split"]
     for modality in ("ct", "t1"):
         for n in raw_data.CT_IDS:
-def test_dicom_files_of_another_machine_than_the_row_says_are_a_problem(tmp_path):
-    """An MR in a row of CT would be clipped, and trained on, as a CT; a name that says no machine is the user's own."""
-    options = write_own(tmp_path / "own")
-    (case,) = (c for c in own.find(options["csv"], TASK, options["label_map"]).cases if c.case_id == "t2_5")
-    told = f"{case.image}: the DICOM files' Modality is MR: expected CT for modality 'ct'; give the scan's own modality"
-    for modality, expected in {"ct": [told], "t1": [], "venous": []}.items():
-        visit = pipeline.visit(dataclasses.replace(case, modality=modality), TASK, None)
-        assert [str(problem) for problem in visit.problems] == expected
-
-
             lines.append(f"{modality}, {modality}_{n}, {ct(raw, 'img', n)} ,{ct(raw, 'label', n)},")
     (tmp_path / "own.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     (tmp_path / "map.json").write_text(json.dumps({"6": 1, "2": 2, "3": 3, "1": 4}), encoding="utf-8")
@@ -937,6 +985,29 @@ def test_an_image_given_as_its_own_label_is_a_problem(raw, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("task", "modality", "expected"),
+    [
+        (TASK, "venous", ["values down to -1000, which look like Hounsfield units, and task abdomen has no range for"]),
+        (TASK, "ct", []),
+        (TASK, "mr", ["values down to -1000, which looks like a CT, but its modality is said to be mr"]),
+        (get_task("cardiac"), "ct", []),
+        (MISSPELLED, "mri", ["values down to -1000, which looks like a CT, but its modality is said to be mri"]),
+        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(-125, 275)}), "venous", []),
+        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(0, 99, "percentile")}), "venous", []),
+    ],
+)
+def test_a_ct_whose_name_does_not_say_so_is_noted(task, modality, expected):
+    """A venous CT would be clipped to percentiles, as an MR is; who gave the task such a range meant it."""
+    array = np.full((64, 64, 30), -1000.0, np.float32)
+    array[16:48, 16:48] = np.random.default_rng(0).uniform(0, 60, (32, 32, 30))
+    problems, notes = implausible(Volume(array, np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)
+    assert problems == []
+    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+    above = implausible(Volume(np.maximum(array, -500), np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)[1]
+    assert not any("Hounsfield units, and task" in note for note in above)
+
+
+@pytest.mark.parametrize(
     ("values", "spacing", "words"),
     [
         (lambda a: a, (2.0, 2.0, 5.0), None),
@@ -984,27 +1055,4 @@ def problems_of(raw, out):
     with Workers(1) as pool:
         return pipeline.prepare_cases(
             cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None
-@pytest.mark.parametrize(
-    ("task", "modality", "expected"),
-    [
-        (TASK, "venous", ["values down to -1000, which look like Hounsfield units, and task abdomen has no range for"]),
-        (TASK, "ct", []),
-        (TASK, "mr", ["values down to -1000, which looks like a CT, but its modality is said to be mr"]),
-        (get_task("cardiac"), "ct", []),
-        (MISSPELLED, "mri", ["values down to -1000, which looks like a CT, but its modality is said to be mri"]),
-        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(-125, 275)}), "venous", []),
-        (dataclasses.replace(TASK, clip={**TASK.clip, "venous": Clip(0, 99, "percentile")}), "venous", []),
-    ],
-)
-def test_a_ct_whose_name_does_not_say_so_is_noted(task, modality, expected):
-    """A venous CT would be clipped to percentiles, as an MR is; who gave the task such a range meant it."""
-    array = np.full((64, 64, 30), -1000.0, np.float32)
-    array[16:48, 16:48] = np.random.default_rng(0).uniform(0, 60, (32, 32, 30))
-    problems, notes = implausible(Volume(array, np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)
-    assert problems == []
-    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
-    above = implausible(Volume(np.maximum(array, -500), np.diag([2.0, 2.0, 5.0, 1.0])), task, modality)[1]
-    assert not any("Hounsfield units, and task" in note for note in above)
-
-
         )

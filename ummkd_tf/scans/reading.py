@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import check_exists
+from ummkd_tf.common.files import check_exists, files_in_order
 from ummkd_tf.scans.checks import check_content
 from ummkd_tf.scans.dicom import DicomSeries, is_dicom
 from ummkd_tf.scans.geometry import Grid, Volume, corners_apart_voxels, reorient, same_geometry
@@ -59,6 +62,27 @@ class Scan:
 def read_scan(path: str | Path) -> Scan:
     """`read_volume`, and what else was seen while reading the files."""
     return _read(Path(path))
+
+
+def study_of(path: str | Path) -> str:
+    """StudyInstanceUID of a DICOM scan, from the header of its first file that has one; "" where none can be read."""
+    path = Path(path)
+    with contextlib.suppress(InputError, OSError):  # whoever reads the scan says what is wrong with it
+        if is_dicom_scan(path):
+            files = files_in_order(path) if path.is_dir() else [path]
+            return next(filter(None, map(_study, files)), "")
+    return ""
+
+
+def _study(file: Path) -> str:
+    try:
+        # Python opens the file, because pydicom takes only UTF-8 paths. Other values are skipped, not read.
+        with open(file, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=["StudyInstanceUID"])
+            return str(header.get("StudyInstanceUID") or "")
+    except Exception:  # damaged files, and those that are no DICOM, raise many kinds of errors
+        return ""
 
 
 def read_volume(path: str | Path) -> Volume:
