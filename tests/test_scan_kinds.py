@@ -478,6 +478,11 @@ def itk(path: Path, *without_lines: bytes, array: np.ndarray = STORED) -> Path:
     return path
 
 
+def scaled(path: Path, field: bytes) -> Path:
+    """A MetaImage file whose voxels stand for other values, e.g. "Slope = 2"."""
+    return changed(itk(path), b"ElementSpacing", b"ElementToIntensityFunction" + field + b"\nElementSpacing")
+
+
 def one_volume(path: Path) -> Path:
     sitk.WriteImage(sitk.JoinSeries(to_sitk(STORED, AFFINE)), str(path))
     return path
@@ -570,6 +575,11 @@ FILE_KINDS: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "DICOM named as NIfTI": (as_file(bytes(128) + b"DICM" + bytes(400), "a.nii"),
         "a DICOM file with the name of another"),
     "metres": (lambda f: nifti(f / "a.nii", xyzt_units=1), "distances in meter: expected mm"),
+    "MetaImage with a slope of one": (lambda f: scaled(f / "a.mha", b"Slope = 1"), STORED),
+    "MetaImage with a slope": (lambda f: scaled(f / "a.mha", b"Slope = 2"),
+        "a.mha: ElementToIntensityFunctionSlope is 2: expected 1 or no such field; store the values themselves"),
+    "MetaImage with an offset": (lambda f: scaled(f / "a.mha", b"Offset = -1024"),
+        "a.mha: ElementToIntensityFunctionOffset is -1024: expected 0 or no such field"),
     "MetaImage in cm": (
         lambda f: content(f / "a.mha", itk(f / "a.mha").read_bytes().replace(b"NDims", b"DistanceUnits = cm\nNDims")),
         "the header gives distances in cm: expected mm"),

@@ -121,13 +121,16 @@ def read_itk(path: Path) -> Volume:
     """Reads a NRRD or MetaImage file.
 
     Raises:
-        InputError: As `read_sitk`; not 3D; colour; or a header that does not say where its voxels lie.
+        InputError: As `read_sitk`; not 3D; colour; a slope or an offset; or a header that does not say where its voxels
+            lie.
     """
     nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
     image = read_sitk(path, "NrrdImageIO" if nrrd else "MetaImageIO")
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError("a colour image", where=path, fix="expected one value per voxel; convert it to grey values")
     shape = one_volume(image.GetSize(), path)
+    if not nrrd:
+        _check_unscaled(path)
     affine = (_nrrd_affine if nrrd else _metaimage_affine)(path)
     rank = image.GetDimension()
     axes = np.reshape(image.GetDirection(), (rank, rank)) * np.asarray(image.GetSpacing())
@@ -150,9 +153,25 @@ def _nrrd_affine(path: Path) -> Affine:
     return ras_affine(np.transpose(axes) * np.reshape(signs, (3, 1)), np.multiply(origin, signs))
 
 
-def _metaimage_affine(path: Path) -> Affine:
+def _metaimage_fields(path: Path) -> dict[str, str]:
     lines = _header(path).decode("latin-1").splitlines()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _check_unscaled(path: Path) -> None:
+    """Refuses a MetaImage file whose voxels stand for other values, because ITK reads them as they are stored."""
+    fields = _metaimage_fields(path)
+    for name, plain in (("ElementToIntensityFunctionSlope", 1), ("ElementToIntensityFunctionOffset", 0)):
+        if name in fields and _floats(fields[name]) != [plain]:
+            raise InputError(
+                f"{name} is {fields[name]}",
+                where=path,
+                fix=f"expected {plain} or no such field; store the values themselves",
+            )
+
+
+def _metaimage_affine(path: Path) -> Affine:
+    fields = _metaimage_fields(path)
 
     def numbers(*names: str) -> list[float]:
         return next((_floats(fields[name]) for name in names if name in fields), [])
