@@ -340,6 +340,14 @@ DICOM_KINDS: dict[str, tuple[Series, str | None]] = {
     "MONOCHROME1": (Series(monochrome1), None),
     "slope for each slice": (Series(lambda ds, k: put(RescaleSlope=str(k + 0.5), RescaleIntercept="-3")(ds, k)), None),
     "an overlay in the high bits": (Series(overlay), None),
+    "intercept in all but one": (
+        Series(lambda ds, k: put(RescaleSlope="1", RescaleIntercept="-1024" if k != 3 else None)(ds, k)),
+        "scan: RescaleIntercept is in 5 of 6 slices: expected it in all or none, .*; export the series again",
+    ),
+    "slope in two frames": (
+        Series(lambda ds, k: put(RescaleSlope="2", RescaleIntercept="0")(ds, k) if k < 2 else None,
+               after=frames_of(ENHANCED_CT, groups=True)),
+        "RescaleSlope is in 2 of 6 slices"),
     "slope of zero": (Series(put(RescaleSlope="0", RescaleIntercept="0")), "RescaleSlope is 0"),
     "colour": (Series(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")), r"a colour image \(RGB\)"),
     "rows that are too few": (Series(put(Rows=6)), "160 bytes of pixels, and the header tells of 120"),
@@ -450,6 +458,74 @@ def test_one_multi_frame_file_is_a_volume(tmp_path):
     Series().write(tmp_path / "single")
     with pytest.raises(InputError, match="one DICOM slice: expected a volume of at least two; give the folder"):
         read_volume(tmp_path / "single/IM0003.dcm")
+
+
+def padded(folder: Path, stored: np.ndarray, change: Callable[[Dataset, int], object]) -> Path:
+    """A series whose values are twice the stored ones, less 1000."""
+    for k in range(stored.shape[2]):
+        ds = dicom_files.dataset(stored[:, :, k], (0, 0, 3 * k))
+        ds.RescaleSlope, ds.RescaleIntercept = "2", "-1000"
+        change(ds, k)
+        dicom_files.write(folder / f"{k}.dcm", ds)
+    return folder
+
+
+def tissue(kind: type, padding: int) -> np.ndarray:
+    """Stored values 500, with a darkest of 200, and a last column of padding."""
+    stored = np.full((4, 5, 3), 500, kind)
+    stored[0, 0, 1] = 200
+    stored[3] = padding
+    return stored
+
+
+TOLD = "15 voxels of padding (PixelPaddingValue) are not dark; they take the darkest other value, -600"
+# Kind: (stored values, tags, the note)
+PADDING: dict[str, tuple[np.ndarray, Callable[[Dataset, int], object], str]] = {
+    "bright": (tissue(np.uint16, 65535), put(PixelPaddingValue=65535), TOLD),
+    "darker than all": (tissue(np.int16, -2000), put(PixelPaddingValue=-2000), ""),
+    "of the wrong sign": (tissue(np.int16, -2000), lambda ds, k: ds.add_new("PixelPaddingValue", "US", 63536), ""),
+    "a range": (tissue(np.uint16, 1001), put(PixelPaddingValue=1000, PixelPaddingRangeLimit=1001), TOLD),
+    "a range from above": (tissue(np.uint16, 1001), put(PixelPaddingValue=1002, PixelPaddingRangeLimit=1001), TOLD),
+}
+
+
+@pytest.mark.parametrize("kind", PADDING)
+def test_padding_takes_the_darkest_other_value(kind, tmp_path, caplog):
+    """Compared with stored values: 500 stands for 0, and the darkest, 200, for -600."""
+    stored, change, note = PADDING[kind]
+    expected = np.zeros(stored.shape, np.float32)
+    expected[0, 0, 1] = expected[3] = -600
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(read_volume(padded(tmp_path / "scan", stored, change)).array, expected)
+    assert caplog.messages == ([f"{tmp_path / 'scan'}: {note}"] if note else [])
+
+
+def test_padding_of_each_slice(tmp_path):
+    """What is padding in one slice is tissue in the others."""
+    stored = tissue(np.uint16, 900)
+    stored[:, :, 0][stored[:, :, 0] == 900] = 901
+    values = read_volume(padded(tmp_path, stored, each(lambda k: 901 - k, "PixelPaddingValue"))).array
+    assert values[3].tolist() == [[-600, -600, 800]] * 5  # 901, 900, and 900 where 899 is padding
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags"),
+    [
+        (tissue(np.int16, 900), {"PixelPaddingValue": -2000}),
+        (tissue(np.int16, 900), {"PixelPaddingRangeLimit": 900}),
+        (np.full((4, 5, 3), 900, np.int16), {"PixelPaddingValue": 900}),
+    ],
+    ids=["no pixel holds it", "a limit alone", "all is padding"],
+)
+def test_without_padding_or_without_anything_else_values_stay(stored, tags, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        values = read_volume(padded(tmp_path, stored, put(**tags))).array
+    assert np.array_equal(values, stored * np.float32(2) - 1000) and not caplog.messages
+
+
+def test_a_labels_background_is_not_padding(tmp_path):
+    label = padded(tmp_path, LABEL.astype(np.uint16), put(PixelPaddingValue=0, RescaleSlope="1", RescaleIntercept="0"))
+    assert np.array_equal(read_label(label).array, LABEL)
 
 
 def test_files_by_slice_whatever_their_order(tmp_path):

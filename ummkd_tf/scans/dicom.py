@@ -41,6 +41,7 @@ from ummkd_tf.scans.itk import read_sitk
 _LOG = logging.getLogger(__name__)
 
 _PIXEL_SPACING, _POSITION, _ORIENTATION = "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TEXT = ("DS", "IS", "LO", "UI", "CS", "SH")  # kinds of values that are stored as text
 _SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
@@ -122,6 +123,8 @@ class _Slice:
         origin: Centre of the first pixel, LPS mm.
         slope: Of the stored values.
         intercept: Of the stored values.
+        rescale: Which of RescaleSlope and RescaleIntercept are there.
+        padding: First and last of the stored values that are no measurement; None where there are none.
         series: SeriesInstanceUID.
         parts: Values of the tags `_PARTS`.
         number: InstanceNumber, or the frame's place; None where it is not a number.
@@ -136,6 +139,8 @@ class _Slice:
     origin: NDArray[np.float64]
     slope: float
     intercept: float
+    rescale: tuple[str, ...]
+    padding: tuple[int, int] | None
     series: str
     parts: dict[str, str]
     number: int | None
@@ -152,6 +157,13 @@ class _Slice:
     @property
     def normal(self) -> NDArray[np.float64]:
         return np.cross(self.axes[:, 0], self.axes[:, 1])
+
+    def is_padding(self, stored: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of the stored values are padding."""
+        if self.padding is None:
+            return np.zeros(stored.shape, bool)
+        low, high = self.padding
+        return (low <= stored) & (stored <= high)
 
     def far_edges(self, spacing: tuple[float, float]) -> NDArray[np.float64]:
         """What lies between the first and the last column and row, in mm, if pixels had a spacing."""
@@ -187,7 +199,8 @@ class DicomSeries:
 
         Raises:
             InputError: A file that cannot be read or is no part of the series; geometry that is missing, impossible or
-                contradictory; slices that are missing, twice or out of line; parts that alternate.
+                contradictory; slices that are missing, twice or out of line; parts that alternate; RescaleSlope or
+                RescaleIntercept in a part of the slices.
         """
         place = Path(place)
         datasets, notes = _image_datasets(place)
@@ -214,16 +227,22 @@ class DicomSeries:
         """The file of each slice k; a multi-frame file stands for each of its frames."""
         return [self._datasets[part.path] for part in self._slices]
 
-    def read(self) -> Volume:
+    def read(self, labels: bool = False) -> Volume:
         """Values in the series' own unit (HU for CT): stored value × RescaleSlope + RescaleIntercept, float32.
 
-        MONOCHROME1 says only how to display values, so it changes nothing here.
+        MONOCHROME1 says only how to display values, so it changes nothing here. Padding (PixelPaddingValue) is no
+        measurement, and may be brighter than any tissue: it takes the darkest of the other values.
+
+        Args:
+            labels: The values are classes: padding stays, because it may be the background's 0.
 
         Raises:
             InputError: Pixels that are damaged, in colour, or packed in an unknown way.
         """
         check_size(self.place, self.grid.shape, 0, 0)
         array = np.empty(self.grid.shape, np.float32)
+        darkest = np.inf
+        padded: dict[int, NDArray[np.uint8]] = {}  # slice to mask of padding, packed to bits for its memory
         in_file: dict[Path, list[int]] = {}
         for k, part in enumerate(self._slices):
             in_file.setdefault(part.path, []).append(k)
@@ -232,8 +251,27 @@ class DicomSeries:
                 frames = _frames(self._datasets[path], self._slices[slices[0]].pixels, path)
             for k in slices:
                 part = self._slices[k]
-                array[:, :, k] = _numbers(frames[part.frame], part.pixels).T * part.slope + part.intercept
+                stored = _numbers(frames[part.frame], part.pixels).T
+                array[:, :, k] = stored * part.slope + part.intercept
+                padding = part.is_padding(stored)
+                darkest = min(darkest, float(array[:, :, k].min(where=~padding, initial=np.inf)))
+                if padding.any():
+                    padded[k] = np.packbits(padding)
+        if padded and darkest < np.inf and not labels:
+            self._darken(array, padded, darkest)
         return checked(array, self.grid.affine, self.place)
+
+    def _darken(self, array: NDArray[np.float32], padded: dict[int, NDArray[np.uint8]], darkest: float) -> None:
+        """Gives padding the darkest value, and says so where it was brighter."""
+        bright = 0
+        for k, packed in padded.items():
+            plane = array[:, :, k]
+            padding = np.unpackbits(packed, count=plane.size).reshape(plane.shape).astype(bool)
+            bright += int(np.count_nonzero(plane[padding] > darkest))
+            plane[padding] = darkest
+        if bright:
+            text = "%s: %s voxels of padding (PixelPaddingValue) are not dark; they take the darkest other value, %g"
+            _LOG.warning(text, self.place, bright, darkest)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -504,10 +542,23 @@ def _slice(tags: _Tags, path: Path, frame: int, pixels: _Pixels, notes: list[str
         np.array(tags.numbers(_POSITION, 3)),
         slope,
         tags.numbers("RescaleIntercept", 1, [0.0])[0],
+        tuple(name for name in _RESCALE if tags.texts(name)),
+        _padding(tags, pixels),
         "".join(tags.texts("SeriesInstanceUID")),
         {name: "\\".join(tags.texts(name)) for name in _PARTS},
         _number(tags, frame, pixels),
     )
+
+
+def _padding(tags: _Tags, pixels: _Pixels) -> tuple[int, int] | None:
+    """First and last stored value that is padding (PS3.3, C.7.5.1.1.2), in either order of the tags."""
+    names = [name for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if tags.texts(name)]
+    if names[:1] != ["PixelPaddingValue"]:
+        return None
+    values = [tags.whole(name, -(2**15), 2**16 - 1) for name in names]  # both have 16 bits
+    if pixels.signed:  # some programs write 63536 instead of -2000
+        values = [value - 2**16 * (value >= 2**15) for value in values]
+    return min(values), max(values)
 
 
 def _number(tags: _Tags, frame: int, pixels: _Pixels) -> int | None:
@@ -542,7 +593,8 @@ def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.f
 
 
 def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
-    """Refuses slices that are not of one series, one size, one spacing and one orientation, but for rounding."""
+    """Refuses slices that are not of one series, one size, one spacing and one orientation, but for rounding; or of
+    which some lack a tag that says what their values mean."""
     first = slices[0]
 
     def edges_apart(part: _Slice, spacing: tuple[float, float]) -> bool:
@@ -561,6 +613,14 @@ def _check_alike(slices: Sequence[_Slice], place: Path) -> None:
             found = ", ".join(str(v) for v in sorted({value(first), *others}, key=str)[:3])
             raise InputError(
                 f"{len(others) + 1} {what} in one folder ({found})", where=place, fix="expected one; separate them"
+            )
+    for name in _RESCALE:
+        there = sum(name in s.rescale for s in slices)
+        if 0 < there < len(slices):
+            raise InputError(
+                f"{name} is in {there} of {len(slices)} slices",
+                where=place,
+                fix="expected it in all or none, or values change their unit between slices; export the series again",
             )
 
 

@@ -104,7 +104,7 @@ def _read(path: Path, labels: bool = False) -> Scan:
         check_content(path)
     if is_dicom_scan(path):
         series = DicomSeries.open(path)
-        return Scan(series.read(), series.files, series.file_of_slice, series.modality)
+        return Scan(series.read(labels), series.files, series.file_of_slice, series.modality)
     if is_dicom(path):
         raise InputError(
             "a DICOM file with the name of another format", where=path, fix="rename it, or give its folder"
