@@ -16,6 +16,7 @@ from toy_networks import TOY3D
 
 from data_prep import new_task
 from data_prep.new_task import Measured
+from data_prep.sources.csv_list import read_aligned
 from data_prep.sources.raw_case import RawCase
 from experiments.plans import RunSpec
 from experiments.recipes import PRESETS
@@ -66,6 +67,18 @@ def test_size_holds_the_body_of_all_but_the_largest():
     """Of 21 scans 20 (95 %) have 190 mm at most; one of 500 mm is cut."""
     scans = [measured(extent=(190, 100 + n, 1)) for n in range(20)] + [measured(extent=(500, 500, 1))]
     assert described(*scans)[0].size == (128, 192)
+
+
+def test_size_holds_both_limbs(tmp_path):
+    """Legs of 26 × 20 voxels of 5 mm, from column 4 to 95: 92 columns. A table under them has 0.08 of one leg."""
+    image, label = np.zeros((100, 40, 8), np.int16), np.zeros((100, 40, 8), np.uint8)
+    image[4:30, 10:30], image[70:96, 10:30], image[30:70, 2] = 300, 300, 300
+    label[10:20, 15:25], label[80:90, 15:25] = 1, 2
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.diag([5.0, 5, 8, 1])), tmp_path / f"{name}.nii")
+    scan = new_task.measure(RawCase("a", "t1", tmp_path / "image.nii", tmp_path / "label.nii", {}, read_aligned))
+    assert not scan.problems and scan.extent_mm.tolist() == [92 * 5, 20 * 5, 64]
+    assert described(scan)[0].size == (64, 96)
 
 
 def test_size_ends_at_512():

@@ -66,9 +66,37 @@ def test_body_box_leaves_margins_and_table_out():
     """Voxels of 10 mm: the margin of 10 mm is one voxel."""
     values = np.zeros((20, 30, 4), np.float32)
     values[4:11, 10:21] = 100  # body: rows 4–10, columns 10–20
-    values[17:19, 0:30] = 80  # table
+    values[17:18, 0:8] = 80  # table: 32 voxels, a tenth of the body's 308
     assert find_body(values) == (slice(4, 11), slice(10, 21), slice(0, 4))
     assert body_box(Volume(values, spaced(10, 10, 10)), Clip(0, 100)) == (slice(3, 12), slice(9, 22), slice(None))
+
+
+def two_limbs():
+    """Thighs of 80 mm in voxels of 5 mm, 160 mm apart, each with a bone of another class; a table of a tenth of one."""
+    x, y = np.meshgrid(np.arange(-200, 200, 5.0), np.arange(-80, 80, 5.0), indexing="ij")
+    image, label = np.zeros((*x.shape, 10), np.float32), np.zeros((*x.shape, 10), np.uint8)
+    for c, center in ((1, -80), (2, 80)):
+        distance = np.hypot(x - center, y)
+        image[distance < 40], image[distance < 12], label[distance < 12] = 300, 500, c
+    image[30:50, 30] = 300  # 20 voxels a slice, where a thigh has 193
+    affine = spaced(5, 5, 8, (-200, -80, 0))
+    return Volume(image, affine), Volume(label, affine)
+
+
+def test_both_limbs_are_the_body_and_the_table_is_not():
+    image, _ = two_limbs()
+    assert np.count_nonzero(image.array[:40, :28, 0]) == np.count_nonzero(image.array[40:, :28, 0]) == 193
+    # From −80 − 35 to 80 + 35 mm, and from −35 to 35 mm.
+    assert find_body(image.array) == (slice(17, 64), slice(9, 24), slice(0, 10))
+
+
+def test_both_limbs_are_prepared_alike_with_a_label_and_without():
+    image, label = two_limbs()
+    task = dataclasses.replace(ABDOMEN, axes="RAS", size=(192, 64))
+    trained, predicted = (prepare_scan(image, given, task, "mr") for given in (label, None))
+    assert np.array_equal(trained.image, predicted.image)
+    for c in (1, 2):
+        assert predicted.image[trained.label == c].mean() > 2
 
 
 def test_body_box_of_a_blank_scan_is_all_of_it():
@@ -448,4 +476,4 @@ def test_reference_label_returns_as_it_was_up_to_resampling():
 
 def test_version_is_part_of_what_must_be_prepared_again():
     """A reminder: whoever changes a step of this file raises VERSION, and this number with it."""
-    assert preprocessing.VERSION == 5
+    assert preprocessing.VERSION == 6

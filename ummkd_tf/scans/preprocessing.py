@@ -39,11 +39,12 @@ from ummkd_tf.tasks import Clip, Task
 _LOG = logging.getLogger(__name__)
 
 # Of the preparation: raise it whenever a scan would be prepared differently, so that cases are prepared again
-VERSION = 5
+VERSION = 6
 
 # Voxels of a label map restored at a time, because the probabilities of all classes take many times its memory
 _RESTORED_VOXELS = 2**24
 _BODY_SHARE = 0.1  # of the body's typical intensity above that of air; what is brighter is taken for body
+_LIMB = 0.25  # of the largest connected part; another part as large as this belongs to the body
 _BODY_MARGIN_MM = 10.0  # for skin and noise at the body's edge
 _LOOKED_AT_MM = (3.0, 3.0, 8.0)  # the body is searched on a grid of about this spacing
 # Of voxels with equal occupancy, a smoothed score decides: its sigma in the plane (voxels) and its small weight.
@@ -297,8 +298,9 @@ def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     """Box of the body.
 
     Our choice, because the paper says only "excluding the black margins": voxels brighter than air by a tenth of what
-    the body is (`_body_level`), their largest connected part (which leaves out the table and cables), its bounding
-    box. A tenth of the intensity range instead would cut off fat and liver where fluid is fifteen times as bright.
+    the body is (`_body_level`), of their connected parts the largest and all that have a quarter of its voxels or more
+    (so both legs are kept, and table and cables left out), the box around these. A tenth of the intensity range instead
+    would cut off fat and liver where fluid is fifteen times as bright.
 
     Args:
         values: Clipped image [rows, columns, slices].
@@ -311,7 +313,9 @@ def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     # min().
     air = min(float(np.percentile(values, 10)) - low, _BODY_SHARE * body)
     parts, _ = ndimage.label(values > low + air + _BODY_SHARE * (body - air))
-    return ndimage.find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
+    voxels = np.bincount(parts.ravel())[1:]
+    boxes = np.array(ndimage.find_objects(parts), object)[voxels >= _LIMB * voxels.max()]
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in boxes.T)
 
 
 def _body_level(values: NDArray[np.float32]) -> float:
