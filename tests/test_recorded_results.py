@@ -172,6 +172,8 @@ STUDY_RUNS = {
     "float32": "study/ours_fold0of3",
     "Patches anywhere (`--labelled_share=0`)": "study/labelled_0",
     "Patches around labelled slices alone (`--labelled_share=1`)": "study/labelled_1",
+    "Rate of 4e-3 instead of 2e-3 (`--learning_rate=0.004`)": "study/rate_0_004",
+    "Rate that falls by 5 % every 500 steps (`--schedule=staircase`)": "study/staircase",
     "Averaged weights (`--ema=0.99`)": "study/ema_0_99",
     "4500 steps": "results/table2_long/abdomen-ours-seed0-fold0",
 }
@@ -425,6 +427,18 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
         ([STUDY.format("skip", "")], of_table("ours", 0), "0.5 ± 2.3", "0.64"),
         (of_table("ours", 0), [STUDY.format("memory", "")], "0.1 ± 4.3", "0.74"),
         ([STUDY.format("fold0of3", "_overlap_component")], of_table("ours", 0), "0.7 ± 1.9", "0.15"),
+        (
+            [STUDY.format("fold0of3", "_overlap_component")],
+            ["study/rate_0_004/evaluation_test.json"],
+            "0.3 ± 1.5",
+            "0.41",
+        ),
+        (
+            [STUDY.format("fold0of3", "_overlap_component")],
+            ["study/staircase/evaluation_test.json"],
+            "1.0 ± 2.5",
+            "0.38",
+        ),
         (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
         (["study/ours_uniform_seed2/evaluation_test.json"], of_table("ours", 0), "1.3 ± 2.9", "0.02"),
         ([LAST["chilopod"]], ["study/chilopod_seed2/evaluation_test.json"], "2.4 ± 3.0", "0.003"),
