@@ -331,12 +331,13 @@ def _check_studies(cases: Sequence[RawCase], parts: Mapping[str, Sequence[str]],
 
     Where the user names the patients, these count: some anonymizers write one study into all files.
     """
-    studies = {case.case_id: study_of(case.image) for case in cases if not case.patient}
-    if found := in_two_parts(parts, {case_id: study for case_id, study in studies.items() if study}):
+    images = {case.case_id: case.image for case in cases if not case.patient}
+    studies = {case_id: study for case_id, image in images.items() if (study := study_of(image))}
+    if found := in_two_parts(parts, studies):
         (other, other_part), (case, part) = found
         raise InputError(
             f"is of the same DICOM study (StudyInstanceUID) as {other}: {other} is in {other_part}, {case} in {part}",
-            where=next(c.image for c in cases if c.case_id == case),
+            where=images[case],
             fix=f"expected one patient's scans in one part of the split ({name}); give the CSV a patient column, or "
             "move one",
         )

@@ -226,14 +226,14 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
         modality: Of each case.
         metric: One of `METRICS`.
     """
-    title, _, factor, decimals = METRICS[metric]
+    measure = METRICS[metric]
 
     def row(name: str, pairs: Pairs) -> list[str]:
         found = difference_of(pairs, modality)
         return [
             name,
-            *(f"{factor * value:.{decimals}f}" for value in (found.first, found.second)),
-            f"{signed(factor * found.mean, decimals)} ± {factor * found.std:.{decimals}f}",
+            *map(measure.text, (found.first, found.second)),
+            f"{signed(measure.factor * found.mean, measure.decimals)} ± {measure.text(found.std)}",
             "–" if math.isnan(found.p) else p_text(found.p),
             f"{found.larger} of {found.cases}",
         ]
@@ -244,19 +244,19 @@ def table(by_class: Mapping[str, Pairs], modality: Mapping[str, str], metric: st
             if of := {case_id: pair for case_id, pair in pairs.items() if modality[case_id] == one}:
                 rows.append(row(f"{one} {name.replace('_', ' ')}", of))
     rows.append(row("overall", by_class["mean"]))
-    return markdown([title, "first", "second", "difference ± std", "p", "first is larger"], rows)
+    return markdown([measure.title, "first", "second", "difference ± std", "p", "first is larger"], rows)
 
 
 def case_list(means: Pairs, modality: Mapping[str, str], metric: str) -> str:
     """Markdown: every case's mean over its classes, by falling difference."""
-    _, _, factor, decimals = METRICS[metric]
+    measure = METRICS[metric]
     ordered = sorted(means.items(), key=lambda item: item[1][1] - item[1][0])
     rows = [
         [
             case_id,
             modality[case_id],
-            *(f"{factor * value:.{decimals}f}" for value in pair),
-            signed(factor * (pair[0] - pair[1]), decimals),
+            *map(measure.text, pair),
+            signed(measure.factor * (pair[0] - pair[1]), measure.decimals),
         ]
         for case_id, pair in ordered
     ]

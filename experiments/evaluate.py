@@ -79,7 +79,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], "The task's grid (the paper's way) or each scan's own.")
 flags.DEFINE_string(
-    "tag", "", "A word for this way of evaluating, e.g. plain or last: its file lies beside those of other ways."
+    "tag", "", "Name for this way of evaluating, e.g. plain: part of the file's name, so that no other is replaced."
 )
 flags.DEFINE_string("pictures", None, "Folder for one overlay picture per case: prediction solid, reference dashed.")
 flags.DEFINE_string("viewer", None, "Page (.html) to go through the slices of all cases with prediction and reference.")

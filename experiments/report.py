@@ -386,8 +386,7 @@ def _number_cell(value: float | None, metric: str) -> str:
     """The number as recorded for sorting, and as printed in tables."""
     if value is None:
         return f'<td data-value="">{UNDEFINED}</td>'
-    _, _, factor, decimals = METRICS[metric]
-    return f'<td data-value="{float(value)!r}">{factor * value:.{decimals}f}</td>'
+    return f'<td data-value="{float(value)!r}">{METRICS[metric].text(value)}</td>'
 
 
 def _runs(entries: Sequence[Entry]) -> str:

@@ -24,6 +24,10 @@ class Measure(NamedTuple):
     factor: float
     decimals: int
 
+    def text(self, value: float) -> str:
+        """A stored number as printed."""
+        return f"{self.factor * value:.{self.decimals}f}"
+
 
 METRICS = {
     # by its key in the JSON

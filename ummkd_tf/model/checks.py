@@ -120,12 +120,13 @@ def check_bfloat16(images: Mapping[str, tf.Tensor], network: Network, dtype: str
 def check_accumulation(images: Mapping[str, Any], modalities: Sequence[str], optimizer: Any) -> None:
     """Refuses a batch without all modalities where a Keras optimizer accumulates gradients over batches.
 
-    It forgets what it has accumulated for variables that are not in the step that applies it.
+    Keras applies the sum at every n-th batch, to the variables of that batch alone, and forgets what it has summed up
+    for the others.
 
     Raises:
         ValueError: Such a batch.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # that of a scaled loss has one in it
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # LossScaleOptimizer wraps the one that accumulates
     if optimizer.gradient_accumulation_steps and set(images) != set(modalities):
         raise ValueError(
             f"gradient_accumulation_steps: expected every batch to have {', '.join(modalities)}, found "

@@ -9,9 +9,9 @@ from ummkd_tf.evaluation.summary import MEASURES, Measure
 from ummkd_tf.tasks import Task
 
 _LEGEND = """\
-Mean ± standard deviation over cases; pooled: over surface points. HD: Hausdorff distance; HD95: its 95th percentile;
-ASSD: average symmetric surface distance; Surface Dice: within 1 voxel; Pooled: surface distance of all cases together,
-as the paper's seems to be."""
+Mean ± standard deviation over cases. HD: Hausdorff distance; HD95: its 95th percentile; ASSD: average symmetric
+surface distance; Surface Dice: within 1 voxel. Pooled: surface distance over the surface points of all cases together,
+and ± over these points; the paper's distance seems to be this one."""
 
 
 def evaluation_table(evaluation: Mapping[str, Any], task: Task) -> str:
@@ -81,4 +81,4 @@ def _cell(entry: Mapping[str, Any], measure: Measure) -> str:
 
 
 def _number(value: float | None, measure: Measure) -> str:
-    return "–" if value is None or value != value else f"{measure.factor * value:.{measure.decimals}f}"
+    return "–" if value is None or value != value else measure.text(value)

@@ -71,8 +71,8 @@ _OPTIONAL: dict[str, type] = {
 }
 
 
-# Settings that decide which variables a checkpoint holds → what of them decides.
-_CHECKPOINT_HOLDS: Mapping[str, Callable[[RunConfig], object]] = {
+# Settings that decide which variables a checkpoint has, and what about each of them decides it.
+_CHECKPOINT_VARIABLES: Mapping[str, Callable[[RunConfig], object]] = {
     "ema": lambda config: bool(config.ema),
     "absent": lambda config: config.absent == "memory",
     "freeze": lambda config: config.freeze,
@@ -85,7 +85,7 @@ def evaluation_name(part: str, *, original_grid: bool = False, tag: str = "") ->
     prepared or the scans' grid; with a tag, one that is kept beside it.
 
     Raises:
-        InputError: A tag that is no part of a file's name, or that another file's name has.
+        InputError: A tag that cannot be part of a file's name, or would give the name of another file.
     """
     if tag and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.partition("_")[0] == "original"):
         raise InputError(f"--tag={tag}: expected letters, digits and . _ -, like plain or last, and not original")
@@ -318,14 +318,10 @@ def check_run(
     if record["split_sha256"] != dataset.split_checksum:
         now, before = f"({dataset.split_checksum[:8]})", f"({record['split_sha256'][:8]})"
         fixed.append(f"split is {dataset.split_name!r} {now}, was {record['split_name']!r} {before}")
-    if checkpoints:  # which would not fit: refused here, before anything is written
+    if checkpoints:  # these would not fit; refused here, before anything is written
         old, new = config_of(record), config
-        fixed += [
-            text
-            for name, of in _CHECKPOINT_HOLDS.items()
-            if of(old) != of(new)
-            for text in changed_settings({name: getattr(old, name)}, {name: getattr(new, name)})
-        ]
+        names = [name for name, decides in _CHECKPOINT_VARIABLES.items() if decides(old) != decides(new)]
+        fixed += changed_settings(*({name: getattr(settings, name) for name in names} for settings in (old, new)))
     if fixed or (changed and not accept_changes):
         different = "; ".join(dict.fromkeys(fixed + changed))  # some settings are arguments of the model, too
         accept = "; --accept_changes continues all the same, and records that"
