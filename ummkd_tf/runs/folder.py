@@ -88,7 +88,9 @@ def evaluation_name(part: str, *, original_grid: bool = False, tag: str = "") ->
         InputError: A tag that cannot be part of a file's name, or would give the name of another file.
     """
     if tag and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.partition("_")[0] == "original"):
-        raise InputError(f"--tag={tag}: expected letters, digits and . _ -, like plain or last, and not original")
+        raise InputError(
+            f"--tag={tag}: expected letters, digits and . _ -, like plain or last; original stands for --grid=original"
+        )
     return f"evaluation_{part}{'_original' if original_grid else ''}{f'_{tag}' if tag else ''}.json"
 
 
