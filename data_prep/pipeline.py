@@ -32,7 +32,7 @@ from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write
 from ummkd_tf.data.index import FACTORS, INDEX, CaseContent, content_of, contents
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid, same_geometry
-from ummkd_tf.scans.plausibility import implausible, machine, other_machine
+from ummkd_tf.scans.plausibility import implausible, machine
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.scans.reading import study_of
 from ummkd_tf.tasks import TASKS, Task
@@ -147,8 +147,6 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
     if scan is not None:
         image, image_sha256 = scan.volume, voxels_checksum(scan.volume)
         problems, notes = implausible(image, task, case.modality)
-        if problem := other_machine(scan.modality, case.modality):
-            problems.append(problem)
         found.problems += [Problem(str(case.image), *problem) for problem in problems]
         found.notes += [f"{case.case_id}: {note} ({case.image})" for note in notes]
         if image.grid.is_tilted:

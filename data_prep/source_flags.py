@@ -81,6 +81,7 @@ def options() -> RawOptions:
     Raises:
         InputError: A flag that the chosen source does not use.
     """
+    check_used(_RAW, *(name for name in SOURCES if name != "csv"))
     check_used(_RAW_CT, "btcv", "abdomen", "mmwhs")
     check_used(_RAW_MR, "chaos", "abdomen", "mmwhs")
     check_used(_SEQUENCE, "chaos", "abdomen")

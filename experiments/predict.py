@@ -180,7 +180,7 @@ def _segment_all(
             told += f", and listed in {FLAGS.output}/{VOLUMES}; the same command with --skip_existing goes on"
         raise Stopped(told, 128 + number) from None
     if tables and todo:
-        print(f"{FLAGS.output}: {done - len(kept)} scans; {', '.join(tables.files)}")
+        print(f"{FLAGS.output}: scans segmented: {done - len(kept)}; {', '.join(tables.files)}")
     if failed:
         raise InputError(f"{len(failed)} of {len(scans)} scans have an error, see above: {', '.join(failed)}")
 

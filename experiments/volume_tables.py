@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ummkd_tf.evaluation.scan_prediction import ScanPredictor
 
 VOLUMES = "volumes.csv"
+_OTHER_NAMES = "choose another --output, or give the scans other names in a CSV"
 _JSON, _LOCK = "volumes.json", ".volumes.lock"
 
 
@@ -142,7 +143,7 @@ def _waiting_for(lock: Path) -> Iterator[None]:
 def check_names_are_free(
     scans: Sequence[ScanToSegment], output: Path, places: Mapping[str, Mapping[str, Path]]
 ) -> None:
-    """Refuses to replace what the folder holds of another scan with the same name, e.g. of the other modality.
+    """Refuses to replace what the folder holds of another scan, e.g. of the other modality with the same name.
 
     Args:
         scans: Those to be segmented.
@@ -165,8 +166,15 @@ def check_names_are_free(
             raise InputError(
                 f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",
                 where=output,
-                fix="choose another --output, or give the scans other names in a CSV",
+                fix=_OTHER_NAMES,
             )
+    # The probabilities of "a" and the label map of "a_probabilities" are files of one name.
+    owners = {output / f"{name}{end}.nii.gz": name for end in ("_probabilities", "") for name in earlier}
+    for scan in scans:
+        for path in places[scan.name].values():
+            owner = owners.get(path, scan.name)
+            if owner != scan.name and path.exists():
+                raise InputError(f"is a file of the scan {owner}, segmented before", where=path, fix=_OTHER_NAMES)
 
 
 def state_of(image: Path) -> str:

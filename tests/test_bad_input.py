@@ -358,6 +358,10 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "prepare: another source's flag": ("data_prep.prepare", nothing,
         "--source=btcv --raw={raw} --out={folder}/new --workers=1 --sequence=t2spir",
         "--sequence: not used by --source=btcv: expected it only with --source=chaos or abdomen; leave it out"),
+    "prepare: a folder besides the list": ("data_prep.prepare", nothing,
+        "--source=csv --raw={raw} --csv={folder}/own.csv --task=cardiac --out={folder}/new --workers=1",
+        "--raw: not used by --source=csv: expected it only with --source=btcv or chaos or abdomen or mmwhs or "
+        "released; leave it out"),
     "prepare: label 5 of scans": ("data_prep.prepare", nothing,
         "--source=abdomen --raw={raw} --out={folder}/new --workers=1 --label_5=background",
         "--label_5: not used by --source=abdomen: expected it only with --source=released; leave it out"),

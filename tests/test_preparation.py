@@ -21,7 +21,7 @@ from programs import program
 from raw_data import CT_AFFINE, CT_LABELS, ct, label_map, mr, snapshot, write_abdomen, write_mr, write_nifti
 from recorded_runs import run_config
 
-from data_prep import pipeline, qc
+from data_prep import new_task, pipeline, qc
 from data_prep.phantom import sets
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
@@ -790,8 +790,9 @@ def test_dicom_files_of_another_machine_than_the_row_says_are_a_problem(tmp_path
     (case,) = (c for c in own.find(options["csv"], TASK, options["label_map"]).cases if c.case_id == "t2_5")
     told = f"{case.image}: the DICOM files' Modality is MR: expected CT for modality 'ct'; give the scan's own modality"
     for modality, expected in {"ct": [told], "t1": [], "venous": []}.items():
-        visit = pipeline.visit(dataclasses.replace(case, modality=modality), TASK, None)
-        assert [str(problem) for problem in visit.problems] == expected
+        said = dataclasses.replace(case, modality=modality)
+        for found in (pipeline.visit(said, TASK, None), new_task.measure(said)):
+            assert [str(problem) for problem in found.problems] == expected
 
 
 def test_a_list_without_scans_is_told(tmp_path):

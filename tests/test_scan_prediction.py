@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 from experiments.plans import DATA, RunSpec
 from experiments.results.captions import provenance
 from experiments.results.records import Record
-from experiments.volume_tables import VolumeTables
+from experiments.volume_tables import ScanToSegment, VolumeTables, check_names_are_free
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
@@ -393,7 +393,7 @@ def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
         ("ct", "c", ["a", "b", "c"]),
     ):
         done = predict(run_dir, f"--modality={modality}", f"--input={tmp_path / 'scans' / name}", *flags)
-        assert done.returncode == 0 and "out: 1 scans; volumes.csv" in done.stdout, done.stderr
+        assert done.returncode == 0 and "out: scans segmented: 1; volumes.csv" in done.stdout, done.stderr
         assert scans() == expected
     # Another scan of a name that is taken, e.g. patient 1 of CT and of MR, is refused before anything is written.
     before = (tmp_path / "out/a.nii.gz").read_bytes()
@@ -405,6 +405,24 @@ def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
     assert (tmp_path / "out/a.nii.gz").read_bytes() == before
     done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans/b.nii'}", "--largest_component", *flags)
     assert "segmented otherwise, so no longer in volumes.csv: a, c" in done.stdout and scans() == ["b"]
+
+
+@pytest.mark.parametrize("name", ["a", "a_probabilities"])
+def test_no_file_of_an_earlier_scan_is_replaced(name, tmp_path):
+    """Scan a's probabilities and scan a_probabilities' label map are of one name: whichever is second is refused."""
+    entry = {"modality": "ct", "image": str(tmp_path / "first.nii.gz")}
+    (tmp_path / "volumes.json").write_text(json.dumps({"scans": {name: entry}}), encoding="utf-8")
+    shared = tmp_path / "a_probabilities.nii.gz"
+    places = {
+        "a": {"labels": tmp_path / "a.nii.gz", "probabilities": shared},
+        "a_probabilities": {"labels": shared},
+    }
+    (other,) = places.keys() - {name}
+    scan = ScanToSegment(other, tmp_path / "second.nii.gz", "ct")
+    check_names_are_free([scan], tmp_path, places)
+    shared.touch()
+    with pytest.raises(InputError, match=rf"a_probabilities\.nii\.gz: is a file of the scan {name}, segmented before"):
+        check_names_are_free([scan], tmp_path, places)
 
 
 @pytest.mark.parametrize("largest", [False, True])
@@ -571,7 +589,10 @@ def test_a_stopped_prediction_has_its_tables_and_goes_on(run_dir, tmp_path, at_s
     at_scan.update({scan: partial(seen.append, scan) for scan in ("a.nii.gz", "b.nii", "c")})
     done = predict(run_dir, *flags, "--skip_existing")
     assert done.returncode == 0 and seen == ["b.nii", "c"]
-    assert "1 of 3 scans are kept, segmented before" in done.stdout and "out: 2 scans; volumes.csv" in done.stdout
+    assert (
+        "1 of 3 scans are kept, segmented before" in done.stdout
+        and "out: scans segmented: 2; volumes.csv" in done.stdout
+    )
     assert entries(out) == dict.fromkeys("abc", DONE)
 
 

@@ -16,6 +16,7 @@ from ummkd_tf.common.errors import InputError, listed, one_line
 from ummkd_tf.common.files import files_in_order
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.itk import files_of
+from ummkd_tf.scans.plausibility import check_machine
 from ummkd_tf.scans.reading import Scan, on_grid_of, read_label, read_scan
 
 Note = Callable[[str], None]
@@ -91,8 +92,14 @@ class RawCase:
         )
 
     def read_scan(self) -> Scan:
-        """Reads the scan."""
-        return read_scan(self.image)
+        """Reads the scan.
+
+        Raises:
+            InputError: As `scans.reading.read_scan`, or DICOM files of another machine than the modality speaks of.
+        """
+        scan = read_scan(self.image)
+        check_machine(scan.modality, self.modality, self.image)
+        return scan
 
     def read_label(self, scan: Scan | None, note: Note = no_note) -> Volume:
         """Reads the label map as task classes (uint8).

@@ -28,7 +28,7 @@ from ummkd_tf.evaluation.inference import (
 from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.geometry import Affine, Grid, Volume, straightened
-from ummkd_tf.scans.plausibility import implausible, other_machine
+from ummkd_tf.scans.plausibility import check_machine, implausible
 from ummkd_tf.scans.preprocessing import Windows, label_centroid, restore, restored_probabilities
 from ummkd_tf.scans.reading import is_dicom_scan, read_volume
 from ummkd_tf.tasks import Task
@@ -235,6 +235,5 @@ def _read_checked(path: str | Path, modality: str) -> Volume:
     if not is_dicom_scan(path):
         return read_volume(path)
     series = DicomSeries.open(path)
-    if problem := other_machine(series.modality, modality):
-        raise InputError(problem[0], where=path, fix=problem[1])
+    check_machine(series.modality, modality, path)
     return series.read()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.geometry import Grid, Volume
 from ummkd_tf.tasks import Task
 
@@ -29,23 +31,24 @@ def machine(modality: str) -> str | None:
     return next((name for name, pattern in _MACHINES.items() if re.match(pattern, modality.lower())), None)
 
 
-def other_machine(tag: str, modality: str) -> tuple[str, str] | None:
-    """What is wrong with DICOM files of another machine than a modality's name speaks of.
+def check_machine(tag: str, modality: str, path: Path) -> None:
+    """Refuses DICOM files of another machine than a modality's name speaks of.
 
     Args:
         tag: The files' Modality, e.g. CT; "" where they have none.
         modality: What the scan is said to be, e.g. "t1".
+        path: The scan, for the message.
 
-    Returns:
-        (what was found, how to mend it); None where nothing is wrong, or where the name or the tag says no machine.
+    Raises:
+        InputError: The tag is of another machine; never where the name or the tag says no machine.
     """
     expected = machine(modality)
-    if expected is None or tag == expected or tag not in (*_MACHINES, *_OTHER_MACHINES):
-        return None
-    return (
-        f"the DICOM files' Modality is {tag}",
-        f"expected {expected} for modality {modality!r}; give the scan's own modality",
-    )
+    if expected is not None and tag != expected and tag in (*_MACHINES, *_OTHER_MACHINES):
+        raise InputError(
+            f"the DICOM files' Modality is {tag}",
+            where=path,
+            fix=f"expected {expected} for modality {modality!r}; give the scan's own modality",
+        )
 
 
 def _extents(grid: Grid) -> list[float]:
