@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from ummkd_tf.data.sampling import LabelledPatches
 from ummkd_tf.model.architectures import Initialization
 from ummkd_tf.runs.config import L2On, Schedule
 from ummkd_tf.settings import AbsentClass
@@ -33,6 +34,7 @@ class Recipe:
         steps: Length of training (the paper gives none; the released code's).
         l2_on: Which variables the L2 term holds.
         l2_weight: eta, with the released code's factor ½ where it has one.
+        labelled_patches: In 3D, where the patches around labelled slices lie; "inside" is the released code's.
         augmentation: Row of `AUGMENTATIONS`. The authors' 2D records were augmented beforehand; in 3D theirs is off.
         absent: How the distillation loss treats a class that a batch lacks; "uniform" is the released code's.
         initialization: How kernels start; the released way needs a long training.
@@ -49,6 +51,7 @@ class Recipe:
     steps: int
     l2_on: L2On
     l2_weight: float
+    labelled_patches: LabelledPatches
     augmentation: str
     absent: AbsentClass
     initialization: Initialization
@@ -63,15 +66,19 @@ _PAPER_2D = Recipe(
     steps=150_000,
     l2_on="all",
     l2_weight=1e-4,
+    labelled_patches="centered",  # nothing in 2D
     augmentation="affine",
     absent="uniform",
     initialization="released",
     norm_batches=0,
 )
-_PAPER_3D = replace(_PAPER_2D, decay_every=500, batch_size=2, steps=50_000, augmentation="none")
+_PAPER_3D = replace(
+    _PAPER_2D, decay_every=500, batch_size=2, steps=50_000, labelled_patches="inside", augmentation="none"
+)
 _PRACTICE: Mapping[str, Any] = {
     "learning_rate": 2e-3,
     "schedule": "polynomial",
+    "labelled_patches": "centered",  # what the results were measured with
     "augmentation": "practice",
     "initialization": "glorot",
     "norm_batches": 16,

@@ -54,7 +54,8 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
         "length": {"steps-4500": {"steps": 4500, "validate_every": 300}},
         "batch": {"batch-4": {"batch_size": 4}},
-        "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)},
+        "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)}
+        | {"labelled-inside": {"labelled_patches": "inside"}},
         "precision": {"float32": {"precision": "float32"}},
     }
 )

@@ -23,7 +23,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
 from ummkd_tf.data.opening import open_dataset
-from ummkd_tf.data.sampling import LABELLED_SHARE, UnpairedSampler
+from ummkd_tf.data.sampling import LABELLED_SHARE, LabelledPatches, UnpairedSampler
 from ummkd_tf.model.architectures import NETWORKS, Initialization, Network, Normalization
 from ummkd_tf.model.networks import DECODERS, check_network, network_to_dict
 from ummkd_tf.output.pictures import batch_figure, save_figure
@@ -109,9 +109,16 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "labelled_share",
     LABELLED_SHARE,
-    "3D network: share of patches that are centred inside the labelled slices; the others are the chunks of testing.",
+    "3D network: share of patches around the labelled slices; the others are the chunks of testing.",
     lower_bound=0,
     upper_bound=1,
+)
+flags.DEFINE_enum(
+    "labelled_patches",
+    None,
+    get_args(LabelledPatches),
+    "3D network: whether the patches around the labelled slices lie inside them as a whole, as the authors draw, or "
+    "with their centre; by default the recipe's.",
 )
 flags.DEFINE_enum(
     "augmentation",
@@ -328,6 +335,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         decay_every=recipe.decay_every,
         batch_size=chosen("batch_size") if FLAGS.global_batch is None else _share(FLAGS.global_batch, modalities),
         labelled_share=FLAGS.labelled_share,
+        labelled_patches=chosen("labelled_patches"),
         augmentation=chosen("augmentation"),
         alpha=FLAGS.alpha,
         temperature=FLAGS.temperature,
@@ -362,8 +370,9 @@ def main(_: list[str]) -> int:
         raise InputError(
             f"--decoder={FLAGS.decoder}: belongs to unet3d, but the network is {network.name}; leave it out"
         )
-    if network.rank == 2 and FLAGS.labelled_share != LABELLED_SHARE:
-        raise InputError(f"--labelled_share={FLAGS.labelled_share:g}: {network.name} takes no patches; leave it out")
+    for flag in (FLAGS["labelled_share"], FLAGS["labelled_patches"]):
+        if network.rank == 2 and flag.value != flag.default:
+            raise InputError(f"--{flag.name}={flag.value}: {network.name} takes no patches; leave it out")
     model_arguments = {"network": stored, "setting": FLAGS.setting, "num_classes": task.num_classes}
     if network.stages:
         model_arguments |= {

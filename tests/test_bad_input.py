@@ -369,7 +369,7 @@ TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
         "--source=abdomen --dir={raw} --workers=1 --csv={folder}/own.csv",
         "--csv: not used by --source=abdomen: expected it only with --source=csv; leave it out"),
     "describe: patches of the other network": (TRAIN, nothing, "--task=cardiac --labelled_share=1 --describe",
-        "--labelled_share=1: dilated2d takes no patches; leave it out"),
+        "--labelled_share=1.0: dilated2d takes no patches; leave it out"),
     "describe: decoder of the other network": (TRAIN, nothing, "--task=cardiac --decoder=released --describe",
         "--decoder=released: belongs to unet3d, but the network is dilated2d; leave it out"),
     "float16 without a GPU": (TRAIN, nothing, "--precision=mixed_float16",

@@ -12,8 +12,8 @@ COMMON = {
     "schedule": "staircase", "augmentation": "none", "absent": "uniform", "initialization": "released",
     "norm_batches": 0, "l2_on": "all", "l2_weight": 1e-4, "learning_rate": 1e-4,
 }  # fmt: skip
-LENGTH_2D = {"decay_every": 1000, "batch_size": 8, "steps": 150_000}
-LENGTH_3D = {"decay_every": 500, "batch_size": 2, "steps": 50_000}
+LENGTH_2D = {"decay_every": 1000, "batch_size": 8, "steps": 150_000, "labelled_patches": "centered"}
+LENGTH_3D = {"decay_every": 500, "batch_size": 2, "steps": 50_000, "labelled_patches": "inside"}
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,36 @@ def test_patches_around_labelled_slices_end_with_the_volume(labelled, starts):
     assert all(slices == list(range(int(slices[0]), int(slices[0]) + 8)) for slices in drawn)
 
 
+@pytest.mark.parametrize(
+    ("labelled", "kind", "starts"),
+    [
+        (range(10, 31), "inside", (11, 21)),  # slices 11-18 to 21-28: never 10, 29 or 30, as the authors draw
+        (range(10, 31), None, (11, 21)),
+        (range(10, 31), "centered", (6, 26)),  # each labelled slice is a patch's fifth
+        (range(10, 21), "inside", (11, 11)),  # of 11 slices, one patch: 11-18
+        (range(10, 20), "inside", (6, 15)),  # 10 are too few, so their centres are taken
+    ],
+)
+def test_patches_around_labelled_slices_lie_inside_them(labelled, kind, starts):
+    examples = PatchExamples([case(40, labelled)], 1.0, *([kind] if kind else []))
+    rng = np.random.default_rng(0)
+    drawn = np.array([examples.draw(rng)[0][0, 0, 0, 0] for _ in range(1000)])
+    first, last = starts
+    np.testing.assert_array_equal(np.unique(drawn), np.arange(first, last + 1))
+    assert np.bincount(drawn.astype(int))[first:].min() > 0.6 * 1000 / (last - first + 1)  # uniform
+
+
+@pytest.mark.parametrize("kind", ["inside", "centered"])
+def test_where_a_runs_patches_lie_is_what_its_config_says(prepared_dataset, kind, monkeypatch):
+    """The phantom's scans are too thin for a difference."""
+    cases = [MemoryCase(np.zeros((4, 4, 40), np.float32), np.ones((4, 4, 40), np.uint8) * range(40) % 5, "a")]
+    monkeypatch.setattr(type(prepared_dataset), "stored_cases", lambda *_: cases)
+    sampler = make_sampler(prepared_dataset, run_config(labelled_share=1.0, labelled_patches=kind), 3, Cache())
+    for step in range(10):
+        examples = {m: PatchExamples(cases, 1.0, kind) for m in ("ct", "mr")}
+        assert sampler.origins(step) == UnpairedSampler(examples, sampler.batch_size, sampler.seed).origins(step)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_share_of_a_run_s_config_is_what_its_batches_have(prepared_dataset, share):
     cases = {m: prepared_dataset.stored_cases("train", m, 4) for m in ("ct", "mr")}
@@ -92,7 +122,7 @@ def test_the_share_of_a_run_s_config_is_what_its_batches_have(prepared_dataset, 
         UnpairedSampler({m: PatchExamples(c, s) for m, c in cases.items()}, 8, seed=0).origins(0)
         for s in (share, 1 - share)
     )
-    config = run_config(labelled_share=share, batch_size=8, seed=0)
+    config = run_config(labelled_share=share, labelled_patches="inside", batch_size=8, seed=0)
     assert make_sampler(prepared_dataset, config, 3, Cache()).origins(0) == expected != other
 
 

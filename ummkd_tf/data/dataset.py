@@ -32,7 +32,7 @@ from ummkd_tf.data.cases import (
     recipe_checksum,
 )
 from ummkd_tf.data.index import contents
-from ummkd_tf.data.sampling import LABELLED_SHARE, Examples, PatchExamples, SliceExamples
+from ummkd_tf.data.sampling import LABELLED_SHARE, Examples, LabelledPatches, PatchExamples, SliceExamples
 from ummkd_tf.data.stored_case import StoredCase
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.settings import SHARED, are_modality_names
@@ -177,6 +177,7 @@ class Dataset:
         factor: int = 1,
         cache: Cache | None = None,
         labelled_share: float = LABELLED_SHARE,
+        labelled_patches: LabelledPatches = "inside",
     ) -> Examples:
         """Training examples of a modality, read from disk when they are drawn.
 
@@ -185,17 +186,20 @@ class Dataset:
             rank: 2 for the 2D network, else 3.
             factor: In-plane reduction.
             cache: Keeps what was read, for all modalities alike; by default as much as there is.
-            labelled_share: Share of 3D patches that are centred inside the labelled slices.
+            labelled_share: Share of 3D patches around the labelled slices.
+            labelled_patches: Where these lie.
         """
         if rank == 2:
             return self._slices(modality, factor, cache)
-        return self._patches(modality, factor, cache, labelled_share)
+        return self._patches(modality, factor, cache, labelled_share, labelled_patches)
 
     def _slices(self, modality: str, factor: int, cache: Cache | None) -> Examples:
         return SliceExamples(self.stored_cases("train", modality, factor, cache))
 
-    def _patches(self, modality: str, factor: int, cache: Cache | None, labelled_share: float) -> Examples:
-        return PatchExamples(self.stored_cases("train", modality, factor, cache), labelled_share)
+    def _patches(
+        self, modality: str, factor: int, cache: Cache | None, labelled_share: float, labelled_patches: LabelledPatches
+    ) -> Examples:
+        return PatchExamples(self.stored_cases("train", modality, factor, cache), labelled_share, labelled_patches)
 
     def stored_cases(
         self, part: str, modality: str | None = None, factor: int = 1, cache: Cache | None = None

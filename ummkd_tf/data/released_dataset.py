@@ -154,7 +154,7 @@ class ReleasedDataset(Dataset):
         # Each record is a small file, which is read whenever it is drawn.
         return RecordExamples(self.records("train", modality), factor, self.outside)
 
-    def _patches(self, modality: str, factor: int, cache: Cache | None, labelled_share: float) -> Examples:
+    def _patches(self, *_: object) -> Examples:
         raise InputError(
             "released records are slices with their neighbours",
             where=self.directory,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ PATCH_DEPTH = 8
 """Slices of a 3D patch (Sec. IV-A: 256×256×8)."""
 
 LABELLED_SHARE = 0.5
-"""The authors' share of 3D patches that are centred inside the labelled slices."""
+"""The authors' share of 3D patches that are drawn around the labelled slices."""
+
+LabelledPatches = Literal["inside", "centered"]
+"""Where a patch around the labelled slices lies: inside them as a whole, as the authors draw, or with its centre."""
 
 Example = tuple[NDArray[np.float32], NDArray[np.uint8]]
 """Network input `[height, width, 3]` or `[height, width, depth, 1]` with its class map `[height, width(, depth)]`."""
@@ -48,7 +51,9 @@ class Examples(Protocol):
 
 
 class SliceExamples:
-    """Three adjacent slices and the label of the middle one (Sec. IV-A, Network-1), uniform over all slices.
+    """Three adjacent slices and the label of the middle one (Sec. IV-A, Network-1).
+
+    Uniform over all slices: our choice, because neither paper nor upload draws slices from volumes.
 
     Args:
         cases: Training cases of one modality.
@@ -78,24 +83,30 @@ class SliceExamples:
 
 
 class PatchExamples:
-    """Patches of eight slices as the authors draw them: each is either a chunk as in testing, or centred at random
-    inside the labelled slices (docs/reproduction.md#patches).
+    """Patches of eight slices: each is either a chunk as in testing, or at random around the labelled slices
+    (docs/reproduction.md#patches).
 
     Args:
         cases: Training cases of one modality.
-        labelled_share: Share of patches that are centred inside the labelled slices, 0 to 1.
+        labelled_share: Share of patches around the labelled slices, 0 to 1.
+        labelled_patches: Where these lie.
     """
 
-    def __init__(self, cases: Sequence[StoredCase], labelled_share: float = LABELLED_SHARE) -> None:
+    def __init__(
+        self,
+        cases: Sequence[StoredCase],
+        labelled_share: float = LABELLED_SHARE,
+        labelled_patches: LabelledPatches = "inside",
+    ) -> None:
         self._cases = [(case, case.labelled) for case in cases]
-        self._labelled_share = labelled_share
+        self._labelled_share, self._labelled_patches = labelled_share, labelled_patches
 
     def _choose(self, rng: np.random.Generator) -> tuple[StoredCase, int]:
         case, labelled = self._cases[rng.integers(len(self._cases))]
         if rng.random() < 1 - self._labelled_share or labelled is None:
             start = int(rng.choice(chunk_starts(case.depth)))
         else:
-            center = rng.integers(labelled[0], labelled[1] + 1)
+            center = rng.integers(*_centers(*labelled, self._labelled_patches))
             start = int(np.clip(center - PATCH_DEPTH // 2, 0, max(0, case.depth - PATCH_DEPTH)))
         return case, start
 
@@ -111,6 +122,16 @@ class PatchExamples:
 
     def classes(self) -> Iterable[Collection[int]]:
         return (case.classes for case, _ in self._cases)
+
+
+def _centers(first: int, last: int, labelled_patches: LabelledPatches) -> tuple[int, int]:
+    """First centre of a patch, and the one behind the last, around labelled slices from `first` to `last`."""
+    half = PATCH_DEPTH // 2
+    low, high = first + half + 1, last - half  # the authors' bounds, which leave out the first slice and the last two
+    if labelled_patches == "inside" and low < high:
+        return low, high
+    # For too few slices: our choice, because the authors' program ends with an error there.
+    return first, last + 1
 
 
 def adjacent_slices(image: NDArray, k: int) -> NDArray:

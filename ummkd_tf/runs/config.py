@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ummkd_tf.data.sampling import LABELLED_SHARE
+from ummkd_tf.data.sampling import LABELLED_SHARE, LabelledPatches
 from ummkd_tf.settings import AbsentClass
 from ummkd_tf.tasks import Task
 
@@ -37,7 +37,8 @@ class RunConfig:
             zero with power 0.9 ("polynomial").
         decay_every: Steps after which the staircase falls.
         batch_size: Examples per modality.
-        labelled_share: Share of 3D patches that are centred inside the labelled slices.
+        labelled_share: Share of 3D patches around the labelled slices.
+        labelled_patches: Where these lie.
         augmentation: Row of `AUGMENTATIONS`.
         alpha: Weight of the distillation loss in Eq. 5, which takes α/2 of it.
         temperature: T of Eq. 3.
@@ -67,6 +68,7 @@ class RunConfig:
     decay_every: int
     batch_size: int
     labelled_share: float = LABELLED_SHARE
+    labelled_patches: LabelledPatches = "centered"
     augmentation: str = "none"
     alpha: float
     temperature: float

@@ -206,7 +206,9 @@ def make_sampler(dataset: Dataset, config: RunConfig, rank: int, cache: Cache) -
         InputError: A modality without training cases, or none of them shows some class.
     """
     examples = {
-        modality: dataset.examples(modality, rank, config.factor(dataset.task), cache, config.labelled_share)
+        modality: dataset.examples(
+            modality, rank, config.factor(dataset.task), cache, config.labelled_share, config.labelled_patches
+        )
         for modality in dataset.modalities
     }
     check_classes(examples, dataset.task.class_names)
