@@ -87,7 +87,7 @@ flags.DEFINE_float(
     "overlap", 0.0, "Share of a 3D chunk that the next one sees again, 0 to 0.875; the authors' protocol has 0."
 )
 flags.DEFINE_bool(
-    "largest_component", False, "Keep the largest connected part of each class alone; the paper has no such step."
+    "largest_component", False, "Keep the largest connected part of each class alone; the authors' protocol does not."
 )
 
 _WINDOW = {

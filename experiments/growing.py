@@ -90,6 +90,7 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "learning_rate": PRESET.learning_rate,
         "schedule": recipe.schedule,
         "decay_every": recipe.decay_every,
+        "labelled_patches": recipe.labelled_patches,
         "augmentation": "none",  # for so few steps, unlike the recipe
         "batch_size": PRESET.batch_size,
         "alpha": ALPHA,

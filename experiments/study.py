@@ -55,7 +55,7 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "length": {"steps-4500": {"steps": 4500, "validate_every": 300}},
         "batch": {"batch-4": {"batch_size": 4}},
         "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)}
-        | {"labelled-inside": {"labelled_patches": "inside"}},
+        | {f"{setting}-inside": {"setting": setting, "labelled_patches": "inside"} for setting in ("ours", "chilopod")},
         "precision": {"float32": {"precision": "float32"}},
     }
 )

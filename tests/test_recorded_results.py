@@ -255,6 +255,34 @@ def test_last_checkpoints_in_the_study_are_those_of_the_recorded_runs(file):
     assert "has {:.1f} CT, {:.1f} MR and {:.1f} overall".format(*(100 * mean for mean in means_of(last))) in text
 
 
+@pytest.mark.parametrize("runs", ["table2", "table2_paper"])
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_what_distillation_does_to_the_confusion_matrices_is_what_the_runs_recorded(runs, fold):
+    """The KD loss and the mean difference of q on test cases, Chilopod and Ours."""
+    losses, differences = [], []
+    for setting in ("chilopod", "ours"):
+        path = RESULTS / runs / f"abdomen-{setting}-seed0-fold{fold}" / "knowledge.jsonl"
+        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        assert last["step"] == 1500
+        losses.append(f"{last['kd_loss']:.3f}")
+        differences.append(f"{np.mean(np.abs(np.subtract(last['q']['ct'], last['q']['mr']))):.3f}")
+    assert losses[1] < losses[0]
+    row = f"fold {fold} | {' | '.join(losses + differences)} |"
+    first = "without augmentation, " if runs == "table2_paper" and fold == 0 else ""
+    assert f"  | {first}{row}\n" in (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("run", ["float32", "bfloat16"])
+def test_validation_in_both_precisions_is_that_of_the_runs(run):
+    folder = {"float32": "study/ours_fold0of3", "bfloat16": "results/table2/abdomen-ours-seed0-fold0"}[run]
+    lines = (RESULTS.parent / folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [(line["validation_dice"], line["step"]) for line in map(json.loads, lines) if "validation_dice" in line]
+    best, step = max(found)
+    last = ", ".join(f"{100 * dice:.1f}" for dice, _ in found[-3:])
+    text = (RESULTS.parent / "study.md").read_text(encoding="utf-8")
+    assert f"\n| {run} | {100 * best:.1f} (step {step}) | {last} |" in text
+
+
 @pytest.mark.parametrize(
     ("run", "way"),
     [(f"ours_{name}", way) for name in ("practice", "none") for way in ("", "_overlap_component")]

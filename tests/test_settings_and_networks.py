@@ -260,15 +260,15 @@ def test_wrong_inputs_are_named(network):
 
 @pytest.mark.parametrize("kind", ["batch", "instance", "layer", "group"])
 def test_normalization_kinds_normalize_what_they_say(kind):
-    x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 16)), tf.float32)
-    layer = make_norm(kind, 16, "norm")
+    x = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 6, 6, 32)), tf.float32)
+    layer = make_norm(kind, 32, "norm")
     layer.build(x.shape)
     y = layer(x, training=True).numpy()
     means = {
         "batch": y.mean((0, 1, 2)),
         "instance": y.mean((1, 2)),
         "layer": y.mean((1, 2, 3)),
-        "group": y.reshape(2, 6, 6, 8, 2).mean((1, 2, 4)),
+        "group": y.reshape(2, 6, 6, 16, 2).mean((1, 2, 4)),
     }
     zero = {
         "batch": {"batch"},
@@ -277,7 +277,7 @@ def test_normalization_kinds_normalize_what_they_say(kind):
         "group": {"group", "layer"},
     }
     assert {other for other, mean in means.items() if np.abs(mean).max() < 1e-4} == zero[kind]
-    assert sum(int(np.prod(v.shape)) for v in layer.trainable_variables) == 32
+    assert sum(int(np.prod(v.shape)) for v in layer.trainable_variables) == 64
 
 
 def test_three_modalities():
@@ -338,8 +338,9 @@ def test_dropout_and_first_kernels_are_the_released_ones():
     dropped = layer(tf.ones((1, 100, 100, 1)), training=True).numpy()
     assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.02)
     np.testing.assert_allclose(dropped[dropped > 0], 4 / 3)
-    for norm in ("batch", "instance", "layer", "group"):
-        assert make_norm(norm, 8, "n").epsilon == 1e-3
+    epsilons = {norm: make_norm(norm, 24, "n").epsilon for norm in ("batch", "instance", "layer", "group")}
+    assert epsilons == {"batch": 1e-3, "instance": 1e-6, "layer": 1e-6, "group": 1e-6}
+    assert make_norm("group", 24, "n").groups == 8  # 16 does not divide it
 
 
 def test_units_of_the_2d_network_drop_out_behind_their_convolution():

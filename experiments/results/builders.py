@@ -38,6 +38,7 @@ from experiments.results.table import (
     task_title,
 )
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.evaluation.metrics import summarize
 from ummkd_tf.evaluation.summary import MEASURES, POOLED, summarize_cases
 from ummkd_tf.runs.folder import config_of
 from ummkd_tf.settings import SETTINGS
@@ -367,9 +368,7 @@ def _outlier_cell(records: Sequence[Record], metric: str) -> Cell:
     means = []
     for record in records:
         (case,) = record.cases("outlier").values()
-        values = [case["classes"][name][metric] for name in record.task.table_classes]
-        kept = [v for v in values if v is not None]
-        means.append(math.fsum(kept) / len(kept) if kept else math.nan)
+        means.append(summarize(case["classes"][name][metric] for name in record.task.table_classes).mean)
     return number_cell(means, metric)
 
 

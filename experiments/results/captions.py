@@ -9,6 +9,7 @@ from experiments.plans import TARGETS, RunSpec
 from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
 from ummkd_tf.common.errors import listed
+from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.runs.folder import commits_of, is_of_selected, selected_step
 
 MEANS = (
@@ -77,6 +78,9 @@ def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
         values = sorted({record.run["flags"].get(name, usual) for record in records})
         if values != [usual]:
             found.append(f"{name} {' / '.join(values)}")
+    patches = {record.run["flags"].get("labelled_patches", RunConfig.labelled_patches) for record in records}
+    if len(patches) > 1:
+        found.append(f"PATCHES AROUND LABELLED SLICES DRAWN IN {len(patches)} WAYS: {' / '.join(sorted(patches))}")
     return found
 
 

@@ -1,8 +1,8 @@
 """Is one method better than another, or is it chance? (docs/reproduction.md#significance)
 
-Tables III and IV: the unit is one structure of one case, CT and MR together, as in the paper. In `experiments.compare`
-it is a case. Several seeds are averaged first, so that they do not multiply n; the folds of a cross-validation join,
-since each case is tested in one of them.
+Tables III and IV: CT and MR together, as in the paper; the unit is one structure of one case, our choice, because the
+paper names none. In `experiments.compare` it is a case. Several seeds are averaged first, so that they do not multiply
+n; the folds of a cross-validation join, since each case is tested in one of them.
 """
 
 from __future__ import annotations

@@ -145,7 +145,17 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
         "affine": Augmentation(rotation=15, scaling=0.12, shift=0.06),
         "practice": Augmentation(rotation=15, scaling=0.12, shift=0.06, intensity_scale=0.15, intensity_shift=0.15),
         # A candidate for comparison.
-        "strong": Augmentation(20, 0.2, 0.1, 0.02, 0.25, 0.25, 0.3, 0.15, probability=0.7),
+        "strong": Augmentation(
+            rotation=20,
+            scaling=0.2,
+            shift=0.1,
+            elastic=0.02,
+            intensity_scale=0.25,
+            intensity_shift=0.25,
+            gamma=0.3,
+            noise=0.15,
+            probability=0.7,
+        ),
     }
 )
 """By name, for `--augmentation`; `experiments/recipes.py` says which recipe uses which."""

@@ -69,7 +69,8 @@ def evaluate(
         case_ids: Cases to evaluate.
         original_grid: Evaluate on the scans' own grids instead of the prepared one. On a tilted scan, the upright grid
             that covers it stands for its own (and a note says so), since surface distances need perpendicular axes.
-        largest_component: Keep the largest connected part of each predicted class alone; the paper has no such step.
+        largest_component: Keep the largest connected part of each predicted class alone; the authors' protocol
+            does not.
         progress: Wraps the loop over cases, e.g. with a progress bar.
 
     Returns:

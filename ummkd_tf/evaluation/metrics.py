@@ -188,8 +188,8 @@ def summarize(values: Iterable[float | None]) -> Summary:
         values: One number per case. NaN, or None as JSON brings it back, is left out and counted.
 
     Returns:
-        The mean and the population standard deviation (ddof 0; our choice, because numpy.std's default is
-        what the field's scripts print), both NaN if no value is left.
+        The mean and the population standard deviation (ddof 0, as the authors' test programs print it), both NaN if no
+        value is left.
 
     Raises:
         InputError: If a value is infinite.
