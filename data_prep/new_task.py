@@ -102,10 +102,10 @@ def is_ct(modality: str, minima: Sequence[float]) -> bool:
 
 def measure(case: RawCase) -> Measured:
     """Reads a scan and its label map; whatever is wrong with them is among the problems."""
-    told: list[str] = []
-    with warnings_to(told.append):
+    warnings: list[str] = []
+    with warnings_to(warnings.append):
         measured = _measure(case)
-    return replace(measured, notes=[f"{case.case_id}: {text}" for text in told])
+    return replace(measured, notes=[f"{case.case_id}: {text}" for text in warnings])
 
 
 def _measure(case: RawCase) -> Measured:

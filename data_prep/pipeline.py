@@ -117,14 +117,14 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
         out: Folder of the data set, in which the prepared file is put aside; None to look only.
         write: False to say whether the case is up to date, without writing.
     """
-    told: list[str] = []
-    with warnings_to(told.append):
-        visit = _visit(case, task, out, write, told)
-    return replace(visit, notes=[*visit.notes, *(f"{case.case_id}: {text}" for text in told)])
+    warnings: list[str] = []
+    with warnings_to(warnings.append):
+        visit = _visit(case, task, out, write, warnings)
+    return replace(visit, notes=[*visit.notes, *(f"{case.case_id}: {text}" for text in warnings)])
 
 
-def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Sequence[str]) -> Visit:
-    """`visit`, whose warnings come into `told`."""
+def _visit(case: RawCase, task: Task, out: Path | None, write: bool, warnings: Sequence[str]) -> Visit:
+    """`visit`, whose warnings come into `warnings`."""
     found = _Findings()
     found.attempt(lambda: plain_name(case.case_id))
     source = found.attempt(lambda: _source(case)) or {}
@@ -177,7 +177,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, told: Seque
                     task=task,
                     source=source,
                     image_sha256=image_sha256,
-                    notes=[text.removeprefix(f"{case.image}: ") for text in told],
+                    notes=[text.removeprefix(f"{case.image}: ") for text in warnings],
                 )
                 content = content_of(case_file(out / STAGING, case.case_id), FACTORS, prepared.label)
     return Visit(

@@ -373,8 +373,8 @@ def _counts(dataset: Dataset, summaries: Sequence[CaseSummary]) -> str:
     parts = (*PARTS, UNUSED)
     rows = []
     for modality in dataset.modalities:
-        of = [s.part for s in summaries if s.modality == modality]
-        cells = "".join(f"<td>{n}</td>" for n in (*map(of.count, parts), len(of)))
+        case_parts = [s.part for s in summaries if s.modality == modality]
+        cells = "".join(f"<td>{n}</td>" for n in (*map(case_parts.count, parts), len(case_parts)))
         rows.append(f'<tr><td class="text">{escaped(modality)}</td>{cells}</tr>')
     heads = "".join(f"<th>{head}</th>" for head in (*parts, "all"))
     return (

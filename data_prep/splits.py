@@ -79,10 +79,10 @@ def k_fold(
     share = [dict.fromkeys(ids, 0.0) for _ in range(folds)]  # of a modality's cases
     # Patients with many scans first, because those with few can fill what is left.
     for patient in sorted(shuffled(list(scans), seed), key=lambda patient: -len(scans[patient])):
-        of = Counter(modality for modality, _ in scans[patient])
-        emptiest = min(range(folds), key=lambda i: sum(n * share[i][m] for m, n in of.items()))
+        counts = Counter(modality for modality, _ in scans[patient])
+        emptiest = min(range(folds), key=lambda i: sum(n * share[i][m] for m, n in counts.items()))
         tested[emptiest].append(patient)
-        for modality, n in of.items():
+        for modality, n in counts.items():
             share[emptiest][modality] += n / len(ids[modality])
     validation = _draw(tested[(fold + 1) % folds], scans, ids, VALIDATION_SHARE)
     return _split(ids, scans, tested[fold], validation)
@@ -117,8 +117,8 @@ def _draw(
 
     def change(patient: str) -> int:
         """By how much the sizes would be farther from the share with this patient."""
-        of = Counter(modality for modality, _ in scans[patient])
-        return sum(abs(missing[m] - n) - abs(missing[m]) for m, n in of.items())
+        counts = Counter(modality for modality, _ in scans[patient])
+        return sum(abs(missing[m] - n) - abs(missing[m]) for m, n in counts.items())
 
     def take(patient: str) -> None:
         drawn.append(patient)

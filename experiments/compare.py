@@ -211,7 +211,7 @@ def difference_of(pairs: Pairs, modality: Mapping[str, str]) -> Difference:
     by_modality: dict[str, list[tuple[float, float]]] = {}
     for case_id, pair in pairs.items():
         by_modality.setdefault(modality[case_id], []).append(pair)
-    first, second = (fmean(fmean(pair[side] for pair in of) for of in by_modality.values()) for side in (0, 1))
+    first, second = (fmean(fmean(pair[side] for pair in found) for found in by_modality.values()) for side in (0, 1))
     differences = [one - other for one, other in pairs.values()]
     tested = compare(*({case_id: pair[side] for case_id, pair in pairs.items()} for side in (0, 1)))
     larger = sum(difference > 0 for difference in differences)

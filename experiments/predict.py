@@ -175,10 +175,10 @@ def _segment_all(
                 print(f"slices: {FLAGS.viewer}")
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        told = f"stopped by {signal.Signals(number).name}: {done} of {len(scans)} scans are segmented"
+        message = f"stopped by {signal.Signals(number).name}: {done} of {len(scans)} scans are segmented"
         if tables:
-            told += f", and listed in {FLAGS.output}/{VOLUMES}; the same command with --skip_existing goes on"
-        raise Stopped(told, 128 + number) from None
+            message += f", and listed in {FLAGS.output}/{VOLUMES}; the same command with --skip_existing goes on"
+        raise Stopped(message, 128 + number) from None
     if tables and todo:
         print(f"{FLAGS.output}: scans segmented: {done - len(kept)}; {', '.join(tables.files)}")
     if failed:
@@ -233,8 +233,8 @@ def _scans(given: Path, modalities: Sequence[str]) -> list[ScanToSegment]:
     ]
     for scan in scans:
         if scan.modality not in modalities:
-            told = f"{given}: {scan.name} is {scan.modality!r}, and" if listed else f"--modality={FLAGS.modality}:"
-            raise InputError(f"{told} the run knows {', '.join(modalities)}; give the scan's modality")
+            start = f"{given}: {scan.name} is {scan.modality!r}, and" if listed else f"--modality={FLAGS.modality}:"
+            raise InputError(f"{start} the run knows {', '.join(modalities)}; give the scan's modality")
     if not any(scan.path.exists() for scan in scans):
         check_exists(scans[0].path)
     names = [scan.name for scan in scans]

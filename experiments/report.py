@@ -259,13 +259,13 @@ def _cost(folder: Path) -> str:
     if measured is None:
         return f"{heading}\n<p>Not measured yet: <code>make benchmark</code></p>"
     try:
-        told = {name: _words(measured[name]) for name in ("date", "commit", "sizes", "rounds", "machine")}
+        about = {name: _words(measured[name]) for name in ("date", "commit", "sizes", "rounds", "machine")}
         pictures = [p for part in measured["parts"] for p in part["pictures"].items()]
         figures = [_figure(folder / Path(name).name, caption) for name, caption in pictures]
     except MALFORMED as error:
         raise InputError("not what experiments.benchmark writes", where=path, fix=f"{error!r}; run it again") from error
     note = "" if figures else '<p>Part "scaling" was not run.</p>'
-    return "\n".join([heading, facts(told), note, f'<div class="grid">{"".join(figures)}</div>'])
+    return "\n".join([heading, facts(about), note, f'<div class="grid">{"".join(figures)}</div>'])
 
 
 def _curves(entries: Sequence[Entry]) -> str:
@@ -281,11 +281,13 @@ def _curves(entries: Sequence[Entry]) -> str:
         f"A curve of more than {MOST_POINTS} points shows the means of equal parts.</p>",
     ]
     for group in sorted({entry.group for entry in entries}):
-        of = [entry for entry in entries if entry.group == group]
-        present = modalities_of(entry.record for entry in of)
-        frames = {title: frame(of, (line.name for line in lines_of(title, modalities, present))) for title in PANELS}
-        parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(of) else ''}</h3>")
-        parts += [_curves_of(entry, frames, modalities) for entry in of]
+        members = [entry for entry in entries if entry.group == group]
+        present = modalities_of(entry.record for entry in members)
+        frames = {
+            title: frame(members, (line.name for line in lines_of(title, modalities, present))) for title in PANELS
+        }
+        parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(members) else ''}</h3>")
+        parts += [_curves_of(entry, frames, modalities) for entry in members]
     return "\n".join(parts)
 
 
@@ -401,7 +403,7 @@ def _run(entry: Entry) -> str:
     """The section of a run. Damaged runs are shown too, so any value may be missing."""
     run = entry.record.run
     environment = run["environment"] if isinstance(run["environment"], Mapping) else {}
-    told = {
+    rows = {
         "Status": run.get("status", "unknown"),
         "Data": run.get("source", "unknown"),
         "Split": run["split_name"],
@@ -416,14 +418,14 @@ def _run(entry: Entry) -> str:
         "Model": run["model"],
         "Flags": run["flags"],
     }
-    told |= {"Damaged": entry.flaw} if entry.flaw else {}
-    told |= {"Changed since its start": run["changes"]} if "changes" in run else {}
-    told |= {"Continued": run["continued"]} if "continued" in run else {}
+    rows |= {"Damaged": entry.flaw} if entry.flaw else {}
+    rows |= {"Changed since its start": run["changes"]} if "changes" in run else {}
+    rows |= {"Continued": run["continued"]} if "continued" in run else {}
     badge = PHANTOM if not entry.flaw and _is_phantom([entry]) else ""
-    state = "damaged" if entry.flaw else told["Status"]
+    state = "damaged" if entry.flaw else rows["Status"]
     return (
         f"<details>\n<summary>{escaped(entry.record.name)} <small>{escaped(state)}</small> {badge}</summary>\n"
-        f"{facts({name: _words(value) for name, value in told.items()})}\n"
+        f"{facts({name: _words(value) for name, value in rows.items()})}\n"
         f"<pre><code>{escaped(_commands(entry.record))}</code></pre>\n</details>"
     )
 

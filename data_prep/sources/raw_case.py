@@ -163,9 +163,9 @@ def remap(values: NDArray[np.int32], classes: Mapping[int, int], path: Path) -> 
     wrong = result == unknown
     if wrong.any():
         found, counts = np.unique(values[wrong], return_counts=True)
-        told = [f"{value} ({count} voxels)" for value, count in zip(found, counts, strict=True)]
+        shown = [f"{value} ({count} voxels)" for value, count in zip(found, counts, strict=True)]
         raise InputError(
-            f"unknown label value {listed(told)}",
+            f"unknown label value {listed(shown)}",
             where=path,
             fix=f"expected only {_ranges(sorted(classes))}; correct the file, or say what each value is (--label_map)",
         )

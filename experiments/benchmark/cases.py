@@ -162,8 +162,8 @@ def _contender(count: int) -> str:
 def aims(rows: Sequence[Measurement], amounts: Amounts) -> list[Aim]:
     """What must hold for the largest number of cases, beside the smallest."""
     small, large = (_contender(count) for count in (amounts.cases[0], amounts.cases[-1]))
-    of = {(row.case, row.contender): row for row in rows}
-    pairs = {row.case: (of[row.case, small], of[row.case, large]) for row in rows}
+    by_name = {(row.case, row.contender): row for row in rows}
+    pairs = {row.case: (by_name[row.case, small], by_name[row.case, large]) for row in rows}
 
     def aim(text: str, measured: Callable[[Measurement, Measurement], float], holds: Callable[[float], bool]) -> Aim:
         found = {case: measured(*pair) for case, pair in pairs.items()}

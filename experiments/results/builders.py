@@ -188,8 +188,8 @@ def _mean_title(records: Sequence[Record]) -> str:
     """E.g. "mean of 3 folds, n = 4 CT + 4 MRI: a, b, c"."""
     seeds = len({record.run["seed"] for record in records})
     numbers = {"fold": len(records) // seeds, "seed": seeds}
-    of = " × ".join(f"{number} {name}s" for name, number in numbers.items() if number > 1)
-    return f"mean of {of}, {case_numbers(records)}: {', '.join(record.name for record in records)}"
+    members = " × ".join(f"{number} {name}s" for name, number in numbers.items() if number > 1)
+    return f"mean of {members}, {case_numbers(records)}: {', '.join(record.name for record in records)}"
 
 
 _Key = RunSpec | str  # a planned run, or the name of another one
@@ -414,12 +414,12 @@ def _verdict(rows: Iterable[Row]) -> list[str]:
     """Whether the paper's claim holds: with KD, the matrices end nearer to each other than without."""
     ends = {row.key: row.cells[-1].value for row in rows}
     without = ends.pop("0")
-    told = [
+    found = [
         f"α = {alpha} {'smaller' if end < without else 'not smaller'}"
         for alpha, end in ends.items()
         if end is not None and without is not None
     ]
-    return [f"Difference of q at the end, beside that without KD: {', '.join(told)}."] if told else []
+    return [f"Difference of q at the end, beside that without KD: {', '.join(found)}."] if found else []
 
 
 def _kd_loss(line: Mapping[str, Any]) -> float:

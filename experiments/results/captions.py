@@ -105,8 +105,8 @@ def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:
     for record in records:
         evaluation = getattr(record, kind)
         if evaluation and not is_of_selected(evaluation, record.run):
-            of, own = evaluation.get("step"), selected_step(record.run)
-            what = f"AT STEP {of}, not {own}" if of != own else f"WITH --selection={evaluation['selection']}"
+            step, own = evaluation.get("step"), selected_step(record.run)
+            what = f"AT STEP {step}, not {own}" if step != own else f"WITH --selection={evaluation['selection']}"
             found.append(f"{record.name} EVALUATED {what}")
     return found
 

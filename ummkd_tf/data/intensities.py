@@ -26,7 +26,7 @@ _LEAST = 0.05  # of the intensity range; a smaller distance can be noise, or com
 
 
 def profile(image: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Percentiles of an image with values from its darkest, 0, to its brightest, 1."""
+    """Percentiles of an image of any shape, as values from its darkest, 0, to its brightest, 1: [len(PERCENTILES)]."""
     low, high = float(image.min()), float(image.max())
     return (np.percentile(image, PERCENTILES) - low) / ((high - low) or 1.0)
 

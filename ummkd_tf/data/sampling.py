@@ -153,7 +153,7 @@ def chunk_starts(depth: int, step: int = PATCH_DEPTH) -> list[int]:
 
 
 def chunk(volume: NDArray, start: int) -> NDArray:
-    """Eight slices from `start`; a thinner volume repeats its last slice."""
+    """Eight slices from `start` of a volume [rows, columns, slices]; a thinner one repeats its last slice."""
     return np.take(volume, _from_start(start, volume.shape[2]), axis=2)
 
 

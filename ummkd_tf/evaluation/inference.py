@@ -142,7 +142,11 @@ class Ensemble:
 
 
 def largest_components(labels: NDArray[np.integer]) -> NDArray[np.integer]:
-    """The class map with the largest connected part of each class alone (neighbours share a face); the rest is 0."""
+    """The class map with the largest connected part of each class alone; the rest is 0.
+
+    Args:
+        labels: Class map, 2D or 3D. Neighbours share a side or a face.
+    """
     result = np.zeros_like(labels)
     for c, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is not None:

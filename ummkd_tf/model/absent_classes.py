@@ -32,6 +32,10 @@ def updated_memory(memory: tf.Tensor, logits: tf.Tensor, one_hot: tf.Tensor) -> 
 
 
 def count_alone(one_hot_by_modality: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Number of classes that one modality's batch holds and another's lacks, as a float scalar."""
+    """Number of classes that one modality's batch holds and another's lacks, as a float scalar.
+
+    Args:
+        one_hot_by_modality: References [batch, *space, C] by modality.
+    """
     present = tf.stack([present_classes(one_hot) for one_hot in one_hot_by_modality.values()])
     return tf.reduce_sum(tf.cast(tf.reduce_any(present, 0) & ~tf.reduce_all(present, 0), tf.float32))

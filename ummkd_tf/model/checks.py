@@ -65,6 +65,10 @@ def as_tensors(logits: Any, one_hot: Any) -> tuple[tf.Tensor, tf.Tensor]:
 def check_pairs(logits_by_modality: Mapping[str, tf.Tensor], one_hot_by_modality: Mapping[str, tf.Tensor]) -> None:
     """Refuses what the distillation loss cannot compare.
 
+    Args:
+        logits_by_modality: Logits [batch, *space, C] by modality.
+        one_hot_by_modality: References of the same shapes.
+
     Raises:
         ValueError: Fewer than two modalities, or other ones in the references.
     """

@@ -363,8 +363,8 @@ def check_same_scans(record: Mapping[str, Any], dataset: Dataset) -> None:
     """
     now = dataset.checksums
     for what, before, found, why in (
-        ("scan", "scans", {c: of.image for c, of in now.items()}, "test cases may have been trained on"),
-        ("label map", "labels", {c: of.label for c, of in now.items()}, "results would hang on other labels"),
+        ("scan", "scans", {c: case.image for c, case in now.items()}, "test cases may have been trained on"),
+        ("label map", "labels", {c: case.label for c, case in now.items()}, "results would hang on other labels"),
     ):
         known = record.get(before, {})
         others = [c for c, checksum in found.items() if checksum and known.get(c, checksum) != checksum]

@@ -50,9 +50,9 @@ def check_content(path: Path) -> None:
         raise InputError("empty file (0 bytes)", where=path, fix="copy or download it again")
     with open(path, "rb") as stream:
         head = stream.read(256)
-    for pattern, told in _FOREIGN:
+    for pattern, problem in _FOREIGN:
         if re.match(pattern, head) and head[128:132] != b"DICM":
-            raise InputError(told, where=path)
+            raise InputError(problem, where=path)
 
 
 def check_size(path: Path, shape: Sequence[int], value_bytes: int, stored_bytes: int) -> None:

@@ -433,9 +433,9 @@ class _Tags:
             return list(default)
         values = [float(text) for text in texts if _NUMBER.fullmatch(text)]
         if len(texts) != count or len(values) != count or not np.isfinite(values).all():
-            told = "\\".join(texts) or "nothing"
+            found = "\\".join(texts) or "nothing"
             raise InputError(
-                f"{name} is {told[:80]!r}",
+                f"{name} is {found[:80]!r}",
                 where=self._path,
                 fix=(
                     f"expected {count} finite number{'s' * (count > 1)} with decimal points; export the series"
@@ -570,8 +570,8 @@ def _number(tags: _Tags, frame: int, pixels: _Pixels) -> int | None:
 
 def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.float64], float]:
     """Orthonormal directions of ImageOrientationPatient, and the last decimal it is rounded to (0: it is exact)."""
-    told = np.reshape(tags.numbers(_ORIENTATION, 6), (2, 3)).T
-    off = float(np.abs(told.T @ told - np.eye(2)).max())
+    directions = np.reshape(tags.numbers(_ORIENTATION, 6), (2, 3)).T
+    off = float(np.abs(directions.T @ directions - np.eye(2)).max())
     if off > 2 * _UNIT_ERROR:
         text = "\\".join(tags.texts(_ORIENTATION))
         raise InputError(
@@ -580,13 +580,13 @@ def _directions(tags: _Tags, path: Path, notes: list[str]) -> tuple[NDArray[np.f
             fix="expected two perpendicular directions of length 1; export the series again with its geometry",
         )
     if off < 1e-9:
-        return told, 0.0
+        return directions, 0.0
     decimals = max(len(re.sub(r"[eE].*|^[^.]*\.?", "", text)) for text in tags.texts(_ORIENTATION))
     exponents = [int(e) for text in tags.texts(_ORIENTATION) for e in re.findall(r"[eE]([+-]?\d+)", text)]
     note = "ImageOrientationPatient is rounded; its directions were made orthonormal"
     if off > _ROUNDED and note not in notes:
         notes.append(note)
-    return nearest_orthonormal(told), 10.0 ** -(decimals - min([0, *exponents]))
+    return nearest_orthonormal(directions), 10.0 ** -(decimals - min([0, *exponents]))
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -708,16 +708,16 @@ def _check_parts(slices: Sequence[_Slice], place: Path, notes: list[str]) -> Non
         if name in _MEASURED:
             values = _without_rounding(values)
         changes = sum(a != b for a, b in itertools.pairwise(values))
-        told = ", ".join(dict.fromkeys(values))[:80]
+        shown = ", ".join(dict.fromkeys(values))[:80]
         if not changes:
             continue
         if changes >= len(set(values)):
             raise InputError(
-                f"neighbouring slices alternate between {len(set(values))} values of {name} ({told})",
+                f"neighbouring slices alternate between {len(set(values))} values of {name} ({shown})",
                 where=place,
                 fix="two scans in one series; separate them",
             )
-        notes.append(f"{name} is not the same in all slices ({told})")
+        notes.append(f"{name} is not the same in all slices ({shown})")
     numbers = [s.number for s in slices if s.number is not None]
     if len(set(numbers)) == len(slices) and numbers not in (sorted(numbers), sorted(numbers)[::-1]):
         turns = sum((b > a) != (c > b) for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))

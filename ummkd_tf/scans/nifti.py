@@ -108,9 +108,9 @@ def _compare_forms(header: nib.Nifti1Header, shape: tuple[int, int, int], path: 
     difference = None if sform is None or qform is None else same_geometry(Grid(sform, shape), Grid(qform, shape))
     if difference:
         _LOG.warning("%s: its qform has %s, the sform; the sform is used", path, difference)
-    told, used = header["pixdim"][1:4], None if sform is None else Grid(sform, shape).spacing_mm
-    if qform is None and used is not None and not np.allclose(told, used, rtol=0.01, atol=1e-3):
-        sizes = [" × ".join(f"{size:.4g}" for size in voxel) for voxel in (told, used)]
+    stated, used = header["pixdim"][1:4], None if sform is None else Grid(sform, shape).spacing_mm
+    if qform is None and used is not None and not np.allclose(stated, used, rtol=0.01, atol=1e-3):
+        sizes = [" × ".join(f"{size:.4g}" for size in voxel) for voxel in (stated, used)]
         _LOG.warning("%s: its pixdim has voxels of %s mm, its sform of %s mm; the sform is used", path, *sizes)
 
 

@@ -194,7 +194,7 @@ def _window_starts(total: int, size: int) -> list[int]:
 
 
 def clip_intensity(values: NDArray, clip: Clip) -> NDArray[np.float32]:
-    """Limits values to a range given in the image's unit or in percentiles of `values`."""
+    """Limits values, an array of any shape, to a range in the image's unit or in percentiles of `values`."""
     low, high = (clip.low, clip.high) if clip.unit == "value" else np.percentile(values, (clip.low, clip.high))
     return np.clip(values, low, high, dtype=np.float32)
 
@@ -203,6 +203,11 @@ def normalize(values: NDArray, scanned: NDArray[np.bool_], clip: Clip) -> NDArra
     """Clips, then subtracts the mean and divides by the standard deviation of the scanned voxels.
 
     Voxels outside the scan take the darkest value, as black margins do.
+
+    Args:
+        values: Intensities, of any shape.
+        scanned: Where the scan has voxels; the same shape.
+        clip: The range.
 
     Raises:
         InputError: All scanned voxels have one value.
