@@ -37,6 +37,7 @@ from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation.metrics import summarize
 from ummkd_tf.output import pictures
+from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.folder import config_of
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.settings import SETTINGS
@@ -256,10 +257,10 @@ def read_case(record: Record, case_id: str) -> Case:
 
 
 class Predictions:
-    """Segments cases as a run's evaluation did; each run is loaded once."""
+    """Segments cases as a run's evaluation did; each checkpoint is loaded once."""
 
     def __init__(self) -> None:
-        self._loaded: dict[Path, tuple] = {}
+        self._loaded: dict[tuple[Path, Selection | None], tuple] = {}
 
     def __call__(self, record: Record, case_id: str) -> NDArray[np.integer]:
         start_tensorflow()
@@ -267,10 +268,11 @@ class Predictions:
         from ummkd_tf.evaluation.inference import Predictor, largest_components
 
         evaluation = next((e for e in (record.evaluation, record.outlier) if e and case_id in e["cases"]), {})
-        if record.run_dir not in self._loaded:
-            model, _, _ = load_run(record.run_dir, evaluation.get("selection"))
-            self._loaded[record.run_dir] = Predictor(model), open_run_data(record.run)
-        predictor, dataset = self._loaded[record.run_dir]
+        checkpoint = record.run_dir, evaluation.get("selection")
+        if checkpoint not in self._loaded:
+            model, _, _ = load_run(*checkpoint)
+            self._loaded[checkpoint] = Predictor(model), open_run_data(record.run)
+        predictor, dataset = self._loaded[checkpoint]
         factor = config_of(record.run).factor(dataset.task)
         case = dataset.case(case_id, factor)
         overlap = evaluation.get("overlap", 0.0)

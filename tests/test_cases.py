@@ -16,11 +16,12 @@ from ummkd_tf.data.cases import (
     read_checksums,
     recipe_checksum,
     source_checksum,
+    voxels_checksum,
     write_case,
 )
 from ummkd_tf.data.dataset import Dataset, check_split, write_dataset
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Grid
+from ummkd_tf.scans.geometry import Grid, Volume, reorient
 from ummkd_tf.scans.preprocessing import Prepared
 from ummkd_tf.tasks import LARGEST_SIZE, TASKS, Clip, get_task
 
@@ -287,3 +288,9 @@ def test_check_split_accepts_unused_cases():
 def test_moved_dataset_still_loads(dataset, tmp_path_factory):
     moved = shutil.copytree(dataset, tmp_path_factory.mktemp("moved") / "data")
     assert Dataset.load(moved).case("ct_1").case_id == "ct_1"
+
+
+def test_a_copy_with_other_axes_has_the_same_checksum():
+    scan = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([1.0, 2.0, 3.0, 1.0]))
+    assert voxels_checksum(reorient(scan, "SAL")) == voxels_checksum(scan)
+    assert voxels_checksum(Volume(scan.array[::-1], scan.affine)) != voxels_checksum(scan)

@@ -22,8 +22,9 @@ from ummkd_tf.common.files import write_json
 from ummkd_tf.data.cases import file_checksum, recipe_checksum
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.evaluation.inference import Predictor
-from ummkd_tf.runs.checkpoints import weights_checksum
-from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model
+from ummkd_tf.model.segmenter import UnpairedSegmenter
+from ummkd_tf.runs.checkpoints import CheckpointFolder, weights_checksum
+from ummkd_tf.runs.exported import ExportedModel, check_not_seen, export_run, load_model, start_from, write_model
 from ummkd_tf.runs.loading import load_run, load_scan_predictor
 from ummkd_tf.runs.model_card import model_card
 from ummkd_tf.runs.model_folder import CHECKSUMS, MODEL
@@ -31,6 +32,7 @@ from ummkd_tf.runs.session import SessionOptions, run_training
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.nifti import write_nifti
+from ummkd_tf.tasks import TASKS
 
 ARGUMENTS = {
     "network": "unet3d",
@@ -380,3 +382,74 @@ def write_tf1_checkpoint(prefix: Path, values: dict[str, np.ndarray]) -> None:
         variables = {name: tf.compat.v1.Variable(value) for name, value in values.items()}
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver(variables).save(session, str(prefix), write_meta_graph=False, write_state=False)
+
+
+def test_an_outlier_of_training_or_validation_is_refused(data):
+    with fresh_programs():
+        from experiments.evaluate import _outlier
+    for case_id, part in (("ct_0", "train"), ("ct_2", "validation")):
+        with pytest.raises(InputError, match=f"--outlier={case_id}: in the {part} part"):
+            _outlier(Dataset.load(data), case_id, None)
+    with pytest.raises(InputError, match="--outlier=ct_9: not in"):
+        _outlier(Dataset.load(data), "ct_9", None)
+
+
+def test_the_same_voxels_from_another_file_are_recognized(data, monkeypatch):
+    checksums = {"image_sha256": "voxels", "source_sha256": "other files"}
+    monkeypatch.setattr("ummkd_tf.runs.exported._checksums", lambda *_: checksums)
+    training = {"cases": {"a": {"part": "train", "image_sha256": "voxels", "source_sha256": "files"}}}
+    with pytest.raises(InputError, match=r"1 of 1 cases .*: ct_3 \(there a\)"):
+        check_not_seen(training, Dataset.load(data), ["ct_3"])
+
+
+def test_validation_cases_that_the_first_model_was_trained_on_are_refused(exported, data, tmp_path):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    content = json.loads((other / "dataset.json").read_text(encoding="utf-8"))
+    content["split"] |= {"train": ["ct_1", "mr_1", "ct_2", "mr_2"], "validation": ["ct_0", "mr_0"]}
+    write_json(other / "dataset.json", content)
+    with pytest.raises(InputError, match="2 of 2 cases were in the model's train part: ct_0, mr_0"):
+        short_run(other, tmp_path / "run", init_from=str(exported))
+
+
+def test_an_evaluation_is_of_the_options_that_it_records(run_dir, tmp_path, monkeypatch):
+    """The reference's liver with an island apart: its largest part alone has Dice 1."""
+    run, asked = Path(shutil.copytree(run_dir, tmp_path / "run")), []
+
+    def with_island(self, image, modality, factor=1, *, overlap=0.0, progress=iter):
+        asked.append(overlap)
+        classes = np.zeros((256, 256, image.shape[2]), int)
+        classes[40:104, 40:104, 2:-2] = classes[230:240, 230:240, 4] = 1
+        return np.eye(5, dtype=np.float32)[classes]
+
+    selected = CheckpointFolder.selected
+    monkeypatch.setattr(Predictor, "probabilities", with_island)
+    monkeypatch.setattr(CheckpointFolder, "selected", lambda self, s: asked.append(s) or selected(self, s))
+    flags = ("--selection=last", "--overlap=0.5", "--largest_component")
+    done = program("experiments.evaluate", f"--run_dir={run}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert asked == ["last", 0.5, 0.5]
+    cases = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))["cases"].values()
+    assert [case["classes"]["liver"]["dice"] for case in cases] == [1, 1]
+
+
+def test_norms_of_a_new_modality_are_the_mean_of_the_others(tmp_path):
+    """Scales, shifts and statistics are 1 in CT and 4 in MR, so 2.5 in the new one. The card says what was trained."""
+    arguments = {"network": "unet3d", "setting": "ours", "num_classes": 5, "width": 2}
+    model = UnpairedSegmenter(**arguments, modalities=("ct", "mr"))
+    for v in model.variables:
+        if "/norm/" in v.path:
+            v.assign(np.full(v.shape, 1.0 if "/ct/" in v.path else 4.0))
+    training = {"cases": {}, "counts": {"ct": 3, "mr": 2}, "data": "phantom abdomen", "validation_dice": 0.5}
+    training |= {"step": 7, "selection": "best", "commit": "abc", "settings": {}}
+    stored = {**arguments, "modalities": ["ct", "mr"], "normalization": "batch", "decoder": "paper"}
+    write_model(tmp_path / "m", model, stored, TASKS["abdomen"], 8, training)
+    grown = UnpairedSegmenter(**arguments, modalities=("ct", "mr", "mr2"))
+    start_from(grown, tmp_path / "m", TASKS["abdomen"])
+    new = [v.numpy() for v in grown.variables if "/norm/mr2/" in v.path]
+    assert new and all((value == 2.5).all() for value in new)
+    card = (tmp_path / "m" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for line in ("trained on generated phantoms", "- training cases: 3 ct, 2 mr\n", "- validation Dice: 50.0 %"):
+        assert line in card
+    description = json.loads((tmp_path / "m" / MODEL).read_text(encoding="utf-8"))
+    description["training"]["data"] = "btcv"
+    assert "phantom" not in model_card(description, 1, "")

@@ -309,3 +309,21 @@ def test_the_program_tells_the_files_and_nothing_of_their_fonts(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "new/fig7.pdf and .png\n", "")
     done = in_this_process("experiments.figures", "--figure=fig7", f"--runs_dir={tmp_path / 'runs'}", "--folds=1")
     assert done.returncode == 1 and "none of its runs is finished" in done.stderr
+
+
+def test_pictures_are_of_the_checkpoints_that_were_evaluated(monkeypatch):
+    """Of each run, and of the outlier's checkpoint where it is another than the test cases'."""
+    loaded = []
+    task = TASKS["abdomen"]
+    voxels = np.zeros((2, 2, 2))
+    data = SimpleNamespace(task=task, case=lambda *_: SimpleNamespace(image=voxels, modality="ct"))
+    predictor = SimpleNamespace(probabilities=lambda *_, **__: np.zeros((2, 2, 2, 5)))
+    monkeypatch.setattr(figures, "load_run", lambda *checkpoint: loaded.append(checkpoint) or (None, {}, 1))
+    monkeypatch.setattr(figures, "open_run_data", lambda _: data)
+    monkeypatch.setattr(figures, "config_of", lambda _: SimpleNamespace(factor=lambda _: 1))
+    monkeypatch.setattr("ummkd_tf.evaluation.inference.Predictor", lambda _: predictor)
+    test, outlier = ({"cases": {case: {}}, "selection": s} for case, s in (("ct_1", "best"), ("ct_9", "last")))
+    predict = figures.Predictions()
+    for run_dir, case_id in (("r", "ct_1"), ("r", "ct_9"), ("s", "ct_1"), ("r", "ct_1")):
+        predict(SimpleNamespace(run_dir=run_dir, run={}, evaluation=test, outlier=outlier), case_id)
+    assert loaded == [("r", "best"), ("r", "last"), ("s", "best")]

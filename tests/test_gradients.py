@@ -55,3 +55,25 @@ def test_rows_are_means_of_their_batches():
         ["300", "no", "2", "1.500"],
     ]
     assert len(rows(300, batches[:1])) == 1
+
+
+def test_gradients_are_those_of_eq_5():
+    """Of α/2 of the distillation loss, and the angle to the sum of both segmentation losses."""
+    rng = np.random.default_rng(0)
+    images = {m: tf.constant(rng.normal(size=(1, 8, 8, 4, 1)), tf.float32) for m in ("ct", "mr")}
+    labels = {m: rng.integers(0, 2, (1, 8, 8, 4)) for m in images}
+    keras.utils.set_random_seed(0)
+    model = UnpairedSegmenter(network=toy3d(), setting="ours", width=2, num_classes=2, initialization="glorot")
+    model.compile(l2_weight=0.0)
+    found = measure(model, images, labels, 0.7)
+    variables = [v.value for v in model.trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        terms = model.batch_losses(images, labels, training=True)
+        both = terms["ct_segmentation_loss"] + terms["mr_segmentation_loss"]
+    kd, segmentation = (
+        np.concatenate([np.ravel(g) for g in tape.gradient(term, variables, unconnected_gradients="zero")])
+        for term in (terms["kd_loss"], both)
+    )
+    assert found["‖kd‖"] == pytest.approx(0.35 * np.linalg.norm(kd), rel=1e-4)
+    cosine = kd @ segmentation / np.linalg.norm(kd) / np.linalg.norm(segmentation)
+    assert found["cos(kd, ct + mr)"] == pytest.approx(cosine, abs=1e-4) and abs(cosine) > 0.01

@@ -93,3 +93,9 @@ def test_prediction_warns(caplog):
 def test_what_is_no_profile_is_refused(content):
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         check_intensities(content)
+
+
+def test_many_cases_are_sampled_evenly():
+    """The second fifty look otherwise than the first."""
+    known = training_intensities(Cases([1] * 50 + [2] * 50))["ct"]
+    assert known["cases"] == 50 and known["spread"] > 0.1

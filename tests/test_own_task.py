@@ -453,3 +453,23 @@ def test_another_task_is_not_tabulated_as_the_papers(tmp_path):
 
 def test_presets_reduce_any_size():
     assert {name: preset.factor for name, preset in PRESETS.items()} == {"paper": 1, "small": 2, "tiny": 4}
+
+
+def test_one_scan_does_not_decide():
+    """The window holds both of two bodies, the plane is that of most scans, and the percentile their median."""
+    assert described(measured(extent=(1, 190, 1)), measured(extent=(1, 200, 1)))[0].size[0] == 224  # not 192
+    coronal = measured(spacing=(1, 4, 2))
+    assert described(measured(spacing=(3, 3, 9)), coronal, coronal)[0].axes == "ILP"
+    scans = [measured("t1", high_percentile=percentile) for percentile in (96.0, 97.31, 99.9)]
+    assert described(*scans)[0].clip["t1"] == Clip(0.0, 97.4, "percentile")
+    assert new_task.is_ct("cb", [-1024, -1000, 0]) and not new_task.is_ct("cb", [-1024, 0, 0])
+
+
+def test_foreground_and_where_its_upper_end_lies_among_all_voxels(tmp_path):
+    """Values 0 to 999, of which 100 to 299 are labelled: their percentile 99.5 is 298.005; 299 of 1000 are below."""
+    image = np.arange(1000, dtype=np.int16).reshape(10, 10, 10)
+    label = ((image >= 100) & (image < 300)).astype(np.uint8)
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.diag([5.0, 5, 5, 1])), tmp_path / f"{name}.nii")
+    found = new_task.measure(RawCase("a", "t1", tmp_path / "image.nii", tmp_path / "label.nii", {}, read_aligned))
+    assert sorted(found.foreground) == list(range(100, 300)) and found.high_percentile == pytest.approx(29.9)

@@ -35,7 +35,7 @@ from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.runs.folder import check_run, start_run
 from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
-from ummkd_tf.scans.geometry import Volume, reorient, to_sitk
+from ummkd_tf.scans.geometry import Grid, Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
 from ummkd_tf.scans.reading import study_of
 from ummkd_tf.tasks import Clip, get_task
@@ -1057,3 +1057,20 @@ def problems_of(raw, out):
         return pipeline.prepare_cases(
             cases, TASK, out, split=split, split_name="by hand", pool=pool, note=lambda _: None
         )
+
+
+def test_share_outside_counts_all_four_sides():
+    """Of 10 × 10 voxels of 1 mm, the prepared grid has rows 2 to 6 and columns 1 to 8: 40 of 100."""
+    affine = np.eye(4)
+    affine[:2, 3] = 2, 1
+    found = pipeline._share_outside(np.ones((10, 10, 2), bool), Grid(np.eye(4), (10, 10, 2)), Grid(affine, (5, 8, 2)))
+    assert found == pytest.approx(0.6)
+
+
+def test_a_copy_of_a_case_that_is_up_to_date_is_a_problem(raw, tmp_path):
+    more = shutil.copytree(raw, tmp_path / "raw")
+    assert problems_of(more, tmp_path / "out") == []
+    for kind in ("img", "label"):
+        shutil.copy(ct(more, kind), ct(more, kind, "0099"))
+    (problem,) = problems_of(more, tmp_path / "out")
+    assert str(problem).startswith("ct_0001 and ct_0099: the same scan, voxel for voxel")

@@ -379,3 +379,22 @@ def test_program_says_what_is_missing(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}/dataset.json: no prepared data set")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_organs_cut_by_the_last_row_and_the_first_column_are_told():
+    cut = "cut by the edge of the prepared window"
+    lowest = _summary(_case(label=np.roll(_label(), 8, axis=0)))
+    assert lowest.warnings == [f"right kidney: {cut}", f"left kidney: {cut}"]
+    assert _summary(_case(label=np.roll(_label(), -4, axis=1))).warnings == [f"liver: {cut}"]
+
+
+def test_volumes_in_the_scan_are_of_the_scans_own_voxels():
+    """Four voxels of a quarter's size for each of the prepared grid."""
+    fine = Grid(AFFINE @ np.diag([0.5, 0.5, 1, 1]), (80, 80, 10))
+    assert _summary(_case(original=fine), _label().repeat(2, 0).repeat(2, 1)).warnings == []
+
+
+def test_an_absent_organ_is_no_volume_to_compare():
+    summaries = [*_group([10] * 5), _summary(_case("x", label=_without(_label(), 1)))]
+    qc.warn_of_outliers(summaries)
+    assert [summary.warnings for summary in summaries] == [[]] * 5 + [["liver: absent"]]

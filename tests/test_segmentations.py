@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -12,7 +13,9 @@ from programs import program
 
 from experiments.segmentations import label_map_on, read_label_map
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, resample, straightened
+from ummkd_tf.scans.preprocessing import prepare_scan
 from ummkd_tf.scans.reading import with_axes_of
+from ummkd_tf.tasks import TASKS
 
 
 @pytest.fixture
@@ -146,3 +149,15 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path):
     ):
         done = program("experiments.evaluate", *flags)
         assert done.returncode == 1 and message in done.stderr
+
+
+def test_label_maps_get_to_the_prepared_grid_as_references_do():
+    """By classes that keep their volume, so that no program loses Dice to the way its maps are resampled."""
+    label = Volume(np.zeros((40, 40, 9), np.uint8), np.diag([2.0, 2.0, 5.0, 1.0]))
+    label.array[10:30, 12:29, 2:7] = 1
+    label.array[14:20, 15:24, 3:8] = 2
+    noise = np.random.default_rng(0).uniform(0, 9, label.array.shape)
+    image = Volume(((label.array > 0) * 100 + noise).astype(np.float32), label.affine)
+    prepared = prepare_scan(image, label, replace(TASKS["abdomen"], region="image_center"), "mr")
+    found = label_map_on(prepared.grid, label, SimpleNamespace(grid=prepared.grid), 5)
+    np.testing.assert_array_equal(found, prepared.label)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from recorded_runs import run_config
 
+from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.cache import Cache
 from ummkd_tf.data.sampling import UnpairedSampler
 from ummkd_tf.evaluation.validation import validation_score
@@ -72,3 +75,24 @@ def test_validation_sees_the_validation_part_alone(prepared_dataset):
     score = validation_score(prepared_dataset, Blank(), 4, watch=lambda case, _: seen.append(case.case_id))
     assert set(score()) >= {"dice", "ct_dice", "mr_dice"}
     assert seen == prepared_dataset.ids("validation") == ["ct_2", "mr_2"]
+
+
+def test_knowledge_is_of_the_part_asked_for_with_the_runs_temperature(prepared_dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def look(predictor, cases, temperature=2.0):
+        seen.append(([case.case_id for case in cases], temperature))
+        return {}
+
+    monkeypatch.setattr(session, "knowledge_of_cases", look)
+    monkeypatch.setattr(session.training, "train", lambda *_, knowledge, **__: (knowledge(), Progress(1))[1])
+    options = session.SessionOptions(knowledge_on="test")
+    session.run_training(prepared_dataset, tmp_path, run_config(temperature=3.0), ARGUMENTS, options)
+    assert seen == [(["ct_3", "mr_3"], 3.0)]
+
+
+def test_knowledge_of_one_modality_is_refused(prepared_dataset, tmp_path):
+    alone = dataclasses.replace(prepared_dataset, modalities=("ct",))
+    options = session.SessionOptions(knowledge_on="validation")
+    with pytest.raises(InputError, match=r"--knowledge_on=validation: compares modalities, and .* has only ct"):
+        session.run_training(alone, tmp_path, run_config(setting="individual"), ARGUMENTS, options)

@@ -279,3 +279,22 @@ def test_not_a_split_file(text, tmp_path):
 def test_no_such_split():
     with pytest.raises(InputError, match="nothing: no such split: expected seeded, k_fold, abdomen_39, "):
         splits.read("nothing")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_fold_has_its_share_of_each_modality(seed):
+    """Three patients with two CT and an MR, and three with three CT: each fold tests five CT and one MR."""
+    patients = {f"p{p}_ct{n}": f"p{p}" for p in range(6) for n in range(2 if p < 3 else 3)}
+    patients |= {f"p{p}_mr0": f"p{p}" for p in range(3)}
+    ids = {modality: [case for case in patients if modality in case] for modality in ("ct", "mr")}
+    for fold in range(3):
+        found = k_fold(ids, seed, 3, fold, patients)
+        assert {modality: len(parts["test"]) for modality, parts in found.items()} == {"ct": 5, "mr": 1}
+
+
+def test_a_held_out_case_does_not_count_in_the_sizes():
+    """19 are left of 20: 1.9 to validate, 3.8 to test."""
+    ids = {"ct": [f"ct_{n}" for n in range(20)]}
+    case = seeded(ids, 0)["ct"]["test"][0]
+    _, split = Choice("seeded", held_out=frozenset({case})).split(ids, None)
+    assert [len(split["ct"][part]) for part in PARTS] == [13, 2, 4]

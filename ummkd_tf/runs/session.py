@@ -87,7 +87,7 @@ def run_training(
         InputError: Settings, data or folder that do not fit.
         Stopped: As `training.train`.
     """
-    _check(dataset, config)
+    _check(dataset, config, options)
     dataset.check_copies()
     devices = Devices(options.strategy)
     devices.check_batch(config.batch_size)
@@ -250,13 +250,18 @@ def make_model(config: RunConfig, model_arguments: Mapping[str, Any], *, xla: bo
     return model
 
 
-def _check(dataset: Dataset, config: RunConfig) -> None:
+def _check(dataset: Dataset, config: RunConfig, options: SessionOptions) -> None:
     if config.freeze == "kernels" and not config.init_from:
         raise InputError("--freeze=kernels: would keep random kernels: expected --init_from with a trained model")
     if len(dataset.modalities) == 1 and config.setting != "individual" and not config.init_from:
         raise InputError(
             f"--setting={config.setting}: needs two modalities or more, and {dataset.directory} has only "
             f"{dataset.modalities[0]}: take --setting=individual, or add scans of another modality"
+        )
+    if len(dataset.modalities) == 1 and options.knowledge_on != "none":
+        raise InputError(
+            f"--knowledge_on={options.knowledge_on}: compares modalities, and {dataset.directory} has only "
+            f"{dataset.modalities[0]}: leave it out"
         )
     if config.ema and config.selection == "last":
         raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")
