@@ -181,7 +181,8 @@ def describe(
         "class_names": f"the first is label 1 of prepared data, and so on; found: {', '.join(counted)}",
         "axes": f"direction of rows, columns and slices: {plane}; slices by the largest spacing: "
         + ", ".join(f"{number} {title}" for title, number in planes.most_common()),
-        "spacing_mm": f"rows, columns, slices: median of {len(scans)} scans",
+        "spacing_mm": f"rows, columns, slices: median of {len(scans)} scans"
+        + ("; of scans in several planes, so choose one that suits them all" if len(planes) > 1 else ""),
         "size": f"rows and columns, the next multiples of {SIZE_MULTIPLE} that hold the body in {_SHARE} % of scans "
         f"({extent[0]:.0f} × {extent[1]:.0f} mm)"
         + (f"; cut at {_LARGEST}: take a larger spacing to see all of it" if wanted.max() > _LARGEST else "")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from data_prep.sources.table import RawOptions, Source
 from data_prep.splits import Choice, Split, by_part, in_two_parts
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.common.notes import warnings_to
 from ummkd_tf.data.cases import CASES, case_file, file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
@@ -380,11 +379,11 @@ def prepare_cases(
     """
     if (out / RELEASED).exists():
         raise InputError("holds released records", where=out, fix="expected an empty folder; choose another --out")
-    if not overwrite:
-        _check_same(out, {"source": source, "task": task.name, "modalities": list(split)})
-    earlier = _split_name(out)
     parts = by_part(split)
     chosen = {case_id for ids in parts.values() for case_id in ids} | set(held_out)
+    if not overwrite:
+        _check_same(out, source, task, list(split), chosen)
+    earlier = _split_name(out)
     case_modality = {case.case_id: case.modality for case in cases if case.case_id in chosen}
     check_split(parts, case_modality, tuple(split), f"the split ({split_name})")
     _note_ranges(task, split, note)
@@ -404,9 +403,13 @@ def prepare_cases(
     existed = out.exists()
     try:
         visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
-    except InputError:  # what is prepared is kept for the next run
+    except (InputError, KeyboardInterrupt) as error:  # what is prepared is kept for the next run
         with contextlib.suppress(OSError):
             (out / STAGING).rmdir()  # only where it is empty
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(
+                f"stopped by SIGINT: finished cases are kept in {out}; the same command goes on", 130
+            ) from None
         raise
     problems = _report(visits, note)
     current = sum(found.up_to_date for found in visits)
@@ -514,13 +517,19 @@ def _discard(out: Path, existed: bool) -> None:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def _check_same(out: Path, wanted: Mapping[str, Any]) -> None:
+def _check_same(out: Path, source: str, task: Task, modalities: Sequence[str], case_ids: Collection[str]) -> None:
+    """Refuses to replace a data set of something else; a task's other settings may have been corrected."""
+    wanted = {"source": source, "task": task.name, "classes": list(task.class_names), "modalities": list(modalities)}
     try:
         there = read_json(out / DATASET)
-        found = {"source": there["source"], "task": there["task"]["name"], "modalities": there["modalities"]}
+        found = {"source": there["source"], "task": there["task"]["name"], "classes": there["task"]["class_names"]}
+        found |= {"modalities": there["modalities"]}
+        cases = set(there["cases"])
     except MALFORMED:  # none, or a damaged one, which is written anew
         return
     different = [f"{name} is {found[name]}, now {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    if cases.isdisjoint(case_ids):
+        different.append("no case is the same")
     if different:
         raise InputError(
             f"holds another data set ({'; '.join(different)})",

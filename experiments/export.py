@@ -24,6 +24,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.folder import evaluation_name, is_of_selected, read_run, task_of
+from ummkd_tf.runs.model_folder import check_new
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.", required=True)
@@ -60,6 +61,7 @@ def results_of(run_dir: Path, selection: str | None) -> str:
 
 
 def main(_: list[str]) -> None:
+    check_new(Path(FLAGS.out))
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.runs.exported import export_run

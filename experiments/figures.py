@@ -84,7 +84,10 @@ def draw(target: str, records: Sequence[Record], out_dir: Path) -> None:
     records = [record for record in records if record.finished]
     if not records:
         raise InputError(
-            "none of its runs is finished", where=target, fix=f"expected at least one; run `make {target}`"
+            "none of its runs is finished",
+            where=target,
+            fix=f"expected at least one with a name of the paper's experiments, e.g. {TARGETS[target].runs()[0].name}; "
+            f"`make {target}` trains them",
         )
     if target not in EVERY_RUN:
         records = same_split(records)

@@ -15,6 +15,7 @@ from absl import flags
 
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.runs.model_folder import check_new
 from ummkd_tf.tasks import get_task
 
 FLAGS = flags.FLAGS
@@ -27,6 +28,7 @@ flags.DEFINE_string("task", None, "Its task, or a task file; by default cardiac 
 
 
 def main(_: list[str]) -> None:
+    check_new(Path(FLAGS.out))
     start_tensorflow()
     # Here, to start without TensorFlow.
     from ummkd_tf.model.segmenter import UnpairedSegmenter

@@ -176,7 +176,7 @@ def _segment_all(
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         message = f"stopped by {signal.Signals(number).name}: {done} of {len(scans)} scans are segmented"
-        if tables:
+        if tables and (tables.files or kept):
             message += f", and listed in {FLAGS.output}/{VOLUMES}; the same command with --skip_existing goes on"
         raise Stopped(message, 128 + number) from None
     if tables and todo:
@@ -250,7 +250,8 @@ def _csv_scans(path: Path) -> list[ScanToSegment]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
-            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            missing = [column for column in _COLUMNS if column not in reader.fieldnames]
             if missing:
                 raise InputError(f"no column {', '.join(missing)}", where=path, fix=f"expected {','.join(_COLUMNS)}")
             rows = [(reader.line_num, [(row[c] or "").strip() for c in _COLUMNS]) for row in reader]

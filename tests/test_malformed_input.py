@@ -22,6 +22,7 @@ from data_prep import pipeline
 from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice
 from data_prep.workers import Workers
+from ummkd_tf.common.documents import read_json
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.scans.dicom import DicomSeries
 from ummkd_tf.scans.reading import read_volume
@@ -344,6 +345,8 @@ CSV_DAMAGES = {
         "columns case,modality,image,label,part"),
     "semicolons": ([line.replace(",", ";") for line in (HEADER, *ROWS)], LABEL_MAP, "own.csv",
         "save the table with commas, not semicolons"),
+    "unknown class behind blanks": ([HEADER.replace(",", " , "), *ROWS], LABEL_MAP | {"6": "lever"}, "map.json",
+        "6 → 'lever': expected a class, one of"),
     "no header": (ROWS, LABEL_MAP, "own.csv", "expected case,modality,image,label and, if wanted, split"),
     "empty CSV": ([], LABEL_MAP, "own.csv", "columns missing"),
     "too few fields": ([HEADER, *ROWS, "a,b"], LABEL_MAP, "own.csv line 8", "not 5 fields"),
@@ -354,10 +357,14 @@ CSV_DAMAGES = {
     "path as a name": ([HEADER, *ROWS, "../x" + ROWS[0][7:]], LABEL_MAP, "own.csv line 8", "case name '../x'"),
     "odd modality": ([HEADER, *ROWS, ROWS[0].replace("ct_0001,ct", "x,c/t")], LABEL_MAP, "own.csv line 8",
         "modality 'c/t'"),
-    "unknown class": ([HEADER, *ROWS], LABEL_MAP | {"6": "lever"}, "map.json", "6 → 'lever': expected a label value"),
-    "class out of range": ([HEADER, *ROWS], LABEL_MAP | {"6": 5}, "map.json", "6 → 5: expected a label value"),
+    "unknown class": ([HEADER, *ROWS], LABEL_MAP | {"6": "lever"}, "map.json", "6 → 'lever': expected a class, one of"),
+    "class out of range": ([HEADER, *ROWS], LABEL_MAP | {"6": 5}, "map.json", "6 → 5: expected a class, one of"),
     "map of other kind": ([HEADER, *ROWS], [6, 2, 3, 1], "map.json", "not a label map"),
     "no number": ([HEADER, *ROWS], {"six": "liver"}, "map.json", "'six' stands where a label value"),
+    "one value twice": ([HEADER, *ROWS], {"6": "liver", "06": "spleen"}, "map.json",
+        "a label value stands there twice"),
+    "too large a value": ([HEADER, *ROWS], {"70000": "liver"}, "map.json",
+        "where a label value from 0 to 65535 should"),
     "no label map": ([HEADER, *ROWS], None, "label0001.nii.gz", "unknown label value 6"),
 }  # fmt: skip
 
@@ -401,3 +408,10 @@ def test_task_that_is_not_the_sources(tmp_path):
         prepare(tmp_path, tmp_path / "out", "btcv", task="cardiac")
     with pytest.raises(InputError, match="no task: --source=csv can be prepared for any; give --task"):
         prepare(tmp_path, tmp_path / "out", "csv")
+
+
+def test_a_json_document_with_a_key_twice_is_refused(tmp_path):
+    """Python's own parser takes the last one."""
+    (tmp_path / "map.json").write_text('{"1": "liver", "1": "spleen"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="'1' stands there twice"):
+        read_json(tmp_path / "map.json")

@@ -25,11 +25,11 @@ from data_prep import new_task, pipeline, qc
 from data_prep.phantom import sets
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
-from data_prep.sources.raw_case import Problem, RawCase, remap
+from data_prep.sources.raw_case import Problem, RawCase, remap, source_names
 from data_prep.sources.table import SOURCES, RawOptions
 from data_prep.splits import Choice, by_part
 from data_prep.workers import Workers
-from ummkd_tf.common.errors import InputError
+from ummkd_tf.common.errors import InputError, Stopped
 from ummkd_tf.data.cases import read_case
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.runs.folder import check_run, start_run
@@ -448,7 +448,9 @@ def test_interrupted_run_leaves_whole_cases_and_goes_on(raw, prepared, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_case", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(
+            Stopped, match=r"stopped by SIGINT: finished cases are kept in .*out; the same command goes"
+        ):
             prepare(raw, out)
     assert [path.name for path in sorted((out / pipeline.STAGING).iterdir())] == ["ct_0001.h5", "ct_0002.h5"]
     assert not (out / "dataset.json").exists()
@@ -739,6 +741,32 @@ def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
     assert (out / "dataset.json").read_bytes() == before
     prepare(None, out, "csv", overwrite=True, **own)
     assert Dataset.load(out).modalities == ("ct", "t1", "t2")
+
+
+def test_own_data_of_other_cases_or_classes_are_another_data_set(tmp_path):
+    """Two studies have one source, csv, and often modalities and a task file of one name."""
+    own, out = write_own(tmp_path / "own"), tmp_path / "out"
+    prepare(None, out, "csv", **own)
+    text = own["csv"].read_text(encoding="utf-8")
+    head, *rows = text.splitlines()
+    own["csv"].write_text("\n".join([head, *("new_" + row for row in rows)]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds another data set \(no case is the same\)"):
+        prepare(None, out, "csv", **own)
+    own["csv"].write_text(text, encoding="utf-8")
+    content = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+    names = content["task"]["class_names"]
+    content["task"]["class_names"] = [names[0], *names[:0:-1]]
+    (out / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds another data set \(classes is .*, now "):
+        prepare(None, out, "csv", **own)
+
+
+def test_absolute_and_relative_paths_may_stand_in_one_row(tmp_path, monkeypatch):
+    """Names of source files are the same in whichever way they are given."""
+    monkeypatch.chdir(tmp_path)
+    files = [Path("img/a.nii"), Path("label/a.nii")]
+    for given in (files, [path.absolute() for path in files], [files[0].absolute(), files[1]]):
+        assert list(source_names(given)) == ["img/a.nii", "label/a.nii"]
 
 
 def test_another_split_in_the_same_folder_is_told(prepared, raw, tmp_path):

@@ -596,6 +596,20 @@ def test_a_stopped_prediction_has_its_tables_and_goes_on(run_dir, tmp_path, at_s
     assert entries(out) == dict.fromkeys("abc", DONE)
 
 
+def test_a_prediction_stopped_in_its_first_scan_names_no_table(run_dir, tmp_path, at_scan):
+    write_scans(tmp_path / "scans")
+    at_scan["a.nii.gz"] = raising(KeyboardInterrupt())
+    done = predict(run_dir, "--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 130 and "stopped by SIGINT: 0 of 3 scans are segmented\n" in done.stdout
+
+
+def test_a_run_counts_once_in_a_mean(run_dir, tmp_path):
+    write_scans(tmp_path / "scans")
+    flags = ("--modality=ct", f"--input={tmp_path / 'scans'}", f"--output={tmp_path / 'out'}")
+    done = predict(f"{run_dir},{run_dir}/../{Path(run_dir).name}", *flags)
+    assert done.returncode == 1 and "is given twice: a run counts once in a mean" in done.stderr
+
+
 def test_what_is_kept_is_of_the_same_scan_model_and_options(run_dir, tmp_path, at_scan, monkeypatch):
     write_scans(tmp_path / "scans")
     flags = ["--modality=ct", f"--output={tmp_path / 'out'}"]

@@ -89,14 +89,12 @@ def read_label_map(path: Path | None, task: Task) -> Mapping[int, int]:
             fix=f'expected a JSON object from label value to class, e.g. {{"1": "{task.class_names[1]}"}}',
         ) from error
     for value, index in values.items():
-        if type(index) is not int or index not in indices.values() or not 0 <= value <= _MAX_LABEL:
+        if type(index) is not int or index not in indices.values():
+            classes = ", ".join(task.class_names)
             raise InputError(
                 f"{value} → {index!r}",
                 where=path,
-                fix=(
-                    f"expected a label value from 0 to {_MAX_LABEL} and a class, one of "
-                    f"{', '.join(task.class_names)} or its index; correct the entry"
-                ),
+                fix=f"expected a class, one of {classes} or its index; correct the entry",
             )
     return {0: 0} | values
 
@@ -108,9 +106,12 @@ def read_by_value(label_map: Path) -> dict[int, Any]:
         ValueError, OSError: No such file, or no JSON object of that kind; all are among `MALFORMED`.
     """
     entries = read_json(label_map)
-    if wrong := [value for value in entries if not value.isdecimal()]:
-        raise ValueError(f"{wrong[0]!r} stands where a label value should")
-    return {int(value): entry for value, entry in entries.items()}
+    if wrong := [value for value in entries if not value.isdecimal() or int(value) > _MAX_LABEL]:
+        raise ValueError(f"{wrong[0]!r} stands where a label value from 0 to {_MAX_LABEL} should")
+    by_value = {int(value): entry for value, entry in entries.items()}
+    if len(by_value) < len(entries):
+        raise ValueError("a label value stands there twice")
+    return by_value
 
 
 def read_aligned(case: RawCase, scan: Scan | None, note: Note) -> Volume:
@@ -127,7 +128,7 @@ def _rows(csv_file: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with open(csv_file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
-            columns = reader.fieldnames or ()
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             named = {*columns}
             if len(named) < len(columns) or not {*_NEEDED} <= named <= {*_NEEDED, *_OPTIONAL}:
                 found = ",".join(columns)

@@ -280,5 +280,5 @@ def _folders(folder: Path) -> list[Path]:
 
 def source_names(files: Sequence[Path]) -> dict[str, Path]:
     """Files by their path below the deepest folder common to all, so that names do not depend on where RAW lies."""
-    common = os.path.commonpath([file.parent for file in files])
+    common = os.path.commonpath([file.absolute().parent for file in files])
     return {os.path.relpath(file, common): file for file in files}

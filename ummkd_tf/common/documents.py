@@ -39,9 +39,18 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError("no such file")
     with open(path, encoding="utf-8") as stream:
         text = stream.read(_LARGEST_DOCUMENT)
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=_distinct)
     if not isinstance(content, dict):
         raise ValueError(f"a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python's own parser would take the last of two entries for one key."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
     return content
 
 

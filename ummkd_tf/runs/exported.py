@@ -32,7 +32,7 @@ from ummkd_tf.runs.checkpoints import set_variables, weights, weights_checksum, 
 from ummkd_tf.runs.folder import check_preparation, commits_of, config_of, task_of
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.runs.model_card import model_card
-from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, read_description
+from ummkd_tf.runs.model_folder import CARD, CHECKSUMS, FORMAT, MODEL, WEIGHTS, check_new, read_description
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.tasks import Task, stored_task
@@ -193,8 +193,7 @@ def write_model(
     Raises:
         InputError: The folder exists, or cannot be written.
     """
-    if out.exists():
-        raise InputError("is there already", where=out, fix="expected a new folder; choose another --out, or remove it")
+    check_new(out)
     description = {
         "format": FORMAT,
         "ummkd_tf": ummkd_tf.__version__,

@@ -70,9 +70,13 @@ def read_agreeing_runs(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The records of runs whose predictions can be averaged.
 
     Raises:
-        InputError: As `read_run` and `check_preparation`; or a run that differs from the first in task, modalities or
-            image size.
+        InputError: As `read_run` and `check_preparation`; a run that is given twice; or one that differs from the
+            first in task, modalities or image size.
     """
+    places = [Path(run_dir).resolve() for run_dir in run_dirs]
+    twice = next((run_dir for run_dir, place in zip(run_dirs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise InputError("is given twice", where=twice, fix="a run counts once in a mean; leave one out")
     records = [read_run(run_dir) for run_dir in run_dirs]
     first = records[0]
     for run_dir, record in zip(run_dirs, records, strict=True):

@@ -22,6 +22,14 @@ MODEL, WEIGHTS, CARD, CHECKSUMS = "model.json", "weights.npz", "MODEL_CARD.md", 
 _FIELDS: dict[str, type] = {"model": dict, "task": dict, "preparation": int, "factor": int, "training": dict}
 
 
+def check_new(folder: Path) -> None:
+    """Refuses a folder that exists."""
+    if folder.exists():
+        raise InputError(
+            "is there already", where=folder, fix="expected a new folder; choose another --out, or remove it"
+        )
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Content of `model.json`, once every file has the checksum that `SHA256SUMS` says.
 
