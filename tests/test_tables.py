@@ -221,6 +221,17 @@ def test_runs_that_saw_other_scans_or_labels_under_the_same_ids_are_named(tmp_pa
     assert told(same, same, {"scans": {"ct_0": "b"}}) == ""  # another data set of the plan
 
 
+def test_runs_whose_patches_are_drawn_differently_are_told(tmp_path):
+    for setting in ("ours", "joint"):
+        write_run(tmp_path, RunSpec("abdomen", "abdomen", setting), None)
+    one, other = load_records(tmp_path)
+    other.run["flags"].pop("labelled_patches")  # as runs of before, whose patches were centered
+    told = "PATCHES AROUND LABELLED SLICES DRAWN IN 2 WAYS: centered / inside"
+    for place in ("centered", "inside"):
+        one.run["flags"]["labelled_patches"] = place
+        assert (told in provenance([one, other])) == (place == "inside")
+
+
 # --- Tables III to VI, and claims ------------------------------------------------------------------------------------
 
 
