@@ -123,7 +123,7 @@ def visit(case: RawCase, task: Task, out: Path | None, write: bool = True) -> Vi
 
 
 def _visit(case: RawCase, task: Task, out: Path | None, write: bool, warnings: Sequence[str]) -> Visit:
-    """`visit`, whose warnings come into `warnings`."""
+    """`visit`; what reading the files warned of is in `warnings`."""
     found = _Findings()
     found.attempt(lambda: plain_name(case.case_id))
     source = found.attempt(lambda: _source(case)) or {}
@@ -368,7 +368,7 @@ def prepare_cases(
         pool: The processes that do it.
         note: Takes one line for each remarkable thing.
         dry_run: Only say what would be done.
-        overwrite: Replace another data set in `out`: of another source, task or modalities.
+        overwrite: Replace another data set in `out`: of another source, task, classes or modalities, or other cases.
         shard: Only put this share of the cases aside; a run without one takes them over and ends the work.
 
     Returns:

@@ -49,7 +49,11 @@ _LABEL_5 = flags.DEFINE_enum(
     list(get_args(OutsideLabel)),
     "What label 5 of --source=released, which is none of the five classes, is in training.",
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set of another source, task or modalities in --out.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Replace a data set of another source, task, classes or modalities, or of other cases, in --out.",
+)
 _SHARD = flags.DEFINE_string(
     "shard",
     None,

@@ -23,7 +23,11 @@ _FIELDS: dict[str, type] = {"model": dict, "task": dict, "preparation": int, "fa
 
 
 def check_new(folder: Path) -> None:
-    """Refuses a folder that exists."""
+    """Refuses to write into a folder that exists.
+
+    Raises:
+        InputError: It is there.
+    """
     if folder.exists():
         raise InputError(
             "is there already", where=folder, fix="expected a new folder; choose another --out, or remove it"
