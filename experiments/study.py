@@ -53,7 +53,7 @@ QUESTIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "rate": {f"rate-{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3)},
         "averaging": {f"ema-{decay:g}": {"ema": decay} for decay in (0.99, 0.997)},
         "length": {"steps-4500": {"steps": 4500, "validate_every": 300}},
-        "batch": {"batch-4": {"batch_size": 4}},
+        "batch": {"batch-4": {"batch_size": 4}, "chilopod-batch-4": {"setting": "chilopod", "batch_size": 4}},
         "patches": {f"labelled-{share:g}": {"labelled_share": share} for share in (0.0, 1.0)}
         | {f"{setting}-inside": {"setting": setting, "labelled_patches": "inside"} for setting in ("ours", "chilopod")},
         "precision": {"float32": {"precision": "float32"}},

@@ -172,6 +172,7 @@ STUDY_RUNS = {
     "float32": "study/ours_fold0of3",
     "Patches anywhere (`--labelled_share=0`)": "study/labelled_0",
     "Patches around labelled slices alone (`--labelled_share=1`)": "study/labelled_1",
+    "Four examples of each modality (`--batch_size=4`)": "study/batch_4",
     "Rate of 4e-3 instead of 2e-3 (`--learning_rate=0.004`)": "study/rate_0_004",
     "Rate that falls by 5 % every 500 steps (`--schedule=staircase`)": "study/staircase",
     "Averaged weights (`--ema=0.99`)": "study/ema_0_99",
@@ -317,6 +318,7 @@ def without_augmentation(setting: str) -> list[str]:
 
 
 STUDY = "study/ours_{}/evaluation_test{}.json"
+BATCH_4 = ["study/batch_4/evaluation_test.json"]
 
 
 def side_of(files: Sequence[str]) -> Side:
@@ -467,6 +469,10 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
             "1.0 ± 2.5",
             "0.38",
         ),
+        (BATCH_4, [STUDY.format("fold0of3", "_overlap_component")], "2.0 ± 2.3", "0.003"),
+        (BATCH_4, of_seeds("uniform"), "1.8 ± 2.0", "0.002"),
+        (BATCH_4, of_seeds("chilopod"), "1.7 ± 1.9", "0.003"),
+        (longer("ours"), BATCH_4, "0.9 ± 2.6", "0.04"),
         (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
         (["study/ours_uniform_seed2/evaluation_test.json"], of_table("ours", 0), "1.3 ± 2.9", "0.02"),
         ([LAST["chilopod"]], ["study/chilopod_seed2/evaluation_test.json"], "2.4 ± 3.0", "0.003"),

@@ -31,7 +31,7 @@ def test_first_seed_comes_first_and_only_small_differences_are_repeated(tmp_path
     assert names[:2] == ["ours-uniform-seed0", "ours-skip-seed0"] and names.count("batch-4-seed0") == 1
     assert "ours-memory-seed1" in names and "batch-4-seed1" not in names
     assert [run.name for run in plan(["ema-0.99", "ours-skip"], [1], tmp_path)] == ["ours-skip-seed1", "ema-0.99-seed1"]
-    other = plan(["batch", "precision"], [0], tmp_path, precision="mixed_float16")
+    other = plan(["schedule", "precision"], [0], tmp_path, precision="mixed_float16")
     assert [run.flags["precision"] for run in other] == ["mixed_float16", "float32"]
     with pytest.raises(InputError, match="--only=weather: not known: expected some of absent"):
         plan(["weather"], [0], tmp_path)
