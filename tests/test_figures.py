@@ -238,7 +238,7 @@ def test_segmentations_shown_are_those_evaluated(tmp_path, monkeypatch):
     predict = figures.Predictions()
     assert np.count_nonzero(predict(record, "mr_0")) == 4
     assert np.count_nonzero(predict(record, "mr_7")) == 5
-    assert asked == ["last", 0.5, 0.0]
+    assert asked == ["last", 0.5, None, 0.0]
 
 
 def test_slice_with_every_organ_is_shown_around_them():

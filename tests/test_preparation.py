@@ -741,12 +741,7 @@ def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
     assert (out / "dataset.json").read_bytes() == before
     prepare(None, out, "csv", overwrite=True, **own)
     assert Dataset.load(out).modalities == ("ct", "t1", "t2")
-
-
-def test_own_data_of_other_cases_or_classes_are_another_data_set(tmp_path):
-    """Two studies have one source, csv, and often modalities and a task file of one name."""
-    own, out = write_own(tmp_path / "own"), tmp_path / "out"
-    prepare(None, out, "csv", **own)
+    # Two studies of own data have one source, csv, and often modalities and a task file of one name.
     text = own["csv"].read_text(encoding="utf-8")
     head, *rows = text.splitlines()
     own["csv"].write_text("\n".join([head, *("new_" + row for row in rows)]) + "\n", encoding="utf-8")
