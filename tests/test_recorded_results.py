@@ -256,6 +256,15 @@ def test_last_checkpoints_in_the_study_are_those_of_the_recorded_runs(file):
     assert "has {:.1f} CT, {:.1f} MR and {:.1f} overall".format(*(100 * mean for mean in means_of(last))) in text
 
 
+def test_means_of_the_larger_batch_in_the_study_and_the_readme_are_the_recorded_run_s():
+    evaluation = json.loads((RESULTS.parent / BATCH_4[0]).read_text(encoding="utf-8"))
+    ct, mr, overall = (f"{100 * mean:.1f}" for mean in means_of(evaluation))
+    text = " ".join((RESULTS.parent / "study.md").read_text(encoding="utf-8").split())
+    assert f"it has {ct} CT, {mr} MR and {overall} overall" in text
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"with batches of 4 + 4 it has {overall} in one run" in readme
+
+
 @pytest.mark.parametrize("runs", ["table2", "table2_paper"])
 @pytest.mark.parametrize("fold", [0, 1, 2])
 def test_what_distillation_does_to_the_confusion_matrices_is_what_the_runs_recorded(runs, fold):
