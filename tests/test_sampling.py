@@ -106,7 +106,7 @@ def test_patches_around_labelled_slices_lie_inside_them(labelled, kind, starts):
 
 @pytest.mark.parametrize("kind", ["inside", "centered"])
 def test_where_a_runs_patches_lie_is_what_its_config_says(prepared_dataset, kind, monkeypatch):
-    """The phantom's scans are too thin for a difference."""
+    """In a scan of 40 slices, because those of the data set are too thin for a difference."""
     cases = [MemoryCase(np.zeros((4, 4, 40), np.float32), np.ones((4, 4, 40), np.uint8) * range(40) % 5, "a")]
     monkeypatch.setattr(type(prepared_dataset), "stored_cases", lambda *_: cases)
     sampler = make_sampler(prepared_dataset, run_config(labelled_share=1.0, labelled_patches=kind), 3, Cache())
