@@ -9,6 +9,7 @@ started again.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from data_prep.splits import Choice, Split, by_part, in_two_parts
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.common.files import replacing
 from ummkd_tf.common.notes import warnings_to
 from ummkd_tf.data.cases import CASES, case_file, file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
@@ -257,6 +259,7 @@ def prepare_source(
     dry_run: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
+    other_fold: Path | None = None,
 ) -> list[Problem]:
     """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
@@ -285,6 +288,7 @@ def prepare_source(
         dry_run=dry_run,
         overwrite=overwrite,
         shard=shard,
+        other_fold=other_fold,
     )
 
 
@@ -354,6 +358,7 @@ def prepare_cases(
     dry_run: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
+    other_fold: Path | None = None,
 ) -> list[Problem]:
     """Prepares the cases of a split in `out`.
 
@@ -370,6 +375,7 @@ def prepare_cases(
         dry_run: Only say what would be done.
         overwrite: Replace another data set in `out`: of another source, task, classes or modalities, or other cases.
         shard: Only put this share of the cases aside; a run without one takes them over and ends the work.
+        other_fold: Folder of the same cases in another split: what is up to date there is linked and not made again.
 
     Returns:
         Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
@@ -401,6 +407,9 @@ def prepare_cases(
             note(f"{case.case_id}: {what} {case.image}")
         return problems
     existed = out.exists()
+    if other_fold:
+        for case in wanted:
+            _link(case_file(other_fold / CASES, case.case_id), case_file(out / STAGING, case.case_id))
     try:
         visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
     except (InputError, KeyboardInterrupt) as error:  # what is prepared is kept for the next run
@@ -470,6 +479,19 @@ def prepare_unsplit(
     split = {"train": (), "validation": (), "test": tuple(modality)}
     modalities = tuple(dict.fromkeys(modality.values()))
     return Dataset(out, task, modalities, modality, split, source, source), problems
+
+
+def _link(path: Path, beside: Path) -> None:
+    """Puts a case file aside in a second folder, unless it is not there or something is aside already.
+
+    A hard link takes no room, and is safe because a case file is replaced as a whole and never written into.
+    """
+    if path.exists() and not beside.exists():
+        with replacing(beside) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, temporary)
 
 
 def _source(case: RawCase) -> dict[str, str]:

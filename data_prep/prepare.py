@@ -3,6 +3,7 @@
     python -m data_prep.prepare --source=abdomen --raw=RAW --out=DATA            BTCV in RAW/btcv, CHAOS in RAW/chaos
     python -m data_prep.prepare --source=abdomen --raw_ct=BTCV --raw_mr=CHAOS --out=DATA
     python -m data_prep.prepare --source=abdomen --raw=RAW --out=DATA --dry_run  says what would be done
+    python -m data_prep.prepare --source=abdomen --raw=RAW --split=k_fold --out='DATA/fold{fold}'     all five folds
 
 Every problem of the raw data is reported at once, and nothing is written while there is one. A second run prepares
 only what is missing or has changed. docs/data.md tells where to get the data, how each step is done, and how the jobs
@@ -11,6 +12,7 @@ of a cluster share a large set (--shard).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -26,7 +28,13 @@ from ummkd_tf.released.records import OutsideLabel
 
 flags.adopt_module_key_flags(source_flags)
 
-_OUT = flags.DEFINE_string("out", None, "Folder for the prepared data set.", required=True)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Folder for the prepared data set. With {fold} in its name, e.g. 'data/fold{fold}', one for --fold, or for every "
+    "fold without that flag; the folds share their case files.",
+    required=True,
+)
 _SPLIT = flags.DEFINE_string(
     "split",
     None,
@@ -68,26 +76,49 @@ def main(argv: list[str]) -> int:
     source_flags.check_used(_LABEL_5, "released")
     if source_flags.chosen_source().name == "released":
         return report(_prepare_released())
+    choice = splits.Choice(
+        name=_SPLIT.value,
+        seed=_SPLIT_SEED.value,
+        folds=_FOLDS.value,
+        fold=_FOLD.value,
+        excluded=frozenset(_EXCLUDE.value),
+        held_out=frozenset(_HOLD_OUT.value),
+    )
+    shard = pipeline.Shard.parse(_SHARD.value) if _SHARD.value is not None else None
+    earlier: Path | None = None
     with source_flags.workers() as pool:
-        problems = pipeline.prepare_source(
-            source_flags.chosen_source(),
-            source_flags.options(),
-            Path(_OUT.value),
-            choice=splits.Choice(
-                name=_SPLIT.value,
-                seed=_SPLIT_SEED.value,
-                folds=_FOLDS.value,
-                fold=_FOLD.value,
-                excluded=frozenset(_EXCLUDE.value),
-                held_out=frozenset(_HOLD_OUT.value),
-            ),
-            pool=pool,
-            note=note,
-            dry_run=_DRY_RUN.value,
-            overwrite=_OVERWRITE.value,
-            shard=pipeline.Shard.parse(_SHARD.value) if _SHARD.value is not None else None,
+        for fold in _folds(choice):
+            out = Path(_OUT.value.replace("{fold}", str(fold or 0)))
+            problems = pipeline.prepare_source(
+                source_flags.chosen_source(),
+                source_flags.options(),
+                out,
+                choice=replace(choice, fold=fold),
+                pool=pool,
+                note=note,
+                dry_run=_DRY_RUN.value,
+                overwrite=_OVERWRITE.value,
+                shard=shard,
+                other_fold=earlier,
+            )
+            if problems:
+                if earlier:
+                    note(f"prepared so far: {earlier} and the folds before it; of {out}, this is wrong:")
+                return report(problems)
+            earlier = out
+    return 0
+
+
+def _folds(choice: splits.Choice) -> list[int | None]:
+    """The folds to prepare: all of them where the name of `--out` tells them apart and no other flag chooses one."""
+    if "{fold}" not in _OUT.value or choice.fold is not None:
+        return [choice.fold]
+    if _SHARD.value is not None:
+        raise InputError(
+            "--shard: shares of one fold's cases alone: expected --fold=0, say; then the command without --shard and "
+            "--fold takes them over for all folds"
         )
-    return report(problems)
+    return list(choice.folds_there())
 
 
 def _prepare_released() -> list[Problem]:

@@ -162,15 +162,7 @@ def read(name_or_path: str, fold: int | None = None) -> tuple[str, Split]:
     Raises:
         InputError: No such split, not a split file, no such fold, or a fold of a file without folds.
     """
-    path = COMMITTED / f"{name_or_path}.json"
-    if name_or_path not in committed_names():
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise InputError(
-                "no such split",
-                where=name_or_path,
-                fix=f"expected seeded, k_fold, {', '.join(committed_names())} or the path of a split file",
-            )
+    path = _file(name_or_path)
     try:
         content = read_json(path)
         name = str(content["name"])
@@ -188,9 +180,37 @@ def read(name_or_path: str, fold: int | None = None) -> tuple[str, Split]:
     except InputError:
         raise
     except MALFORMED as error:
+        raise _no_split_file(path, error) from error
+
+
+def number_of_folds(name_or_path: str) -> int:
+    """Of a committed split file, or of one given by its path; 0 where it holds one split alone.
+
+    Raises:
+        InputError: No such split, or not a split file.
+    """
+    path = _file(name_or_path)
+    try:
+        return len(read_json(path).get("folds", ()))
+    except MALFORMED as error:
+        raise _no_split_file(path, error) from error
+
+
+def _file(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if name_or_path in committed_names():
+        path = COMMITTED / f"{name_or_path}.json"
+    elif not path.is_file():
         raise InputError(
-            f"not a split file ({error!r})", where=path, fix="expected the form in docs/data.md"
-        ) from error
+            "no such split",
+            where=name_or_path,
+            fix=f"expected seeded, k_fold, {', '.join(committed_names())} or the path of a split file",
+        )
+    return path
+
+
+def _no_split_file(path: Path, error: Exception) -> InputError:
+    return InputError(f"not a split file ({error!r})", where=path, fix="expected the form in docs/data.md")
 
 
 def _check_unused(name: str, **given: int | None) -> None:
@@ -229,6 +249,22 @@ class Choice:
     fold: int | None = None
     excluded: frozenset[str] = frozenset()
     held_out: frozenset[str] = frozenset()
+
+    def folds_there(self) -> range:
+        """Every fold that this split has.
+
+        Raises:
+            InputError: It has none; or as `number_of_folds`.
+        """
+        if self.name == "k_fold":
+            return range(max(1, FOLDS if self.folds is None else self.folds))  # too few are refused with the first
+        count = 0 if self.name in (None, "seeded") else number_of_folds(self.name)
+        if not count:
+            raise InputError(
+                f"--split={self.name or 'seeded'}: has no folds: expected k_fold or a file of folds where --out holds "
+                "{fold}; change one of them"
+            )
+        return range(count)
 
     def split(
         self, ids: Mapping[str, Sequence[str]], own: Split | None, patients: Patients = NO_PATIENTS

@@ -222,7 +222,7 @@ def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) 
     if len(folds) > 1 and "{fold}" not in options.data[spec.data]:
         raise InputError(
             f"{flag}={options.data[spec.data]}: one data set for {len(folds)} folds: expected {{fold}} in the path, "
-            "e.g. data/abdomen-{fold}, each prepared with --split=k_fold --fold=…"
+            "e.g. data/abdomen-{fold}, prepared with --split=k_fold and this name as --out"
         )
     folder = options.data_dir(spec)
     if not any((folder / name).is_file() for name in DATA_FILES):

@@ -45,7 +45,10 @@ TASK = get_task("abdomen")
 MISSPELLED = dataclasses.replace(TASK, name="own", clip={**TASK.clip, "mri": Clip(0, 98, "percentile")})
 
 
-def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, **options):
+def prepare(
+    raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, other_fold=None,
+    **options,
+):  # fmt: skip
     """Notes of a preparation that finds no problem."""
     notes = []
     with Workers(workers) as pool:
@@ -59,6 +62,7 @@ def prepare(raw, out, source="abdomen", choice=None, workers=1, dry_run=False, o
             dry_run=dry_run,
             overwrite=overwrite,
             shard=shard and pipeline.Shard.parse(shard),
+            other_fold=other_fold,
         )
     assert problems == []
     return notes
@@ -914,6 +918,55 @@ def test_programs(raw, prepared, tmp_path):
     done = program("data_prep.prepare", "--source=brain", f"--raw={raw}", f"--out={out}")
     assert done.returncode == 1
     assert "btcv|chaos|abdomen" in done.stderr
+
+
+def test_all_folds_with_one_command(raw, tmp_path):
+    """Each fold is what it would be alone, and every case is prepared once: the folds hold one file under two names."""
+    every = ("--source=abdomen", f"--raw={raw}", "--split=k_fold", "--folds=3", "--workers=1")
+    done = program("data_prep.prepare", *every, f"--out={tmp_path}/fold{{fold}}")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if "up to date" in line]
+    assert said == [
+        f"note: 6 cases prepared, 0 already up to date, in {tmp_path}/fold0",
+        f"note: 0 cases prepared, 6 already up to date, in {tmp_path}/fold1",
+        f"note: 0 cases prepared, 6 already up to date, in {tmp_path}/fold2",
+    ]
+    tested = [set(Dataset.load(tmp_path / f"fold{fold}").split["test"]) for fold in range(3)]
+    assert [len(cases) for cases in tested] == [2, 2, 2] and len(set.union(*tested)) == 6
+    first, last = tmp_path / "fold0", tmp_path / "fold2"
+    assert (first / "cases/mr_1.h5").samefile(last / "cases/mr_1.h5")
+    alone = program("data_prep.prepare", *every, "--fold=2", f"--out={tmp_path}/alone{{fold}}")
+    assert alone.returncode == 0 and snapshot(tmp_path / "alone2") == snapshot(last)
+
+
+def test_folds_share_no_change(raw, prepared, tmp_path, monkeypatch):
+    """A scan that is replaced is prepared anew in one fold and not in the other, here without hard links."""
+    changed, other, before = shutil.copytree(raw, tmp_path / "raw"), tmp_path / "other", snapshot(prepared[0])
+    write_nifti(ct(changed, "img", "0002"), raw_data.image(99))
+
+    def no_links(*_):
+        raise OSError
+
+    monkeypatch.setattr(pipeline.os, "link", no_links)
+    assert prepare(changed, other, other_fold=prepared[0])[-1].startswith("1 cases prepared, 5 already up to date")
+    assert snapshot(prepared[0]) == before
+    theirs, ours = (Dataset.load(folder).checksums for folder in (prepared[0], other))
+    assert {case_id for case_id in ours if ours[case_id] != theirs[case_id]} == {"ct_0002"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "--split=seeded: has no folds: expected k_fold or a file of folds where --out holds {fold}"),
+        (("--split=mmwhs_sifa",), "--split=mmwhs_sifa: has no folds"),
+        (("--split=k_fold", "--folds=0"), "fold 0 of 0: expected at least 3 folds"),
+        (("--split=k_fold", "--shard=1/2"), "--shard: shares of one fold's cases alone: expected --fold=0"),
+    ],
+)
+def test_folds_that_are_none(flags, told, raw, tmp_path):
+    done = program("data_prep.prepare", "--source=abdomen", f"--raw={raw}", f"--out={tmp_path}/{{fold}}", *flags)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {told}"), done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 # --- provenance and the outlier --------------------------------------------------------------------------------------
