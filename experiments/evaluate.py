@@ -321,7 +321,8 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         if "preset" in about
         else ""
     )
-    print(f"\n{setting} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid{trained}\n")
+    generated = "PHANTOM data: " if dataset.source.startswith("phantom") else ""
+    print(f"\n{generated}{setting} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid{trained}\n")
     print(evaluation_table(result, dataset.task))
     if viewer:
         viewer.write(FLAGS.viewer, f"{title}: {part} part of {dataset.split_name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -48,13 +49,21 @@ def test_the_references_themselves_are_perfect(prepared_dataset, folder, grid):
     """On the prepared grid, too: a label map gets there in the same way as the reference."""
     done = evaluated(prepared_dataset, folder, f"--grid={grid}")
     assert done.returncode == 0, done.stderr
-    assert f"maps on the test part of {prepared_dataset.split_name}, {grid} grid\n" in done.stdout
+    assert f"\nmaps on the test part of {prepared_dataset.split_name}, {grid} grid\n" in done.stdout
     name = f"evaluation_test{'_original' * (grid == 'original')}.json"
     found = json.loads((folder / "out" / name).read_text(encoding="utf-8"))
     assert [*found["cases"]] == ["ct_3", "mr_3"] and found["setting"] == {"title": "maps"}
     for case in found["cases"].values():
         for metrics in case["classes"].values():
             assert (metrics["status"], metrics["dice"], metrics["hausdorff_mm"]) == ("ok", 1, 0)
+
+
+def test_a_table_of_phantoms_says_so(prepared_dataset, folder):
+    shutil.copytree(prepared_dataset.directory, folder / "data")
+    about = json.loads((folder / "data/dataset.json").read_text(encoding="utf-8"))
+    (folder / "data/dataset.json").write_text(json.dumps(about | {"source": "phantom abdomen"}), encoding="utf-8")
+    done = evaluated(replace(prepared_dataset, directory=folder / "data"), folder)
+    assert "\nPHANTOM data: maps on the test part of blocks, prepared grid\n" in done.stdout, done.stderr
 
 
 def test_they_can_be_compared_and_looked_at(prepared_dataset, folder):

@@ -95,7 +95,7 @@ class Dataset:
                 case_modality={c: str(entry["modality"]) for c, entry in content["cases"].items()},
                 split={part: strings(content["split"][part]) for part in PARTS},
                 split_name=content["split_name"],
-                source=content.get("source", ""),
+                source=str(content.get("source", "")),
                 preparation=preparation_version(content["recipe"], task),
                 recipe=str(content["recipe"]),
             )
