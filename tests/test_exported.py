@@ -451,5 +451,17 @@ def test_norms_of_a_new_modality_are_the_mean_of_the_others(tmp_path):
     for line in ("trained on generated phantoms", "- training cases: 3 ct, 2 mr\n", "- validation Dice: 50.0 %"):
         assert line in card
     description = json.loads((tmp_path / "m" / MODEL).read_text(encoding="utf-8"))
-    description["training"]["data"] = "btcv"
-    assert "phantom" not in model_card(description, 1, "")
+    description["training"] |= {"data": "btcv", "split_name": "mine", "preset": "tiny", "seed": 3}
+    description["training"]["settings"] = {"init_from": "other"}
+    card = model_card(description, 1234, "")
+    assert "phantom" not in card
+    assert card.split("## Where it comes from")[1].split("## Results")[0].strip().splitlines() == [
+        "- network: unet3d, setting ours, 1,234 weights and statistics",
+        "- data: btcv",
+        "- training cases: 3 ct, 2 mr",
+        "- split: mine",
+        "- checkpoint: step 7 (best)",
+        "- preset, seed, commit: tiny, 3, abc",
+        "- validation Dice: 50.0 %",
+        "- fine-tuned from: other",
+    ]

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from matplotlib.colors import to_rgba
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.output.pictures import overlay_figure, planes, save_figure
+from ummkd_tf.output.pictures import gray_range, overlay_figure, planes, save_figure
 from ummkd_tf.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +96,14 @@ def test_contours_have_the_papers_colours_and_close_at_the_edge():
     np.testing.assert_allclose(spleen, [-0.5, -0.5, 0.5, 0.5])  # the corner voxel, its outer sides included
     numbers = {t.get_text(): t.get_position() for t in axial.texts if t.get_gid() != "edge"}
     assert numbers == {"1": (12.0, 5.0), "4": (0.0, 0.0)}
+
+
+def test_black_and_white_leave_no_organ_out():
+    """Of 0 … 1000 the 1st and 99th percentile are 10 and 990; an organ of the values 996 … 1000 needs nearly 1000."""
+    image = np.arange(1001, dtype=np.float32).reshape(7, 11, 13)
+    assert gray_range(image) == gray_range(image, np.zeros(image.shape, np.uint8)) == (10, 990)
+    assert gray_range(image, (image > 995).astype(np.uint8)) == pytest.approx((10, 999.96))
+    assert gray_range(image, (image < 5).astype(np.uint8), image > 995) == pytest.approx((0.04, 999.96))
 
 
 def test_reference_is_dashed_and_named_in_the_legend():

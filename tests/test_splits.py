@@ -171,6 +171,15 @@ def test_all_scans_of_a_patient_are_in_one_part(seed):
         assert all(parts[part] for parts in split.values() for part in PARTS)
 
 
+def test_where_every_patient_has_too_many_scans_the_one_with_fewest_validates():
+    """23 scans of four patients: two should validate, and no patient has two."""
+    patients = {f"{patient}{n}": patient for patient in "abcd" for n in range(5 if patient == "b" else 6)}
+    splits_of_seeds = [seeded({"ct": list(patients)}, seed, patients)["ct"] for seed in range(8)]
+    others = [s for s in splits_of_seeds if patients[s["test"][0]] != "b"]
+    assert len(others) > 3
+    assert all(split["validation"] == ["b0", "b1", "b2", "b3", "b4"] for split in others)
+
+
 def test_too_few_patients():
     ids = {"ct": CT20, "mr": MR9}
     with pytest.raises(InputError, match=r"2 patient\(s\) with mr: expected at least three"):
