@@ -14,15 +14,14 @@ from ummkd_tf import Adam, UnpairedSegmenter, losses
 from ummkd_tf.model.absent_classes import updated_memory
 
 
-def narrow(network: str = "unet3d", **arguments) -> UnpairedSegmenter:
+def narrow() -> UnpairedSegmenter:
     keras.utils.set_random_seed(0)
-    return UnpairedSegmenter(network=network, num_classes=3, width=2, initialization="glorot", **arguments)
+    return UnpairedSegmenter(network=toy3d(), num_classes=3, width=2, initialization="glorot")
 
 
-def images(network: str = "unet3d") -> dict[str, np.ndarray]:
-    shape = (1, 16, 16, 8, 1) if network == "unet3d" else (1, 16, 16, 3)
+def images() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {m: rng.normal(size=shape).astype(np.float32) for m in ("ct", "mr")}
+    return {m: rng.normal(size=(1, 16, 16, 8, 1)).astype(np.float32) for m in ("ct", "mr")}
 
 
 @pytest.fixture(scope="module")
