@@ -13,6 +13,7 @@ of a cluster share a large set (--shard).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import cast, get_args
 
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> int:
     )
     shard = pipeline.Shard.parse(_SHARD.value) if _SHARD.value is not None else None
     earlier: Path | None = None
+    note_once = cache(note)  # every fold has the same to tell of the raw data
     with source_flags.workers() as pool:
         for fold in _folds(choice):
             out = Path(_OUT.value.replace("{fold}", str(fold or 0)))
@@ -95,7 +97,7 @@ def main(argv: list[str]) -> int:
                 out,
                 choice=replace(choice, fold=fold),
                 pool=pool,
-                note=note,
+                note=note_once,
                 dry_run=_DRY_RUN.value,
                 overwrite=_OVERWRITE.value,
                 shard=shard,
@@ -125,7 +127,8 @@ def _prepare_released() -> list[Problem]:
     if _SHARD.value is not None:
         raise InputError("--shard: the released files are prepared in a minute; leave the flag out")
     of_split = (_SPLIT, _SPLIT_SEED, _FOLDS, _FOLD, _EXCLUDE, _HOLD_OUT)
-    if given := [f"--{flag.name}" for flag in of_split if flag.value not in (None, "", [])]:
+    given = [f"--{flag.name}" for flag in of_split if flag.value not in (None, "", [])]
+    if given := given + ["{fold} in --out"] * ("{fold}" in _OUT.value):
         raise InputError("the lists are the split", where=", ".join(given), fix="expected no such flag; leave it out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)

@@ -641,8 +641,8 @@ def test_preparation_programs(release: Path, tmp_path: Path) -> None:
     assert isinstance(dataset, released_dataset.ReleasedDataset) and dataset.outside == "background"
     done = program("data_prep.prepare", "--source=released", *folders, "--split=seeded")
     assert done.returncode == 1 and "error: --split: the lists are the split: expected no such flag" in done.stderr
-    done = program("data_prep.prepare", "--source=released", *folders, "--fold=0", "--exclude_cases=ct_1")
-    assert done.returncode == 1 and "error: --fold, --exclude_cases: the lists are the split" in done.stderr
+    done = program("data_prep.prepare", "--source=released", *folders, "--fold=0", f"--out={tmp_path}/{{fold}}")
+    assert done.returncode == 1 and "error: --fold, {fold} in --out: the lists are the split" in done.stderr
 
 
 @pytest.mark.slow
