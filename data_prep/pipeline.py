@@ -259,7 +259,7 @@ def prepare_source(
     dry_run: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
-    other_fold: Path | None = None,
+    other_folds: Sequence[Path] = (),
 ) -> list[Problem]:
     """Finds the cases of a raw data set, verifies and prepares those of the chosen split in `out`.
 
@@ -288,7 +288,7 @@ def prepare_source(
         dry_run=dry_run,
         overwrite=overwrite,
         shard=shard,
-        other_fold=other_fold,
+        other_folds=other_folds,
     )
 
 
@@ -358,7 +358,7 @@ def prepare_cases(
     dry_run: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
-    other_fold: Path | None = None,
+    other_folds: Sequence[Path] = (),
 ) -> list[Problem]:
     """Prepares the cases of a split in `out`.
 
@@ -375,7 +375,7 @@ def prepare_cases(
         dry_run: Only say what would be done.
         overwrite: Replace another data set in `out`: of another source, task, classes or modalities, or other cases.
         shard: Only put this share of the cases aside; a run without one takes them over and ends the work.
-        other_fold: Folder of the same cases in another split: what is up to date there is linked and not made again.
+        other_folds: Folders of the same data in other splits: what is up to date there is linked and not made again.
 
     Returns:
         Problems; when there is one, nothing has been written. A shard leaves what others have put aside.
@@ -407,9 +407,9 @@ def prepare_cases(
             note(f"{case.case_id}: {what} {case.image}")
         return problems
     existed = out.exists()
-    if other_fold:
-        for case in wanted:
-            _link(case_file(other_fold / CASES, case.case_id), case_file(out / STAGING, case.case_id))
+    for case in wanted:
+        for folder in other_folds:
+            _link(case_file(folder / CASES, case.case_id), case_file(out / STAGING, case.case_id))
     try:
         visits = list(pool.each(partial(visit, task=task, out=out), wanted, "prepare"))
     except (InputError, KeyboardInterrupt) as error:  # what is prepared is kept for the next run

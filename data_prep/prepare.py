@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         held_out=frozenset(_HOLD_OUT.value),
     )
     shard = pipeline.Shard.parse(_SHARD.value) if _SHARD.value is not None else None
-    earlier: Path | None = None
+    earlier: list[Path] = []
     note_once = cache(note)  # every fold has the same to tell of the raw data
     with source_flags.workers() as pool:
         for fold in _folds(choice):
@@ -101,13 +101,13 @@ def main(argv: list[str]) -> int:
                 dry_run=_DRY_RUN.value,
                 overwrite=_OVERWRITE.value,
                 shard=shard,
-                other_fold=earlier,
+                other_folds=earlier,
             )
             if problems:
                 if earlier:
-                    note(f"prepared so far: {earlier} and the folds before it; of {out}, this is wrong:")
+                    note(f"prepared so far: {', '.join(map(str, earlier))}; of {out}, this is wrong:")
                 return report(problems)
-            earlier = out
+            earlier.append(out)
     return 0
 
 

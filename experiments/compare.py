@@ -35,6 +35,7 @@ from ummkd_tf.evaluation.summary import METRICS
 from ummkd_tf.output.text_tables import markdown, signed
 
 _MUST_AGREE = ("task", "grid")
+_CHECKSUMS = ("scans", "labels")  # by case; evaluations of earlier versions have none
 _SHOULD_AGREE = ("part", "overlap", "largest_component", "selection", "preset")
 
 Pairs = dict[str, tuple[float, float]]
@@ -105,6 +106,7 @@ def _read(file: Path, flag: str) -> dict[str, Any]:
         cases = evaluation["cases"].values()
         numbers = [metrics[m] for case in cases for metrics in case["classes"].values() for m in METRICS]
         texts = [evaluation["setting"]["title"], *(evaluation[n] for n in _MUST_AGREE), *(c["modality"] for c in cases)]
+        texts += [text for kind in _CHECKSUMS for text in evaluation.get(kind, {}).values()]
     except MALFORMED:
         numbers = texts = []
     sound = all(isinstance(n, int | float | None) for n in numbers) and all(isinstance(t, str) for t in texts)
@@ -117,7 +119,7 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
     """Refuses to compare different things, and tells of smaller differences.
 
     Raises:
-        InputError: Other cases, another task or grid.
+        InputError: Other cases, scans, label maps or classes; another task or grid.
     """
     one, other = first.modality, second.modality
     if unknown := sorted({*without} - {*one, *other}):
@@ -132,6 +134,17 @@ def check_comparable(first: Side, second: Side, without: Collection[str] = ()) -
         raise InputError(
             f"{mixed[0]}: {one[mixed[0]]} in {first.flag}, {other[mixed[0]]} in {second.flag}: not one scan"
         )
+    evaluations = [*first.evaluations, *second.evaluations]
+    for case_id in sorted(one.keys() - {*without}):
+        of_case = [e for e in evaluations if case_id in e["cases"]]
+        classes = {tuple(sorted(e["cases"][case_id]["classes"])) for e in of_case}
+        known = {kind: {e[kind][case_id] for e in of_case if case_id in e.get(kind, {})} for kind in _CHECKSUMS}
+        different = [kind for kind, found in {"classes": classes, **known}.items() if len(found) > 1]
+        if different:
+            raise InputError(
+                f"{case_id}: other {' and '.join(different)} in some of {first.flag}, {second.flag}: expected the same "
+                "scan, label map and classes in all; evaluate all on one data set"
+            )
     for name in _MUST_AGREE:
         if len({evaluation[name] for side in (first, second) for evaluation in side.evaluations}) > 1:
             raise InputError(

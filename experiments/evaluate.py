@@ -299,6 +299,7 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         largest_component=FLAGS.largest_component,
         progress=lambda ids: progress(ids, unit="case", desc="evaluate"),
     )
+    checksums = {case_id: found for case_id, found in dataset.checksums.items() if case_id in case_ids}
     result = {
         **about,
         "task": dataset.task.name,
@@ -309,6 +310,8 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         },
         "split_name": dataset.split_name,
         "split_sha256": dataset.split_checksum,
+        "scans": {case_id: found.image for case_id, found in checksums.items() if found.image},
+        "labels": {case_id: found.label for case_id, found in checksums.items() if found.label},
         "environment": environment(),
         "modalities": modalities,
         "cases": cases,

@@ -33,20 +33,21 @@ flags.DEFINE_string("data_dir", None, "Prepared data that the run was trained on
 flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by default what the run was started with.")
 
 
-def results_of(run_dir: Path, selection: str | None) -> str:
-    """Text of the model card's results: the run's evaluation on its test part, where there is one of this checkpoint.
+def results_of(run_dir: Path, selection: str | None) -> dict[int, str]:
+    """Text of the model card's results, by the checkpoint's step: the run's evaluation on its test part, if any.
 
     Raises:
         InputError: A damaged evaluation.
     """
     path = run_dir / evaluation_name("test")
     if not path.is_file():
-        return ""
+        return {}
     record = read_run(run_dir)
     try:
         evaluation = read_json(path)
         if not is_of_selected(evaluation, record, selection):
-            return ""
+            return {}
+        step = int(evaluation["step"])
         table = evaluation_table(evaluation, task_of(record))
         counts = counts_line(evaluation, task_of(record))
     except MALFORMED as error:
@@ -54,10 +55,8 @@ def results_of(run_dir: Path, selection: str | None) -> str:
             f"damaged ({error!r})", where=path, fix="evaluate the run again, or remove the file"
         ) from error
     beyond = "".join(f"; {text}" for text in beyond_protocol([evaluation]))
-    return (
-        f"Test part of {evaluation['split_name']}, {evaluation['grid']} grid, step {evaluation['step']} "
-        f"({evaluation['selection']}){beyond}:\n\n{table}\n\n{counts}"
-    )
+    about = f"{evaluation['split_name']}, {evaluation['grid']} grid, step {step} ({evaluation['selection']}){beyond}"
+    return {step: f"Test part of {about}:\n\n{table}\n\n{counts}"}
 
 
 def main(_: list[str]) -> None:

@@ -153,7 +153,7 @@ def _segment_all(
         with _sigterm_like_ctrl_c():
             for number, scan in enumerate(todo, start=1):
                 title = f"{number}/{len(todo)} {scan.name}" if len(todo) > 1 else scan.name
-                entry: dict[str, Any] = {"modality": scan.modality, "image": str(scan.path)}
+                entry: dict[str, Any] = {"modality": scan.modality, "image": str(scan.path.absolute())}
                 entry |= {"image_state": state_of(scan.path), "windows": 0}
                 entry |= {"classes": {}, "status": "failed", "notes": []}
                 try:
@@ -285,7 +285,7 @@ def _places(name: str, output: Path, one_file: bool) -> dict[str, Path]:
 def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: Sequence[Path]) -> None:
     """Refuses to write a file onto a scan, or onto another scan's file."""
     inputs = {scan.path.resolve() for scan in scans}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for target in targets:
         place = target.resolve()
         # A hard link or another spelling is told by its file, if there is one.
@@ -293,9 +293,10 @@ def _check_not_overwriting(scans: Sequence[ScanToSegment], targets: Sequence[Pat
             raise InputError(
                 "is the scan itself", where=target, fix="expected another file; choose another --output or --overlay"
             )
-        if target in seen:
+        name = str(target).casefold()  # macOS's disks take "A" and "a" for one name
+        if name in seen:
             raise InputError("would be written for two scans", where=target, fix="rename one of them in a CSV")
-        seen.add(target)
+        seen.add(name)
 
 
 def _segment(

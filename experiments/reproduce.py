@@ -164,12 +164,14 @@ class Work:
         )
 
     def _check(self, record: Mapping[str, Any]) -> None:
+        recipe = RECIPES[self.options.recipe][TASKS[self.spec.task].network]
         wanted = {
             "preset": self.options.preset,
             "recipe": self.options.recipe,
             "steps": self.length,
             "validate_every": self.options.validate_every or PRESETS[self.options.preset].validate_every,
-            "absent": RECIPES[self.options.recipe][TASKS[self.spec.task].network].absent,
+            "absent": recipe.absent,
+            "labelled_patches": recipe.labelled_patches,
             "setting": self.spec.setting,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,

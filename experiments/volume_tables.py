@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VOLUMES = "volumes.csv"
 _OTHER_NAMES = "choose another --output, or give the scans other names in a CSV"
 _JSON, _LOCK = "volumes.json", ".volumes.lock"
+_DECIDES = ("weights_sha256", "task", "overlap", "largest_component")  # of what is told of a model; not its folder
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class VolumeTables:
 
     def kept(self, places: Mapping[str, Mapping[str, Path]]) -> list[str]:
         """Names of the scans that are done: listed as such, by the same model and options, and with all files."""
-        about, entries = self._read()
-        if about != self._about:
+        alike, entries = self._read()
+        if not alike:
             return []
 
         def is_done(scan: ScanToSegment) -> bool:
@@ -92,8 +93,8 @@ class VolumeTables:
         self._entries[name] = entry
         label_files = write_label_files(self._folder, self._task)
         with _waiting_for(self._folder / _LOCK):
-            about, entries = self._read()
-            if about == self._about:
+            alike, entries = self._read()
+            if alike:
                 entries = {**entries, **self._entries}
             else:
                 left = [name for name in entries if name not in {scan.name for scan in self._scans}]
@@ -108,15 +109,15 @@ class VolumeTables:
             write_json(self._folder / _JSON, {**self._about, "scans": entries})
         self.files = [VOLUMES, _JSON, *(file.name for file in label_files)]
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """What the folder's entries were made with, and the entries."""
+    def _read(self) -> tuple[bool, dict[str, dict[str, Any]]]:
+        """Whether the folder's entries were made by the same model and options, and the entries."""
         try:
             about = read_json(self._folder / _JSON)
             entries = dict(about.pop("scans"))
             _rows(entries)
         except MALFORMED:  # none yet, or a damaged one, which is written anew
-            return self._about, {}
-        return about, entries
+            return True, {}
+        return all(about.get(name) == self._about[name] for name in _DECIDES), entries
 
 
 def _rows(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
@@ -156,12 +157,18 @@ def check_names_are_free(
     try:
         earlier = read_json(output / _JSON)["scans"]
         found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
-        known = {name: (entry["modality"], Path(entry["image"])) for name, entry in found.items()}
+        known = {name: (entry["modality"], Path(entry["image"]), entry) for name, entry in found.items()}
     except MALFORMED:  # none yet, or a damaged one
         return
     for scan in scans:
-        modality, image = known.get(scan.name, (scan.modality, scan.path))
-        another = modality != scan.modality or (image.exists() and not _is_same_file(image, scan.path))
+        if scan.name not in known:
+            continue
+        modality, image, entry = known[scan.name]
+        if image.is_absolute() and image.exists():
+            same = _is_same_file(image, scan.path)
+        else:  # moved or gone; or as earlier versions wrote it, from a working folder that is not known
+            same = entry.get("image_state") in (None, state_of(scan.path))
+        another = modality != scan.modality or not same
         if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
             raise InputError(
                 f"{scan.name}: holds the label map of another scan of that name ({modality} {image})",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.plans import RunSpec
+from experiments.recipes import RECIPES
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
@@ -93,7 +94,15 @@ def write_run(
     """Writes a run's folder; no evaluation where `cases` is None."""
     run_dir = runs_dir / spec.name
     run_dir.mkdir(parents=True)
-    config = run_config(task=spec.task, setting=spec.setting, steps=steps, alpha=spec.alpha, seed=spec.seed)
+    patches = RECIPES["paper"][TASKS[spec.task].network].labelled_patches
+    config = run_config(
+        task=spec.task,
+        setting=spec.setting,
+        steps=steps,
+        alpha=spec.alpha,
+        seed=spec.seed,
+        labelled_patches=patches,
+    )
     run = {
         "flags": config.to_dict(),
         "model": {

@@ -32,6 +32,11 @@ def evaluation(dice: dict[str, tuple[float, float]], **more) -> dict:
     return {**about, "cases": cases, **more}
 
 
+def without_spleens() -> dict:
+    cases = evaluation(OTHER)["cases"]
+    return {case_id: {**case, "classes": {"liver": case["classes"]["liver"]}} for case_id, case in cases.items()}
+
+
 def write(folder: Path, *arguments, **more) -> Path:
     """A run's folder with its evaluation."""
     folder.mkdir()
@@ -103,6 +108,10 @@ def test_program_prints_classes_means_and_cases(tmp_path):
         ({"setting": "x"}, "", "holds no evaluated cases"),
         ({"task": ["abdomen"]}, "", "holds no evaluated cases"),
         ({}, "--first=", "--first=: expected runs or evaluation files"),
+        ({"scans": {"ct_1": "b"}}, "", "ct_1: other scans in some of --first="),
+        ({"labels": {"ct_2": "b"}}, "", "ct_2: other labels in some of --first="),
+        ({"cases": without_spleens()}, "", "ct_1: other classes in some of --first="),
+        ({"scans": ["ct_1"]}, "", "holds no evaluated cases"),
         ({"grid": "original"}, "", "grid: expected one for all, found prepared in --first="),
         ({"task": "cardiac"}, "", "task: expected one for all"),
         ({}, "--without=ct_7", "--without=ct_7: expected some of the tested cases, e.g. ct_1"),
@@ -111,7 +120,8 @@ def test_program_prints_classes_means_and_cases(tmp_path):
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, change, flag, message):
-    first, second = write(tmp_path / "a", CASES), write(tmp_path / "b", OTHER, **change)
+    known = {"scans": {"ct_1": "a", "mr_1": "c"}, "labels": {"ct_2": "a"}}
+    first, second = write(tmp_path / "a", CASES, **known), write(tmp_path / "b", OTHER, **change)
     done = program("experiments.compare", f"--first={first}", f"--second={second}", *filter(None, [flag]))
     assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr and done.stderr.count("\n") == 1

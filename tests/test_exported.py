@@ -210,14 +210,23 @@ def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     with fresh_programs():
         from experiments.export import results_of
-    assert ", step 2 (best):" in results_of(run, None)
+    ((step, text),) = results_of(run, None).items()
+    assert step == 2 and ", step 2 (best):" in text
     evaluation = json.loads((run / "evaluation_test.json").read_text(encoding="utf-8"))
     beyond = {"overlap": 0.5, "largest_component": True}
     write_json(run / "evaluation_test.json", {**evaluation, **beyond})
-    assert "(best); chunks overlapping by 50 %; largest connected part of each class:" in results_of(run, None)
+    assert "(best); chunks overlapping by 50 %; largest connected part of each class:" in results_of(run, None)[2]
     for other in ({"step": 1}, {"selection": "last"}):  # of an averaged model, the last is another one of the same step
         write_json(run / "evaluation_test.json", {**evaluation, **other})
-        assert results_of(run, None) == ""
+        assert results_of(run, None) == {}
+    # A run that goes on has no record of its best checkpoint: what is exported decides.
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for best_step, results, told in ((2, {2: "of it"}, True), (1, {1: "of another"}, False)):
+        write_json(run / "run.json", {**record, "progress": {**record["progress"], "best_step": best_step}})
+        out = export_run(run, tmp_path / f"model{best_step}", results=results)
+        card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+        assert ("of it" in card, "It has not been evaluated." in card) == (told, not told)
+        assert ("validation Dice" in card) == told
 
 
 def test_scans_not_used_before_are_evaluated(exported: Path, data: Path, tmp_path: Path) -> None:

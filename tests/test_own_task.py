@@ -440,6 +440,8 @@ def test_own_folds_and_seeds_have_a_row_for_their_mean(tmp_path):
     # Over the folds' cases √(2 · 20² / 3) = 16.3; over seeds the mean of what has no spread, one case.
     assert [row.cells[1].text for row in rows[9:]] == ["60.0±16.3", "60.0"]
     assert "n = 3 t1 test cases" in table.caption and "Means are of runs that differ in fold and seed" in table.caption
+    for names in ("x0, x1", "y0, y1"):
+        assert f"No mean of {names}: with one seed, they test a case twice, or with another seed" in table.caption
 
 
 def test_another_task_is_not_tabulated_as_the_papers(tmp_path):

@@ -46,7 +46,7 @@ MISSPELLED = dataclasses.replace(TASK, name="own", clip={**TASK.clip, "mri": Cli
 
 
 def prepare(
-    raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, other_fold=None,
+    raw, out, source="abdomen", choice=None, workers=1, dry_run=False, overwrite=False, shard=None, other_folds=(),
     **options,
 ):  # fmt: skip
     """Notes of a preparation that finds no problem."""
@@ -62,7 +62,7 @@ def prepare(
             dry_run=dry_run,
             overwrite=overwrite,
             shard=shard and pipeline.Shard.parse(shard),
-            other_fold=other_fold,
+            other_folds=other_folds,
         )
     assert problems == []
     return notes
@@ -859,6 +859,16 @@ def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path):
     assert (list(found.problems), len(found.cases)) == ([], len(rows) - 1)
 
 
+def test_cases_of_one_name_on_some_disks_are_a_problem(tmp_path):
+    options = write_own(tmp_path / "own")
+    first, *rows = options["csv"].read_text(encoding="utf-8").rstrip("\n").split("\n")
+    case_id, _, rest = rows[0].partition(",")
+    options["csv"].write_text("\n".join([first, *rows, f"{case_id.upper()},{rest}"]), encoding="utf-8")
+    (problem,) = own.find(options["csv"], TASK, options["label_map"]).problems
+    line = f"line {len(rows) + 2}: case {case_id.upper()}, which on some disks is the same file name as {case_id}: "
+    assert line in str(problem)
+
+
 def test_label_map_by_name_index_and_default(tmp_path):
     (tmp_path / "map.json").write_text('{"0": "background", "7": "liver", "9": 0, "300": 4}', encoding="utf-8")
     assert own.read_label_map(tmp_path / "map.json", TASK) == {0: 0, 7: 1, 9: 0, 300: 4}
@@ -948,7 +958,7 @@ def test_folds_share_no_change(raw, prepared, tmp_path, monkeypatch):
         raise OSError
 
     monkeypatch.setattr(pipeline.os, "link", no_links)
-    assert prepare(changed, other, other_fold=prepared[0])[-1].startswith("1 cases prepared, 5 already up to date")
+    assert prepare(changed, other, other_folds=[prepared[0]])[-1].startswith("1 cases prepared, 5 already up to date")
     assert snapshot(prepared[0]) == before
     theirs, ours = (Dataset.load(folder).checksums for folder in (prepared[0], other))
     assert {case_id for case_id in ours if ours[case_id] != theirs[case_id]} == {"ct_0002"}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from recorded_runs import run_config
 
 from ummkd_tf.common import files, processor
 from ummkd_tf.common.errors import InputError, Stopped
+from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.runs import folder as runs
 from ummkd_tf.runs.config import RunConfig
 from ummkd_tf.tasks import TASKS
@@ -51,6 +54,24 @@ def test_changed_flags_are_shown_and_refused_unless_accepted(tmp_path, prepared_
     record = start(tmp_path, prepared_dataset, changed, accept_changes=True)
     assert record["flags"]["alpha"] == 0.9 and record["changes"][0]["changed"] == ["alpha is 0.9, was 0.5"]
     assert start(tmp_path, prepared_dataset, changed) == record  # from now on these are the run's flags
+
+
+def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path, prepared_dataset):
+    """From then on they are looked for there; what an earlier end recorded of its checkpoints is of the past."""
+    run_dir, moved = tmp_path / "run", Path(shutil.copytree(prepared_dataset.directory, tmp_path / "moved"))
+    start(run_dir, prepared_dataset)
+    record = runs.read_run(run_dir)
+    (run_dir / "run.json").write_text(json.dumps(record | {"progress": {"step": 9, "best_step": 4}}), encoding="utf-8")
+    start(run_dir, Dataset.load(moved))
+    assert runs.read_run(run_dir) == record | {"data_dir": str(moved)}
+
+
+def test_copies_of_checkpoints_are_none_of_the_runs(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("step-00000300", "step-100000000", "step-00000300_backup", "step-00000200-keep", "step-7"):
+        (tmp_path / f"checkpoints/{name}.npz").touch()
+    assert [path.stem for path in runs.checkpoint_files(tmp_path)] == ["step-100000000", "step-00000300"]
+    assert runs.newest_step(tmp_path) == 100_000_000
 
 
 @pytest.mark.parametrize(

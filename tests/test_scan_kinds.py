@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import CR, CT, ENHANCED_CT, ENHANCED_MR, NM, SECONDARY_CAPTURE, Dataset, decimals
 from pydicom import uid
+from pydicom.dataset import FileMetaDataset
 from scipy.spatial.transform import Rotation
 from test_dicom_series import assert_same
 
@@ -691,6 +693,28 @@ def check(
         volume = read(path)
         assert np.array_equal(volume.array, expected)
         np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+
+
+def test_a_damaged_qform_beside_a_sound_sform_is_told(tmp_path, caplog):
+    """A quaternion longer than 1 is of no direction; the sform counts."""
+    image = nib.Nifti1Image(STORED, AFFINE)
+    image.set_qform(AFFINE, 1)
+    image.header["quatern_b"] = 1.5
+    content(tmp_path / "a.nii", image.header.binaryblock + bytes(4) + STORED.tobytes(order="F"))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, AFFINE)
+    assert re.search(r"a\.nii: its qform is damaged \(.+\); the sform is used", caplog.messages[0])
+
+
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_a_dicom_object_that_is_no_image_is_named(given, tmp_path):
+    structures = Dataset()
+    structures.file_meta = FileMetaDataset()
+    structures.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    structures.SOPClassUID, structures.SOPInstanceUID = uid.RTStructureSetStorage, "1.2.3"
+    structures.save_as(tmp_path / "rtss.dcm", enforce_file_format=True)
+    with pytest.raises(InputError, match=r"DICOM, but no image: rtss\.dcm \(RT Structure Set Storage\)"):
+        read_volume(tmp_path / "rtss.dcm" if given == "file" else tmp_path)
 
 
 def test_two_forms_that_differ_are_told(tmp_path, caplog):

@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 from experiments.plans import DATA, RunSpec
 from experiments.results.captions import provenance
 from experiments.results.records import Record
-from experiments.volume_tables import ScanToSegment, VolumeTables, check_names_are_free
+from experiments.volume_tables import ScanToSegment, VolumeTables, check_names_are_free, state_of
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
@@ -405,6 +405,39 @@ def test_a_second_call_for_the_other_modality_adds_its_scans(run_dir, tmp_path):
     assert (tmp_path / "out/a.nii.gz").read_bytes() == before
     done = predict(run_dir, "--modality=mr", f"--input={tmp_path / 'scans/b.nii'}", "--largest_component", *flags)
     assert "segmented otherwise, so no longer in volumes.csv: a, c" in done.stdout and scans() == ["b"]
+
+
+def test_a_scan_is_known_by_its_place_or_its_state_and_not_by_the_words_of_the_command(tmp_path, monkeypatch):
+    """Of two hospitals' ct.nii.gz, each given as "ct.nii.gz" from its own folder, the second is another scan."""
+    here, there = tmp_path / "a/ct.nii.gz", tmp_path / "b/ct.nii.gz"
+    for place, content in ((here, b"1"), (there, b"22")):
+        place.parent.mkdir()
+        place.write_bytes(content)
+    places = {"ct": {"labels": tmp_path / "ct.nii.gz"}}
+    places["ct"]["labels"].touch()
+    monkeypatch.chdir(there.parent)
+    scan = ScanToSegment("ct", Path("ct.nii.gz"), "ct")
+
+    def check(image, state):
+        entry = {"modality": "ct", "image": str(image), "image_state": state}
+        (tmp_path / "volumes.json").write_text(json.dumps({"scans": {"ct": entry}}), encoding="utf-8")
+        check_names_are_free([scan], tmp_path, places)
+
+    check(there, "any")  # the scan itself, which has changed since
+    for image in ("ct.nii.gz", tmp_path / "gone/ct.nii.gz"):  # as earlier versions wrote it; a scan that was moved
+        check(image, state_of(there))
+    for image in (here, "ct.nii.gz", tmp_path / "gone/ct.nii.gz"):
+        with pytest.raises(InputError, match="ct: holds the label map of another scan of that name"):
+            check(image, state_of(here))
+
+
+def test_one_model_by_two_paths_is_one_model(tmp_path, capsys):
+    entry = {"modality": "ct", "image": "a", "windows": 1, "classes": {}, "status": "done", "notes": []}
+    for name, source in (("a", "runs/ours"), ("b", "runs/ours/")):
+        VolumeTables(tmp_path, [], predictor(), [source]).add(name, entry)
+    assert set(entries(tmp_path)) == {"a", "b"}
+    VolumeTables(tmp_path, [], predictor(overlap=0.5), ["runs/ours"]).add("c", entry)
+    assert set(entries(tmp_path)) == {"c"} and "no longer in volumes.csv: a, b" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a", "a_probabilities"])

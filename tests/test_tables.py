@@ -23,7 +23,7 @@ from experiments.plans import NORMALIZATIONS, TARGETS, RunSpec
 from experiments.results import builders, rendering
 from experiments.results.captions import provenance
 from experiments.results.paper import paper_numbers
-from experiments.results.records import load_folder, load_records
+from experiments.results.records import load_folder, load_records, unplanned
 from experiments.results.table import number_cell, p_text
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
@@ -128,6 +128,24 @@ def test_results_of_several_seeds_and_folds(tmp_path):
     assert "seeds 0, 1, 2" in table.caption and "n = 6 CT + 6 MRI test cases" in table.caption
     only = builders.build("table2", load_records(tmp_path), seeds=[1], folds=[0])
     assert len(only.blocks) == 5 and "n = 3 CT + 3 MRI" in only.caption
+
+
+@pytest.mark.parametrize("target", ["table2", "table4"])
+def test_folds_that_test_one_case_twice_are_refused(target, tmp_path):
+    """As of --split=seeded with another seed for each fold: one result would count, or their mean, and none said so."""
+    cases = evaluation_cases("abdomen", np.random.default_rng(0), range(3))
+    for spec in TARGETS[target].runs(folds=(0, 1)):
+        write_run(tmp_path, spec, cases)
+    with pytest.raises(InputError, match=r"tests ct_0, as abdomen-\w+-seed0-fold0 does with the same seed: expected"):
+        builders.build(target, load_records(tmp_path))
+    assert builders.build(target, load_records(tmp_path), folds=[1])
+
+
+def test_a_run_named_almost_as_planned_is_ones_own(tmp_path):
+    run = write_run(tmp_path, RunSpec("abdomen", "abdomen", "ours"), None)
+    assert unplanned(load_records(tmp_path)) == []
+    run.rename(tmp_path / "abdomen-ours-seed0")
+    assert [record.name for record in unplanned(load_records(tmp_path))] == ["abdomen-ours-seed0"]
 
 
 def test_blanks_absent_classes_and_captions(tmp_path):

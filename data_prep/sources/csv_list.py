@@ -47,6 +47,7 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
     notes = [f"{csv_file}: modality {m} is taken as {m.lower()}" for m in written if m != m.lower()]
     rows = [(line, {**row, "modality": row["modality"].lower()}) for line, row in rows]
     cases: dict[str, RawCase] = {}
+    spelled: dict[str, str] = {}
     first = {row["modality"]: line for line, row in reversed(rows)}
     odd = [name for name in first if not re.fullmatch(r"(?!(shared|overall|default)$)[a-z]\w*", name, re.ASCII)]
     fix = "expected letters, digits and '_' as in t1_in, a letter first, and not shared, overall or default; rename it"
@@ -54,8 +55,12 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
     for line, row in rows:
         image, label = (csv_file.parent / row[column] for column in ("image", "label"))
         mistakes = _mistakes(row, image, label)
+        other = spelled.setdefault(row["case"].casefold(), row["case"])
         if row["case"] in cases:
             mistakes.append((f"the same case twice ({row['case']})", "give every scan a name of its own"))
+        elif other != row["case"]:
+            text = f"case {row['case']}, which on some disks is the same file name as {other}"
+            mistakes.append((text, "give every scan a name of its own"))
         problems += [Problem(f"{csv_file} line {line}", problem, fix) for problem, fix in mistakes]
         if not mistakes and row["modality"] not in odd:
             cases[row["case"]] = RawCase(

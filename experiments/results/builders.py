@@ -155,7 +155,13 @@ def _own_table(name: str, records: Sequence[Record]) -> Table:
         return _layout(name, f"Own runs, task {records[0].task.name}", records[0].task, used, plan, parameters=True)
 
     table = layout({record.name: [record] for record in records})
-    groups = _repeated(records)
+    repeated = _repeated(records)
+    groups = [group for group in repeated if _tests_each_case_once(group)]
+    for group in repeated:
+        if group not in groups:
+            names = ", ".join(record.name for record in group)
+            why = "with one seed, they test a case twice, or with another seed other cases"
+            table = replace(table, notes=(*table.notes, f"No mean of {names}: {why}."))
     if not groups:
         return table
     means = layout({_mean_title(group): group for group in groups})
@@ -164,7 +170,7 @@ def _own_table(name: str, records: Sequence[Record]) -> Table:
 
 
 def _repeated(records: Iterable[Record]) -> list[list[Record]]:
-    """Groups of runs that differ in fold and seed alone, where the runs of each seed test the same cases, each once."""
+    """Groups of two or more runs that differ in fold and seed alone."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         run, evaluation = record.run, record.evaluation or {}
@@ -172,10 +178,11 @@ def _repeated(records: Iterable[Record]) -> list[list[Record]]:
         settings = replace(config_of(run), seed=0).to_dict()
         alike = json.dumps([run.get("source"), run.get("scans"), protocol, settings, run["model"]], sort_keys=True)
         groups.setdefault(alike, []).append(record)
-    return [group for group in groups.values() if len(group) > 1 and _tests_each_case_once(group)]
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _tests_each_case_once(records: Iterable[Record]) -> bool:
+    """Whether the runs of each seed test the same cases, each once."""
     folds: dict[int, list[list[str]]] = {}
     for record in records:
         folds.setdefault(record.run["seed"], []).append(sorted(record.cases()))

@@ -17,6 +17,7 @@ from ummkd_tf.runs.history import KNOWLEDGE, read_history
 from ummkd_tf.tasks import TASKS, Task, check_same_task
 
 EVALUATION, OUTLIER = (evaluation_name(part) for part in ("test", "outlier"))
+_PLANNED = re.compile(r"(.+)-seed(\d+)-fold(\d+)")  # names as `RunSpec.name` makes them
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Record:
 
     @property
     def stem(self) -> str:
-        """Its `RunSpec.stem`; "" where the folder's name has no seed."""
-        return self.name.rpartition("-seed")[0]
+        """Its `RunSpec.stem`; "" where the folder's name does not end as those of planned runs."""
+        match = _PLANNED.fullmatch(self.name)
+        return match[1] if match else ""
 
     @property
     def data(self) -> str:
@@ -199,11 +201,20 @@ class Runs:
         """The records of a spec, with all its seeds and folds, that have this kind of evaluation.
 
         Raises:
-            InputError: A run was trained for another task than the spec says.
+            InputError: A run was trained for another task than the spec says, or two folds of a seed test one case.
         """
         found = [r for r in select(self.records, self.planned(spec)) if getattr(r, kind)]
+        tested: dict[tuple[int, str], Record] = {}
         for record in found:
             check_same_task(record.task, TASKS[spec.task], record.run_dir, "give the run's folder another name")
+            for case_id in record.cases() if kind == "evaluation" else ():
+                other = tested.setdefault((record.run["seed"], case_id), record)
+                if other is not record:
+                    raise InputError(
+                        f"tests {case_id}, as {other.name} does with the same seed",
+                        where=record.run_dir,
+                        fix="expected every case in the test part of one fold (--split=k_fold); choose with --folds",
+                    )
         return found
 
 
@@ -215,7 +226,7 @@ def seeds_and_folds(
     found = [
         (int(match[2]), int(match[3]))
         for record in records
-        if (match := re.fullmatch(r"(.+)-seed(\d+)-fold(\d+)", record.name)) and match[1] in stems
+        if (match := _PLANNED.fullmatch(record.name)) and match[1] in stems
     ]
     there = [sorted({numbers[i] for numbers in found}) or [0] for i in (0, 1)]
     return (there[0] if seeds is None else seeds), (there[1] if folds is None else folds)

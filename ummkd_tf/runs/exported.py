@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def export_run(
     selection: str | None = None,
     *,
     data_dir: str | Path | None = None,
-    results: str = "",
+    results: Mapping[int, str] = MappingProxyType({}),
 ) -> Path:
     """Writes a run's model as a folder.
 
@@ -138,7 +139,7 @@ def export_run(
         selection: As for `load_run`.
         data_dir: The run's data set, of which the folder says which scans the model has seen; None: where it was for
             the training.
-        results: Text of the model card's results.
+        results: Text of the model card's results, by the step of the checkpoint that they are of.
 
     Raises:
         InputError: No run; no data set, or not as it was for the training; or the folder exists.
@@ -146,7 +147,7 @@ def export_run(
     model, record, step = load_run(run_dir, selection)
     config, task = config_of(record), task_of(record)
     dataset = open_run_data(record, data_dir)
-    progress = record.get("progress", {})
+    progress, best = record.get("progress", {}), (selection or config.selection) == "best"
     training = {
         "data": record.get("source", ""),
         "cases": training_cases(dataset),
@@ -162,10 +163,11 @@ def export_run(
         "preset": config.preset,
         "recipe": config.recipe,
         "settings": config.to_dict(),
-        "validation_dice": progress.get("best_dice") if (selection or config.selection) == "best" else None,
+        "validation_dice": progress.get("best_dice") if best and progress.get("best_step") == step else None,
     }
     preparation = record.get("preparation", dataset.preparation)
-    return write_model(Path(out), model, record["model"], task, config.factor(task), training, results, preparation)
+    text, factor = results.get(step, ""), config.factor(task)
+    return write_model(Path(out), model, record["model"], task, factor, training, text, preparation)
 
 
 def write_model(

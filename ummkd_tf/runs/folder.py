@@ -169,13 +169,18 @@ def is_of_selected(evaluation: Mapping[str, Any], record: Mapping[str, Any], sel
 
 def checkpoint_files(run_dir: Path) -> list[Path]:
     """The checkpoints of a run by step, the newest first; without the best one."""
-    return sorted((run_dir / CHECKPOINTS).glob("step-*.npz"), reverse=True)
+    written = [p for p in (run_dir / CHECKPOINTS).glob("step-*.npz") if re.fullmatch(r"step-\d{8,}", p.stem)]
+    return sorted(written, key=_step, reverse=True)
 
 
 def newest_step(run_dir: Path) -> int | None:
     """Step of the newest checkpoint of a run; None where there is none."""
     files = checkpoint_files(run_dir)
-    return int(files[0].stem.removeprefix("step-")) if files else None
+    return _step(files[0]) if files else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 @contextlib.contextmanager
@@ -255,10 +260,13 @@ def start_run(
         if changed:
             changes = [*record.get("changes", []), {"at": _now(), "changed": changed}]
             record |= {"flags": config.to_dict(), "changes": changes}
+        record |= {"data_dir": str(dataset.directory.resolve())}  # the same data, which may have moved
         here, step = environment(), newest_step(run_dir) or 0
-        if step < config.steps and here != _environments(record)[-1]:
-            part = {"at": _now(), "step": step, "environment": here}
-            record |= {"continued": [*record.get("continued", []), part]}
+        if step < config.steps:
+            record.pop("progress", None)  # of an earlier end
+            if here != _environments(record)[-1]:
+                part = {"at": _now(), "step": step, "environment": here}
+                record |= {"continued": [*record.get("continued", []), part]}
         write_json(run_dir / RUN, record)
         return record
     record = {

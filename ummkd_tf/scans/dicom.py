@@ -300,7 +300,8 @@ def _image_datasets(place: Path) -> tuple[dict[Path, Dataset], list[str]]:
     if hidden:
         raise InputError("a hidden DICOM file", where=hidden[0], fix="rename it without the dot, or remove it")
     if not found:
-        raise InputError(f"no DICOM files{_instead(place)}", where=place, fix="expected one series of DICOM images")
+        what = f"DICOM, but no image: {listed(objects)}" if objects else f"no DICOM files{_instead(place)}"
+        raise InputError(what, where=place, fix="expected one series of DICOM images")
     folders = [p.name for p in sorted(place.glob("[!.]*/"))] if place.is_dir() else []
     for name in folders:
         _check_no_part(place / name, {_series(dataset) for dataset in found.values()})
@@ -326,6 +327,8 @@ def _check_no_part(folder: Path, series: set[str]) -> None:
 
 
 def _instead(folder: Path) -> str:
+    if not folder.is_dir():
+        return ""
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
     if len(images) > 1:
         return (

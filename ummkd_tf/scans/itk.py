@@ -97,7 +97,7 @@ def files_of(path: Path) -> list[Path]:
     names = [name.decode(errors="replace").strip() for name in re.findall(pattern, head, re.MULTILINE)[:1]]
     names = [name for name in names if name != "LOCAL"]
     for name in names:
-        if Path(name).name != name or "\\" in name or "%" in name or name.split()[0] == "LIST":
+        if Path(name).name != name or "\\" in name or "%" in name or name.split()[:1] in ([], ["LIST"]):
             raise InputError(
                 f"its voxels are said to lie in {name!r}",
                 where=path,

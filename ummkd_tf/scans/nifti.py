@@ -104,7 +104,12 @@ def _scaled(stored: NDArray, slope: np.float64, intercept: np.float64, labels: b
 def _compare_forms(header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path) -> None:
     """Logs where the sform and the qform of a header differ. The sform counts, as in nibabel; ITK can prefer the
     qform."""
-    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    sform = header.get_sform(coded=True)[0]
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:  # of no use, as the sform counts
+        _LOG.warning("%s: its qform is damaged (%s); the sform is used", path, last_line(error))
+        return
     difference = None if sform is None or qform is None else same_geometry(Grid(sform, shape), Grid(qform, shape))
     if difference:
         _LOG.warning("%s: its qform has %s, the sform; the sform is used", path, difference)
