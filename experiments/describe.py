@@ -37,7 +37,7 @@ def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str
     total = sum(math.prod(v.shape) for v in model.trainable_variables)
     setting = model.setting
     paper = model.network.paper_parameters.get(setting.name)
-    as_in_paper = model_arguments["width"] == 16 and model_arguments["normalization"] == "batch" and paper
+    as_printed = (model_arguments["width"], model_arguments["normalization"], model.num_classes) == (16, "batch", 5)
     return "\n".join(
         [
             f"{setting.title} with {model.network.name}, width {model_arguments['width']}, "
@@ -47,7 +47,7 @@ def describe(model_arguments: dict[str, Any], diagram: str | None = None) -> str
             "",
             markdown(["stage", "kernels", "norms", "parameters"], rows),
             "",
-            f"trainable parameters: {total:,}" + (f" (the paper prints {paper})" if as_in_paper else ""),
+            f"trainable parameters: {total:,}" + (f" (the paper prints {paper})" if as_printed and paper else ""),
         ]
     )
 

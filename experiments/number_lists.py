@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from absl import flags
 
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
+
 
 class _WholeNumbers(flags.ArgumentParser):
     def parse(self, argument: str) -> list[int]:
         texts = [text.strip() for text in argument.split(",")]
-        if not all(text.isdecimal() for text in texts):
-            raise ValueError("expected whole numbers, e.g. 0,1,2")
+        if not all(text.isdecimal() and int(text) <= LARGEST_SEED for text in texts):
+            raise ValueError(f"expected whole numbers up to {LARGEST_SEED}, e.g. 0,1,2")
         return [int(text) for text in texts]
 
 

@@ -24,7 +24,7 @@ from experiments.benchmark.steps import Size, Worker
 from experiments.execution import run_all
 from experiments.number_lists import define_whole_numbers
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
-from experiments.recipes import PRESETS, RECIPES
+from experiments.recipes import PRESETS, RECIPES, TEMPERATURE
 from experiments.results import builders, rendering
 from experiments.results.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
 from ummkd_tf.common.cli import run
@@ -32,8 +32,10 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.files import write_whole
 from ummkd_tf.common.progress import progress
 from ummkd_tf.data.dataset import DATASET, RELEASED
+from ummkd_tf.data.sampling import LABELLED_SHARE
 from ummkd_tf.runs.config import Precision
 from ummkd_tf.runs.folder import RUN, config_of, is_of_selected, newest_step, read_run
+from ummkd_tf.runs.loading import open_run_data
 from ummkd_tf.settings import SETTINGS
 from ummkd_tf.tasks import TASKS
 
@@ -128,7 +130,8 @@ class Work:
             ]
         beyond = [f"--{name}={value}" for name, value in self._beyond_protocol.items() if value]
         outlier = [f"--outlier={self.options.outlier}"] if step == "evaluate outlier" else []
-        return [*python, "experiments.evaluate", f"--run_dir={self.run_dir}", *beyond, *outlier]
+        places = [f"--run_dir={self.run_dir}", f"--data_dir={self.options.data_dir(self.spec)}"]
+        return [*python, "experiments.evaluate", *places, *beyond, *outlier]
 
     @property
     def _beyond_protocol(self) -> dict[str, float | bool]:
@@ -139,7 +142,7 @@ class Work:
         """Steps not done: "train", "evaluate", "evaluate outlier".
 
         Raises:
-            InputError: The folder holds another run than the one wanted.
+            InputError: The folder holds another run than the one wanted, or one of other data.
         """
         evaluations = {"evaluate": EVALUATION} | ({"evaluate outlier": OUTLIER} if self.with_outlier else {})
         record = read_run(self.run_dir) if (self.run_dir / RUN).is_file() else None
@@ -165,17 +168,22 @@ class Work:
 
     def _check(self, record: Mapping[str, Any]) -> None:
         recipe = RECIPES[self.options.recipe][TASKS[self.spec.task].network]
+        preset = PRESETS[self.options.preset]
+        of_preset = {n: getattr(preset, n) for n in ("learning_rate", "batch_size", "norm_batches")}
         wanted = {
+            **{n: getattr(recipe, n) if value is None else value for n, value in of_preset.items()},
+            **{n: getattr(recipe, n) for n in ("schedule", "augmentation", "labelled_patches", "absent")},
+            "labelled_share": LABELLED_SHARE,
+            "temperature": TEMPERATURE,
+            "ema": 0.0,
+            "selection": "best",
             "preset": self.options.preset,
             "recipe": self.options.recipe,
             "steps": self.length,
-            "validate_every": self.options.validate_every or PRESETS[self.options.preset].validate_every,
-            "absent": recipe.absent,
-            "labelled_patches": recipe.labelled_patches,
+            "validate_every": self.options.validate_every or preset.validate_every,
             "setting": self.spec.setting,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,
-            "data": str(self.options.data_dir(self.spec).resolve()),
         }
         if self.options.precision != "auto":
             wanted["precision"] = self.options.precision
@@ -184,7 +192,6 @@ class Work:
         found = {
             **config_of(record).to_dict(),
             "normalization": record["model"].get("normalization"),
-            "data": str(Path(record["data_dir"]).resolve()),
         }
         different = [f"{name} is {found.get(name)}, wanted {v}" for name, v in wanted.items() if found.get(name) != v]
         if different:
@@ -193,6 +200,9 @@ class Work:
                 where=self.run_dir,
                 fix="expected the planned one; give the flags it was made with, or another --runs_dir",
             )
+        data_dir = self.options.data_dir(self.spec)
+        if data_dir.resolve() != Path(record["data_dir"]).resolve():
+            open_run_data(record, data_dir)  # which may have moved
 
 
 def plan(

@@ -25,7 +25,7 @@ run() {{ # a program that gets the script's SIGTERM, and the time to save
 	child=$! code=0
 	trap 'kill -TERM "$child"' TERM
 	wait "$child" || code=$?
-	while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # the signal ends a wait before the program
+	while kill -0 "$child" 2> /dev/null; do code=0; wait "$child" || code=$?; done # the signal ends one wait
 	return "$code"
 }}
 {commands}

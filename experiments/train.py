@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from absl import flags
 
+from experiments.number_lists import LARGEST_SEED
 from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE, Recipe
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
@@ -88,7 +89,9 @@ flags.DEFINE_enum(
     list(get_args(Initialization)),
     "How kernels start; by default the preset's, else the recipe's.",
 )
-flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and dropout.")
+flags.DEFINE_integer(
+    "seed", 0, "Seed of initial weights, batches and dropout.", lower_bound=0, upper_bound=LARGEST_SEED
+)
 flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's, else the recipe's.", lower_bound=1)
 flags.DEFINE_float(
     "learning_rate", None, "Initial learning rate; by default the preset's, else the recipe's.", lower_bound=0
@@ -104,7 +107,7 @@ flags.DEFINE_float(
     0.0,
     "Moving average of weights with this decay, e.g. 0.99, to validate and as the best checkpoint; 0: none.",
     lower_bound=0,
-    upper_bound=1,
+    upper_bound=0.9999,  # 1 would keep the weights of the first step
 )
 flags.DEFINE_float(
     "labelled_share",

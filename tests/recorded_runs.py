@@ -94,14 +94,16 @@ def write_run(
     """Writes a run's folder; no evaluation where `cases` is None."""
     run_dir = runs_dir / spec.name
     run_dir.mkdir(parents=True)
-    patches = RECIPES["paper"][TASKS[spec.task].network].labelled_patches
+    recipe = RECIPES["paper"][TASKS[spec.task].network]
     config = run_config(
         task=spec.task,
         setting=spec.setting,
         steps=steps,
         alpha=spec.alpha,
         seed=spec.seed,
-        labelled_patches=patches,
+        labelled_patches=recipe.labelled_patches,
+        augmentation=recipe.augmentation,
+        norm_batches=16,
     )
     run = {
         "flags": config.to_dict(),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from experiments.slurm import write_jobs
+from ummkd_tf.common.files import write_json
 
 CLUSTER = Path(__file__).parent.parent / "experiments" / "cluster"
 
@@ -62,20 +63,20 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("kind", ["job", "array"])
-def test_the_signal_before_the_end_reaches_the_program_which_saves(kind, tmp_path, programs, monkeypatch):
-    """SLURM signals the script alone; what would come next does not start."""
+@pytest.mark.parametrize(("kind", "code"), [("job", 143), ("array", 143), ("job", 0)])
+def test_the_signal_before_the_end_reaches_the_program_which_saves(kind, code, tmp_path, programs, monkeypatch):
+    """SLURM signals the script alone; what would come next does not start, unless the program was just done."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    (tmp_path / "saves.py").write_text(SAVES, encoding="utf-8")
+    (tmp_path / "saves.py").write_text(SAVES.replace("143", str(code)), encoding="utf-8")
     programs("ummkd", f'[ "$1" = train ] && exec {sys.executable} saves.py; touch evaluated')
     write_jobs([("one", [["ummkd", "train"], ["ummkd", "evaluate"]])], ["echo"], tmp_path / "jobs", tmp_path)
     script = [tmp_path / "jobs" / "one.sh"] if kind == "job" else [CLUSTER / "slurm_array.sh", "ours", "data"]
     with subprocess.Popen(script, stdout=subprocess.PIPE, encoding="utf-8") as job:
         assert job.stdout.readline() == "ready\n"
         job.terminate()
-        assert job.wait(timeout=20) == 143
-    assert (tmp_path / "saved").exists() and not (tmp_path / "evaluated").exists()
+        assert job.wait(timeout=20) == code
+    assert (tmp_path / "saved").exists() and (tmp_path / "evaluated").exists() == (code == 0)
 
 
 def test_jobs_find_the_programs_wherever_they_run(tmp_path, monkeypatch):
@@ -98,13 +99,20 @@ def test_results_alone_wait_for_nothing(tmp_path, programs, monkeypatch):
 def test_array_goes_through_folds_and_seeds(tmp_path, programs, monkeypatch):
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    run_dir = tmp_path / "runs/ours-seed2-fold1"
+    run_dir.mkdir(parents=True)
     programs("ummkd", 'echo "$@" >> "$LOG"')
-    subprocess.run([CLUSTER / "slurm_array.sh", "ours", "data/fold{fold}", "--steps=9"], check=True)
-    train, evaluate = lines(tmp_path / "log")
-    assert train == (
-        "train --task=abdomen --setting=ours --seed=2 --data_dir=data/fold1 --run_dir=runs/ours-seed2-fold1 --steps=9"
+    for status in ("finished", "stopped"):  # the second one by --max_hours: it is not evaluated
+        write_json(run_dir / "run.json", {"flags": {}, "status": status})
+        subprocess.run([CLUSTER / "slurm_array.sh", "ours", "data/fold{fold}", "--steps=9"], check=True)
+    train, evaluate, again = lines(tmp_path / "log")
+    assert (
+        train
+        == again
+        == (f"train --task=abdomen --setting=ours --seed=2 --data_dir=data/fold1 --run_dir={run_dir} --steps=9")
     )
-    assert evaluate == "evaluate --run_dir=runs/ours-seed2-fold1"
+    assert evaluate == f"evaluate --run_dir={run_dir}"
 
 
 def test_every_node_knows_all_workers_and_its_own_number(tmp_path, programs, monkeypatch):

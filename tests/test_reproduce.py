@@ -237,6 +237,11 @@ def test_an_error_of_any_kind_keeps_no_other_run(options):
         ({"validate_every": 7}, "validate_every is 50, wanted 7"),
         ({"recipe": "released"}, "recipe is paper, wanted released"),
         ({"precision": "mixed_bfloat16"}, "precision is float32, wanted mixed_bfloat16"),
+        (
+            {"recipe": "practice"},
+            "schedule is staircase, wanted polynomial; augmentation is none, wanted practice; "
+            "labelled_patches is inside, wanted centered; recipe is paper, wanted practice",
+        ),
     ],
 )
 def test_run_of_other_settings_is_not_reused(change, message, options):
@@ -245,6 +250,30 @@ def test_run_of_other_settings_is_not_reused(change, message, options):
     values = {"preset": "tiny", **change}
     with pytest.raises(InputError, match=rf"holds another run \({message}\): .* another --runs_dir"):
         work_of(ReproduceOptions(options.data, options.runs_dir, **values)).missing()
+
+
+@pytest.mark.parametrize(("flag", "value", "wanted"), [("ema", 0.99, 0.0), ("temperature", 4.0, 2.0)])
+def test_a_run_by_hand_with_flags_of_its_own_is_not_reused(flag, value, wanted, options):
+    run_dir = write_run(options.runs_dir, work_of(options).spec, {}, data_dir=options.data["abdomen"])
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record["flags"][flag] = value
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"holds another run \({flag} is {value}, wanted {wanted}\)"):
+        work_of(options).missing()
+
+
+def test_data_that_have_moved_are_the_runs_if_they_hold_the_same(options, prepared_dataset, tmp_path):
+    """The folder that the run names is gone; evaluation is told the new one."""
+    run_dir = write_run(options.runs_dir, work_of(options).spec, None, data_dir=str(tmp_path / "gone"))
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record |= {"split_sha256": prepared_dataset.split_checksum, "task": prepared_dataset.task.to_dict()}
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    moved = work_of(replace(options, data={"abdomen": str(prepared_dataset.directory)}))
+    assert moved.missing() == ["evaluate"]
+    assert f"--data_dir={prepared_dataset.directory}" in moved.command("evaluate")
+    (run_dir / "run.json").write_text(json.dumps(record | {"split_sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(InputError, match="another split"):
+        moved.missing()
 
 
 def test_any_precision_is_reused_where_the_machine_chooses(options):
@@ -303,7 +332,8 @@ def test_commands(options):
     assert rounded.command("train")[-2:] == ["--precision=mixed_bfloat16", "--cache_gb=0.0"]
     on_gpu = work_of(replace(values, threads=8, xla=True))
     assert on_gpu.command("train")[-2:] == ["--threads=8", "--xla=True"]
-    assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", f"--run_dir={work.run_dir}"]
+    places = [f"--run_dir={work.run_dir}", f"--data_dir={options.data['abdomen']}"]
+    assert work.command("evaluate")[1:] == ["-m", "experiments.evaluate", *places]
     assert work.command("evaluate outlier")[-1] == "--outlier=ct_7"
     beyond = work_of(replace(options, overlap=0.5, largest_component=True))
     assert beyond.command("evaluate")[-2:] == ["--overlap=0.5", "--largest_component=True"]

@@ -92,7 +92,8 @@ def test_knowledge_is_of_the_part_asked_for_with_the_runs_temperature(prepared_d
 
 
 def test_knowledge_of_one_modality_is_refused(prepared_dataset, tmp_path):
-    alone = dataclasses.replace(prepared_dataset, modalities=("ct",))
+    split = {part: tuple(c for c in ids if c.startswith("ct")) for part, ids in prepared_dataset.split.items()}
+    alone = dataclasses.replace(prepared_dataset, modalities=("ct",), split=split)
     options = session.SessionOptions(knowledge_on="validation")
-    with pytest.raises(InputError, match=r"--knowledge_on=validation: compares modalities, and .* has only ct"):
+    with pytest.raises(InputError, match=r"--knowledge_on=validation: .* has whole scans of ct alone"):
         session.run_training(alone, tmp_path, run_config(setting="individual"), ARGUMENTS, options)

@@ -18,9 +18,10 @@ run() { # a program that gets the script's SIGTERM, sent two minutes before the 
 	child=$! code=0
 	trap 'kill -TERM "$child"' TERM
 	wait "$child" || code=$?
-	while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # the signal ends a wait before the program
+	while kill -0 "$child" 2> /dev/null; do code=0; wait "$child" || code=$?; done # the signal ends one wait
 	return "$code"
 }
 run ummkd train --task="${TASK:-abdomen}" --setting="$setting" --seed=$seed \
 	--data_dir="${data//\{fold\}/$fold}" --run_dir="$run" "$@"
-run ummkd evaluate --run_dir="$run"
+# Not where --max_hours ended it first.
+! grep -q '"status": "finished"' "$run/run.json" || run ummkd evaluate --run_dir="$run"

@@ -258,11 +258,13 @@ def _check(dataset: Dataset, config: RunConfig, options: SessionOptions) -> None
             f"--setting={config.setting}: needs two modalities or more, and {dataset.directory} has only "
             f"{dataset.modalities[0]}: take --setting=individual, or add scans of another modality"
         )
-    if len(dataset.modalities) == 1 and options.knowledge_on != "none":
-        raise InputError(
-            f"--knowledge_on={options.knowledge_on}: compares modalities, and {dataset.directory} has only "
-            f"{dataset.modalities[0]}: leave it out"
-        )
+    if (part := options.knowledge_on) != "none":
+        found = sorted({dataset.case_modality[c] for c in dataset.ids(part) if c in dataset.case_modality})
+        if len(found) < 2:
+            raise InputError(
+                f"--knowledge_on={part}: compares modalities, and the {part} part of {dataset.directory} has whole "
+                f"scans of {' and '.join(found) or 'none'} alone: leave it out"
+            )
     if config.ema and config.selection == "last":
         raise InputError("--ema: only the best checkpoint holds averaged weights; give --selection=best, or no --ema")
     check_precision(config.precision)

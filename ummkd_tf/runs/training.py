@@ -112,8 +112,10 @@ def train(
         if knowledge and confusions and progress.step == 0:
             confusions.write(0, knowledge())
         for images, labels in sampler.batches(progress.step, steps, num_threads, devices.part):
-            terms, stop_all = step_function((images, labels), asked)
             step = progress.step + 1
+            logging = step % log_every == 0 or step == steps
+            rate = float(_own_optimizer(model).learning_rate) if logging else 0.0  # of this step; then the next one's
+            terms, stop_all = step_function((images, labels), asked)
             # Reading all terms takes 25 µs of a step; many steps in one TensorFlow call were no faster.
             values = {name: float(value) for name, value in terms.items()}
             broken = {name: str(value) for name, value in values.items() if not np.isfinite(value)}
@@ -132,9 +134,9 @@ def train(
                 ends.append(time.monotonic())
                 if devices.chief and len(ends) > _TIMED and (text := time_left(ends, steps - step)):
                     tqdm.write(text)
-            if step % log_every == 0 or step == steps:
+            if logging:
                 log(step, values)
-                tf.summary.scalar("learning_rate", float(_own_optimizer(model).learning_rate), step=step)
+                tf.summary.scalar("learning_rate", rate, step=step)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             validating = step % validate_every == 0 or step == steps
