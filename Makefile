@@ -90,6 +90,9 @@ demo: setup  ## from raw phantom scans to a table and a picture, in minutes
 OUT   ?= $(DATA)/$*
 FLAGS ?=
 
+prepare-csv: OUT = $(DATA)/own
+prepare-phantom: OUT = $(DATA)/phantom
+
 prepare-csv: setup  ## prepare-csv CSV=own.csv TASK=abdomen OUT=… [FLAGS=--label_map=map.json]: your own scans
 	$(RUN) data_prep.prepare --source=csv --csv='$(CSV)' --task='$(TASK)' --out='$(OUT)' $(FLAGS)
 

@@ -281,7 +281,7 @@ def prepare_source(
         out,
         split=split,
         split_name=split_name,
-        source=source.described(options),
+        source=source.described(options, found.cases),
         held_out=choice.held_out,
         pool=pool,
         note=note,

@@ -261,6 +261,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
     """
     dataset = Dataset.load(data_dir)
     out = Path(data_dir) / "qc" if out_dir is None else Path(out_dir)
+    generated = "PHANTOM: " if dataset.is_phantom else ""
     part_of = {case_id: part for part in PARTS for case_id in dataset.split[part]}
     summaries = []
     order = sorted(dataset.case_modality, key=lambda c: (dataset.modalities.index(dataset.case_modality[c]), c))
@@ -273,7 +274,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
             case.label,
             task=dataset.task,
             spacing_mm=case.grid.spacing_mm,
-            title=f"{case_id} · {case.modality} · {part}",
+            title=f"{generated}{case_id} · {case.modality} · {part}",
         )
         save_figure(figure, out / _picture(case_id))
         words = f"{case.modality}, {part}"
@@ -281,7 +282,7 @@ def write_report(data_dir: str | Path, out_dir: str | Path | None = None) -> Pat
         summaries.append(summarize_case(case, case.original_label, dataset.task, part))
     warn_of_outliers(summaries)
     save_figure(histogram_figure(summaries, dataset.modalities), out / "histograms.png")
-    slices.write(out / SLICES, f"Slices of the prepared data: {dataset.task.name}")
+    slices.write(out / SLICES, f"{generated}Slices of the prepared data: {dataset.task.name}")
     page = out / "index.html"
     write_whole(page, render(dataset, summaries))
     return page
@@ -360,6 +361,7 @@ def _facts(dataset: Dataset) -> str:
     return facts(
         {
             "Task": task.name,
+            "Data": f"{'PHANTOM: ' if dataset.is_phantom else ''}{dataset.source or 'unknown'}",
             "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
             "Spacing": f"{' × '.join(f'{v:.4g}' for v in task.spacing_mm)} mm (rows × columns × slices)",
             "Axes": f"{task.axes} ({directions})",

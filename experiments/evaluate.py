@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from data_prep.pipeline import prepare_unsplit
 from data_prep.sources import csv_list
+from data_prep.sources.table import has_phantoms
 from data_prep.workers import Workers
 from experiments.segmentations import find_label_maps, label_map_on, read_label_map
 from ummkd_tf.common.cli import run, start_tensorflow
@@ -195,7 +196,8 @@ def _prepared(csv_file: Path, task: Task, folder: Path) -> Dataset:
     problems = list(found.problems)
     if not problems:
         with Workers(available_cores()) as pool:
-            dataset, problems = prepare_unsplit(found.cases, task, folder, source=csv_file.name, pool=pool, note=note)
+            source = f"{'phantom' if has_phantoms(found.cases) else 'csv'} {csv_file.name}"
+            dataset, problems = prepare_unsplit(found.cases, task, folder, source=source, pool=pool, note=note)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -266,7 +268,8 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
 
     modalities = [m for m in dataset.modalities if any(dataset.case_modality[c] == m for c in case_ids)]
     pictures = Path(FLAGS.pictures) if FLAGS.pictures else None
-    title = setting if step is None else f"{setting}, step {step}"
+    generated = "PHANTOM data: " if dataset.is_phantom else ""
+    title = generated + (setting if step is None else f"{setting}, step {step}")
     viewer = SliceViewer(dataset.task, ("prediction", "reference"), cases=len(case_ids)) if FLAGS.viewer else None
 
     def segment(case: Case, grid: Grid) -> NDArray:
@@ -324,7 +327,6 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
         if "preset" in about
         else ""
     )
-    generated = "PHANTOM data: " if dataset.source.startswith("phantom") else ""
     print(f"\n{generated}{setting} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid{trained}\n")
     print(evaluation_table(result, dataset.task))
     if viewer:

@@ -86,10 +86,11 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
         InputError: benchmark.json is damaged.
     """
     sound = [entry for entry in entries if not entry.flaw]
+    own = builders.own_tables(entry.record for entry in sound)
     sections = [
         ("overview", "Overview", _overview(entries)),
         *((name, _short(name), _table_section(name, sound)) for name in TABLES if _is_run(name, sound)),
-        *((table.name, table.title, _shown(table, sound)) for table in builders.own_tables(e.record for e in sound)),
+        *((table.name, table.title, _own_section(table, sound)) for table in own),
         ("figures", "Figures", _figures(sound, figures_dir)),
         ("curves", "Curves", _curves(sound)),
         ("parameters", "Parameters", _parameters(sound)),
@@ -109,6 +110,11 @@ def render(entries: Sequence[Entry], figures_dir: Path, benchmark_dir: Path) -> 
 def _short(target: str) -> str:
     kind, _, name = target.partition("_")
     return f"Claim: {name.replace('_', ' ')}" if name else f"Table {kind.removeprefix('table')}"
+
+
+def _own_section(table: Table, entries: Iterable[Entry]) -> str:
+    rows = {row.key for block in table.blocks for row in block.rows}
+    return _shown(table, [entry for entry in entries if entry.record.name in rows])
 
 
 def _heading(title: str, entries: Iterable[Entry]) -> str:
@@ -320,8 +326,9 @@ def _parameters(entries: Sequence[Entry]) -> str:
     counted: dict[tuple[str, str], dict[int | str, int]] = {}
     for entry in entries:
         model, evaluation = entry.record.run["model"], entry.record.evaluation
-        usual = (entry.record.task.network, "batch", "paper")
-        if evaluation and (model["network"], model.get("normalization"), model.get("decoder", "paper")) == usual:
+        usual = (entry.record.task.network, "batch", "paper", 2)
+        found = (model["network"], model.get("normalization"), model.get("decoder", "paper"))
+        if evaluation and (*found, len(entry.record.modalities)) == usual:
             by_width = counted.setdefault((entry.record.task.name, model["setting"]), {})
             by_width[model.get("width", "unknown")] = evaluation["parameters"]
     rows = []

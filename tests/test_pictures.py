@@ -1,5 +1,6 @@
 """Overlay pictures: orientation, aspect, colours, files."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,14 @@ import SimpleITK as sitk
 from matplotlib.colors import to_rgba
 
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.output.pictures import gray_range, overlay_figure, planes, save_figure
+from ummkd_tf.output.pictures import (
+    batch_figure,
+    gray_range,
+    overlay_figure,
+    planes,
+    save_figure,
+    validation_figure,
+)
 from ummkd_tf.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +112,38 @@ def test_black_and_white_leave_no_organ_out():
     assert gray_range(image) == gray_range(image, np.zeros(image.shape, np.uint8)) == (10, 990)
     assert gray_range(image, (image > 995).astype(np.uint8)) == pytest.approx((10, 999.96))
     assert gray_range(image, (image < 5).astype(np.uint8), image > 995) == pytest.approx((0.04, 999.96))
+
+
+@pytest.mark.parametrize("classes", [1, 4, 14])
+def test_the_legend_stays_in_the_picture(classes):
+    names = ["background", *(f"a_rather_long_organ_{c}" for c in range(1, classes + 1))]
+    task = dataclasses.replace(
+        TASKS["abdomen"],
+        class_names=tuple(names),
+        table_classes=tuple(names[1:]),
+        class_colors=dict.fromkeys(names[1:], "#ff0000"),
+    )
+    image, label = np.zeros((16, 16, 4), np.float32), np.zeros((16, 16, 4), np.uint8)
+    for figure in (
+        overlay_figure(image, label, task=task, spacing_mm=(1, 1, 4), reference=label),
+        batch_figure({"ct": image[None, ..., None]}, {"ct": label[None]}, task),
+        validation_figure({"ct_1": (image, label, label)}, task),
+    ):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        assert all(axes.get_window_extent().y0 >= box.y1 for axes in figure.axes)
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path):
+    names = ("background", r"b $\frac$ c")
+    task = dataclasses.replace(
+        TASKS["abdomen"], class_names=names, table_classes=names[1:], class_colors={names[1]: "#ff0000"}
+    )
+    image, label = np.zeros((16, 16, 4), np.float32), np.zeros((16, 16, 4), np.uint8)
+    save_figure(overlay_figure(image, label, task=task, spacing_mm=(1, 1, 4)), tmp_path / "a.png")
+    save_figure(validation_figure({r"$\frac$": (image, label, label)}, task), tmp_path / "b.png")
 
 
 def test_reference_is_dashed_and_named_in_the_legend():

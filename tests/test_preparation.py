@@ -730,9 +730,9 @@ def test_modalities_that_take_the_default_range_unawares_are_noted(task, modalit
 
 def test_another_sequence_is_another_data_set():
     """The usual one is not named, so that data sets of earlier versions stay valid."""
-    told = {s: SOURCES["abdomen"].described(RawOptions(sequence=s)) for s in chaos.SEQUENCES}
+    told = {s: SOURCES["abdomen"].described(RawOptions(sequence=s), []) for s in chaos.SEQUENCES}
     assert told == {"t2spir": "abdomen", "t1_in": "abdomen t1_in", "t1_out": "abdomen t1_out"}
-    assert SOURCES["btcv"].described(RawOptions(sequence="t1_in")) == "btcv"
+    assert SOURCES["btcv"].described(RawOptions(sequence="t1_in"), []) == "btcv"
 
 
 def test_another_data_set_is_replaced_only_when_asked(raw, prepared, tmp_path):
@@ -993,6 +993,22 @@ def test_held_out_case_is_prepared_in_no_part_and_the_source_is_told(raw, tmp_pa
     assert "ct_0099" not in [case for ids in dataset.split.values() for case in ids]
     assert len(dataset.case_modality) == 7 and dataset.case("ct_0099").modality == "ct"
     assert dataset.source == "phantom abdomen"
+
+
+def test_a_phantom_is_one_wherever_its_folder_is_named(tmp_path):
+    """From above, from below, and through a CSV that lies elsewhere and is called as it likes."""
+    raw = tmp_path / "above/raw"
+    sets.write_abdomen(raw, num_ct=1, num_mr=1, seed=0)
+    for given in (tmp_path / "above", raw, raw / "chaos/Train_Sets", raw / "chaos/Train_Sets/MR"):
+        options = RawOptions(raw=given)
+        found = SOURCES["chaos"].find(options)
+        assert len(found.cases) == 1 and SOURCES["chaos"].described(options, found.cases) == "phantom chaos"
+    image, label = raw / "btcv/img/img0001.nii.gz", raw / "btcv/label/label0001.nii.gz"
+    for name, scan, expected in (("own.csv", image, "phantom csv"), ("phantom.csv", tmp_path / "b.nii.gz", "csv")):
+        (tmp_path / name).write_text(f"case,modality,image,label\na,ct,{scan},{label}\n", encoding="utf-8")
+        shutil.copy(image, tmp_path / "b.nii.gz")
+        options = RawOptions(csv=tmp_path / name, task="abdomen")
+        assert SOURCES["csv"].described(options, SOURCES["csv"].find(options).cases) == expected
 
 
 def test_source_of_real_scans(prepared):

@@ -62,7 +62,8 @@ def test_a_table_of_phantoms_says_so(prepared_dataset, folder):
     shutil.copytree(prepared_dataset.directory, folder / "data")
     about = json.loads((folder / "data/dataset.json").read_text(encoding="utf-8"))
     (folder / "data/dataset.json").write_text(json.dumps(about | {"source": "phantom abdomen"}), encoding="utf-8")
-    done = evaluated(replace(prepared_dataset, directory=folder / "data"), folder)
+    done = evaluated(replace(prepared_dataset, directory=folder / "data"), folder, f"--viewer={folder / 'page.html'}")
+    assert "<h1>PHANTOM data: maps: test part" in (folder / "page.html").read_text(encoding="utf-8")
     assert "\nPHANTOM data: maps on the test part of blocks, prepared grid\n" in done.stdout, done.stderr
 
 

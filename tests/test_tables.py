@@ -27,6 +27,7 @@ from experiments.results.records import load_folder, load_records, unplanned
 from experiments.results.table import number_cell, p_text
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
+from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.folder import evaluation_name
 from ummkd_tf.settings import SETTINGS
 
@@ -542,3 +543,8 @@ def test_paper_numbers_file_is_tidy():
     for printed in paper_numbers().values():
         for rows in printed["blocks"].values():
             assert all(pattern.fullmatch(cell) for cells in rows.values() for cell in cells)
+
+
+def test_a_bar_in_a_name_divides_no_cell():
+    table = markdown(["run", "T1|T2 lesion"], [["a|b", "90.0"]])
+    assert table.splitlines() == [r"| run  | T1\|T2 lesion |", "| ---- | ------------: |", r"| a\|b |          90.0 |"]

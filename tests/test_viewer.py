@@ -66,6 +66,7 @@ def test_a_hostile_name_is_data():
     page = _viewer(words="</script><script>alert(1)</script>").html()
     assert "alert(1)</script>" not in page
     assert _data(_viewer(words="</script>"))["cases"][0]["title"] == "ct_0 </script>"
+    assert [case["id"] for case in _data(_viewer(words="ct"))["cases"]] == ["ct_0", "ct_1"]  # what links name
 
 
 def test_a_map_that_does_not_fit_is_refused():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from data_prep.sources import btcv, chaos, mmwhs
 from data_prep.sources import csv_list as own
-from data_prep.sources.raw_case import Found, Problem
+from data_prep.sources.raw_case import Found, Problem, RawCase
 from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.tasks import TASKS, Task, get_task
 
@@ -38,12 +38,6 @@ class RawOptions:
     label_map: Path | None = None
     task: str | None = None
 
-    @property
-    def is_phantom(self) -> bool:
-        """Whether a folder given, or the one it lies in, has the phantom generator's manifest."""
-        given = [path for path in (self.raw, self.raw_ct, self.raw_mr, self.csv) if path]
-        return any((folder / PHANTOM).is_file() for path in given for folder in (path, path.absolute().parent))
-
     def folder(self, flag: str = "raw") -> Path:
         """Folder of one flag, or else of --raw.
 
@@ -54,6 +48,12 @@ class RawOptions:
         if folder is None:
             raise InputError("--raw: no folder given: expected the one the data set lies in")
         return folder
+
+
+def has_phantoms(cases: Iterable[RawCase]) -> bool:
+    """Whether a scan lies somewhere below a folder with the phantom generator's manifest."""
+    folders = {folder for case in cases for folder in case.image.resolve().parents}
+    return any((folder / PHANTOM).is_file() for folder in folders)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Source:
             )
         return get_task(name)
 
-    def described(self, options: RawOptions) -> str:
-        """What `dataset.json` says of it, and of options that decide which scans are taken."""
+    def described(self, options: RawOptions, cases: Iterable[RawCase]) -> str:
+        """What `dataset.json` says of it, of options that decide which scans are taken, and of phantoms among them."""
         sequence = options.sequence if _chaos in self.parts and options.sequence != RawOptions.sequence else ""
-        return " ".join(filter(None, ("phantom" if options.is_phantom else "", self.name, sequence)))
+        return " ".join(filter(None, ("phantom" if has_phantoms(cases) else "", self.name, sequence)))
 
     def find(self, options: RawOptions) -> Found:
         """Looks through the raw folders; whatever is wrong with one is among the problems."""
@@ -102,7 +102,7 @@ class Source:
         cases = [case for part in found for case in part.cases]
         problems = [problem for part in found for problem in part.problems]
         notes = [note for part in found for note in part.notes]
-        if not options.is_phantom:
+        if not has_phantoms(cases):
             notes += self._incomplete({case.case_id for case in cases})
         return Found(cases, problems, found[0].split, notes)
 

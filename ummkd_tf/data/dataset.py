@@ -238,6 +238,11 @@ class Dataset:
             )
         return cases
 
+    @property
+    def is_phantom(self) -> bool:
+        """Whether its scans were generated, which whatever shows them says."""
+        return self.source.startswith("phantom")
+
     @cached_property
     def checksums(self) -> Mapping[str, Checksums]:
         """Which scan and label map each case id stands for.

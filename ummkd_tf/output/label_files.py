@@ -109,6 +109,11 @@ def write_dicom_seg(path: str | Path, labels: Volume, series: DicomSeries, task:
         content.save_as(temporary)
 
 
+def _code(name: str, number: int) -> str:
+    """A class's own, also where others begin alike."""
+    return name if len(name) <= _TEXT_VALUE else f"{name[: _TEXT_VALUE - 4]}_{number:03d}"
+
+
 def _segmentation(
     labels: NDArray[np.uint8], slices: Sequence[Dataset], present: Sequence[int], task: Task, title: str
 ) -> Dataset:
@@ -130,7 +135,7 @@ def _segmentation(
             segment_label=task.class_names[c][:_LABEL],
             segmented_property_category=codes.SCT.AnatomicalStructure,
             segmented_property_type=hd.sr.CodedConcept(
-                task.class_names[c][:_TEXT_VALUE], _OUR_CODES, task.class_names[c][:_LABEL]
+                _code(task.class_names[c], c), _OUR_CODES, task.class_names[c][:_LABEL]
             ),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,

@@ -5,6 +5,7 @@ Figures are built from `matplotlib.figure.Figure` directly: no display, no pyplo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,9 @@ def validation_figure(cases: Mapping[str, tuple[NDArray[np.float32], NDArray, ND
         index = busiest_slice([reference], plane.through, task.num_classes)
         aspect = plane.aspect(task.spacing_mm)
         _cut_with_contours(axes, plane, index, image, [predicted, reference], task, aspect=aspect)
-        axes.set_title(f"{case_id}, {plane.name}, {index + 1} of {image.shape[plane.through]}", fontsize=10)
-    _legend(figure, task, compared=True, columns=3)
+        text = f"{case_id}, {plane.name}, {index + 1} of {image.shape[plane.through]}"
+        axes.set_title(text, fontsize=10, parse_math=False)
+    _legend(figure, task, compared=True)
     return figure
 
 
@@ -289,7 +291,8 @@ def _edge_letters(axes: Axes, plane: Plane) -> None:
         )  # fmt: skip
 
 
-def _legend(figure: Figure, task: Task, compared: bool, columns: int | None = None) -> None:
+def _legend(figure: Figure, task: Task, compared: bool) -> None:
+    """In as many rows as the figure's width makes necessary, by which it gets higher."""
     lines = [
         Line2D([], [], color=task.class_colors[name], linewidth=2.5, label=f"{c} {name.replace('_', ' ')}")
         for c, name in enumerate(task.class_names[1:], start=1)
@@ -297,7 +300,12 @@ def _legend(figure: Figure, task: Task, compared: bool, columns: int | None = No
     if compared:
         lines.append(Line2D([], [], color="black", label="prediction (solid)"))
         lines.append(Line2D([], [], color="black", linestyle=(0, (3, 3)), label="reference (dashed)"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=columns or len(lines), frameon=False, fontsize=10)
+    widest = 48 + 6 * max(len(str(line.get_label())) for line in lines)  # points: line and margins, and the letters
+    columns = min(len(lines), max(1, int(72 * figure.get_figwidth() / widest)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(lines) / columns) - 1))
+    legend = figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:

@@ -75,6 +75,7 @@ class SliceViewer:
         across = math.ceil(math.sqrt(image.shape[2]))
         self._cases.append(
             {
+                "id": case_id,
                 "title": f"{case_id} {words}".strip(),
                 "shape": image.shape,
                 "spacing_mm": [spacing_mm[0] * factor, spacing_mm[1] * factor, spacing_mm[2]],

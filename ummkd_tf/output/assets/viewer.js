@@ -144,7 +144,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   slice.addEventListener("input", draw);
   fill.addEventListener("input", draw);
   const choose = () => {  // slices.html#<case>
-    const named = data.cases.findIndex(c => c.title.split(" ")[0] === decodeURIComponent(location.hash.slice(1)));
+    const named = data.cases.findIndex(c => c.id === decodeURIComponent(location.hash.slice(1)));
     cases.value = Math.max(named, 0);
     load();
   };
