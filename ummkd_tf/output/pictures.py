@@ -196,7 +196,7 @@ def validation_figure(cases: Mapping[str, tuple[NDArray[np.float32], NDArray, ND
         task: Names, colours, axes and spacing.
     """
     plane = planes(task.axes)[0]
-    figure = Figure(figsize=(4 * len(cases), 4.5), layout="constrained")
+    figure = Figure(figsize=(4 * len(cases), 4.3), layout="constrained")
     for axes, (case_id, (image, predicted, reference)) in zip(
         figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True
     ):
