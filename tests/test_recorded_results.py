@@ -487,6 +487,7 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
         (BATCH_4, of_seeds("uniform"), "1.8 ± 2.0", "0.002"),
         (CHILOPOD_BATCH_4, of_seeds("chilopod"), "2.4 ± 1.6", "0.0002"),
         (CHILOPOD_BATCH_4, BATCH_4, "0.6 ± 1.7", "0.11"),
+        (["study/chilopod_batch_4/evaluation_test_last.json"], BATCH_4, "0.7 ± 1.8", "0.41"),
         (longer("ours"), BATCH_4, "0.9 ± 2.6", "0.04"),
         (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
         (["study/ours_uniform_seed2/evaluation_test.json"], of_table("ours", 0), "1.3 ± 2.9", "0.02"),
