@@ -48,7 +48,7 @@ test-wheel: setup  ## README's commands, in order, with the built wheel in an en
 	rm -rf $(VENV)/wheel build
 	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir=$(VENV)/wheel/dist .
 	$(PYTHON) -m venv $(VENV)/wheel/venv
-	$(VENV)/wheel/venv/bin/pip install --quiet --no-compile $(VENV)/wheel/dist/*.whl
+	$(VENV)/wheel/venv/bin/pip install --quiet $(VENV)/wheel/dist/*.whl
 	PATH=$(abspath $(VENV))/wheel/venv/bin:$$PATH $(VENV)/wheel/venv/bin/python tests/readme.py $(VENV)/wheel/readme
 
 PYTHONS ?= $(foreach version,11 12 13,$(shell command -v python3.$(version)))
