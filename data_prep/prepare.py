@@ -117,8 +117,8 @@ def _folds(choice: splits.Choice) -> list[int | None]:
         return [choice.fold]
     if _SHARD.value is not None:
         raise InputError(
-            "--shard: shares of one fold's cases alone: expected --fold=0, say; then the command without --shard and "
-            "--fold takes them over for all folds"
+            "--shard: goes with one fold: expected --fold=0 beside it; when all shards are done, the command without "
+            "--shard and --fold prepares all folds from them"
         )
     return list(choice.folds_there())
 
@@ -128,7 +128,9 @@ def _prepare_released() -> list[Problem]:
         raise InputError("--shard: the released files are prepared in a minute; leave the flag out")
     of_split = (_SPLIT, _SPLIT_SEED, _FOLDS, _FOLD, _EXCLUDE, _HOLD_OUT)
     given = [f"--{flag.name}" for flag in of_split if flag.value not in (None, "", [])]
-    if given := given + ["{fold} in --out"] * ("{fold}" in _OUT.value):
+    if "{fold}" in _OUT.value:
+        given.append("{fold} in --out")
+    if given:
         raise InputError("the lists are the split", where=", ".join(given), fix="expected no such flag; leave it out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)

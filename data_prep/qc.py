@@ -361,7 +361,7 @@ def _facts(dataset: Dataset) -> str:
     return facts(
         {
             "Task": task.name,
-            "Data": f"{'PHANTOM: ' if dataset.is_phantom else ''}{dataset.source or 'unknown'}",
+            "Data": dataset.source or "unknown",
             "Classes": ", ".join(f"{c} {_words(name)}" for c, name in enumerate(task.class_names)),
             "Spacing": f"{' × '.join(f'{v:.4g}' for v in task.spacing_mm)} mm (rows × columns × slices)",
             "Axes": f"{task.axes} ({directions})",

@@ -157,17 +157,17 @@ def check_names_are_free(
     try:
         earlier = read_json(output / _JSON)["scans"]
         found = {scan.name: earlier[scan.name] for scan in scans if scan.name in earlier}
-        known = {name: (entry["modality"], Path(entry["image"]), entry) for name, entry in found.items()}
+        known = {name: (e["modality"], Path(e["image"]), e.get("image_state")) for name, e in found.items()}
     except MALFORMED:  # none yet, or a damaged one
         return
     for scan in scans:
         if scan.name not in known:
             continue
-        modality, image, entry = known[scan.name]
+        modality, image, state = known[scan.name]
         if image.is_absolute() and image.exists():
             same = _is_same_file(image, scan.path)
         else:  # moved or gone; or as earlier versions wrote it, from a working folder that is not known
-            same = entry.get("image_state") in (None, state_of(scan.path))
+            same = state in (None, state_of(scan.path))
         another = modality != scan.modality or not same
         if another and places[scan.name]["labels"].exists():  # there is none of a scan that failed
             raise InputError(

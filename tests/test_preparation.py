@@ -970,7 +970,7 @@ def test_folds_share_no_change(raw, prepared, tmp_path, monkeypatch):
         ((), "--split=seeded: has no folds: expected k_fold or a file of folds where --out holds {fold}"),
         (("--split=mmwhs_sifa",), "--split=mmwhs_sifa: has no folds"),
         (("--split=k_fold", "--folds=0"), "fold 0 of 0: expected at least 3 folds"),
-        (("--split=k_fold", "--shard=1/2"), "--shard: shares of one fold's cases alone: expected --fold=0"),
+        (("--split=k_fold", "--shard=1/2"), "--shard: goes with one fold: expected --fold=0 beside it"),
     ],
 )
 def test_folds_that_are_none(flags, told, raw, tmp_path):

@@ -23,5 +23,6 @@ run() { # a program that gets the script's SIGTERM, sent two minutes before the 
 }
 run ummkd train --task="${TASK:-abdomen}" --setting="$setting" --seed=$seed \
 	--data_dir="${data//\{fold\}/$fold}" --run_dir="$run" "$@"
-# Not where --max_hours ended it first.
-! grep -q '"status": "finished"' "$run/run.json" || run ummkd evaluate --run_dir="$run"
+if grep -q '"status": "finished"' "$run/run.json"; then # and was not ended earlier by --max_hours
+	run ummkd evaluate --run_dir="$run"
+fi
