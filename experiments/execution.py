@@ -141,6 +141,8 @@ def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
             if stop.number is not None:
                 return "stopped"
             code = runner(work.command(step), work.log)
+            if code and _is_held(work.run_dir / LOCK):  # another process began it at the same moment
+                return execute(work, runner, stop)
             if code:
                 return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
         left = work.missing()

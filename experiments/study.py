@@ -30,6 +30,7 @@ from ummkd_tf.output.text_tables import markdown
 from ummkd_tf.runs.config import Precision
 from ummkd_tf.runs.folder import RUN, read_run
 from ummkd_tf.runs.history import HISTORY, read_history
+from ummkd_tf.runs.loading import open_run_data
 
 COMMON = {
     "setting": "ours",
@@ -98,19 +99,20 @@ class StudyRun:
         """["train"], or nothing where it is finished.
 
         Raises:
-            InputError: The folder holds a run with other flags.
+            InputError: The folder holds a run with other flags or of other data.
         """
         if not (self.run_dir / RUN).is_file():
             return ["train"]
         record = read_run(self.run_dir)
-        found = {**record["flags"], "data_dir": record["data_dir"]}
-        changed = [n for n in self.flags.keys() & found if _comparable(n, found[n]) != _comparable(n, self.flags[n])]
+        found = record["flags"]
+        changed = [n for n in self.flags.keys() & found if found[n] != self.flags[n]]
         if changed:
             raise InputError(
                 f"differs in {', '.join(sorted(changed))}",
                 where=self.run_dir,
                 fix="expected the planned run; give another --runs_dir",
             )
+        open_run_data(record, str(self.flags["data_dir"]))
         return [] if record["status"] == "finished" else ["train"]
 
     def row(self, modalities: Sequence[str]) -> list[str]:
@@ -126,10 +128,6 @@ class StudyRun:
         seconds = read_run(self.run_dir)["seconds"]
         steps = (scores[-1]["step"], best["step"])
         return [self.name, *map(str, steps), *dice, f"{last:.1f}", f"{alone:.0f}", f"{seconds:.0f}"]
-
-
-def _comparable(name: str, value: object) -> object:
-    return Path(str(value)).resolve() if name == "data_dir" else value
 
 
 def columns(modalities: Sequence[str]) -> list[str]:

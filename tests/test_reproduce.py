@@ -407,6 +407,27 @@ def test_run_held_by_another_process_is_waited_for(options, monkeypatch):
     assert runner_started[0] >= released[0]
 
 
+def test_run_that_another_process_begins_at_the_same_moment_is_waited_for(options, monkeypatch):
+    """Its folder was free when this process looked, and taken when its own command came."""
+    monkeypatch.setattr(execution, "SECONDS_BETWEEN_LOOKS", 0.01)
+    work, runner, codes = work_of(options), FakeRunner(options), []
+
+    def second(command, log):
+        if codes:
+            codes.append(runner(command, log))
+        else:
+            work.run_dir.mkdir(parents=True)
+            holder = open(work.run_dir / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed by the timer
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            write_run_in_place(work, options)
+            threading.Timer(0.2, holder.close).start()
+            codes.append(1)
+        return codes[-1]
+
+    assert execute(work, second, Stop()) is None
+    assert codes == [1, 0, 0]  # refused; then trained on and evaluated
+
+
 def write_run_in_place(work, options):
     """A run that has begun, in a folder that is already there."""
     elsewhere = options.runs_dir / "elsewhere"

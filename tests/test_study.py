@@ -40,11 +40,18 @@ def test_first_seed_comes_first_and_only_small_differences_are_repeated(tmp_path
 TWO = ("ct", "mr")
 
 
-def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypatch):
-    record = {"flags": {"steps": 1500}, "status": "finished", "seconds": 12.3, "data_dir": str(tmp_path / "fold0")}
+def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypatch, prepared_dataset):
+    record = {
+        "flags": {"steps": 1500},
+        "status": "finished",
+        "seconds": 12.3,
+        "data_dir": str(tmp_path / "gone"),  # the data have moved
+        "split_name": prepared_dataset.split_name,
+        "split_sha256": prepared_dataset.split_checksum,
+        "task": prepared_dataset.task.to_dict(),
+    }
     monkeypatch.setattr("experiments.study.read_run", lambda _: record)
-    monkeypatch.chdir(tmp_path)
-    run = StudyRun("a", {**COMMON, "data_dir": "fold0"}, tmp_path)
+    run = StudyRun("a", {**COMMON, "data_dir": str(prepared_dataset.directory)}, tmp_path)
     assert run.missing() == ["train"] and run.row(TWO) == ["a"] + ["–"] * (len(columns(TWO)) - 1)
     run.run_dir.mkdir()
     (run.run_dir / "run.json").write_text("{}", encoding="utf-8")
@@ -56,8 +63,10 @@ def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypa
     (run.run_dir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert run.missing() == []
     assert run.row(TWO) == ["a", "4", "2", "60.0", "60.0", "60.0", "40.0", "50", "12"]
+    record["split_sha256"] = "0" * 64
+    with pytest.raises(InputError, match="another split"):
+        run.missing()
     record["flags"]["steps"] = 3000
-    record["data_dir"] = str(tmp_path / "fold1")
-    with pytest.raises(InputError, match="differs in data_dir, steps: expected the planned run"):
+    with pytest.raises(InputError, match="differs in steps: expected the planned run"):
         run.missing()
     assert columns(("t1", "t2", "us"))[3:7] == ["Dice", "T1", "T2", "US"]
