@@ -107,7 +107,7 @@ prepare-%: setup  ## prepare-{btcv,chaos,abdomen,mmwhs,released} RAW=… [OUT=�
 	$(RUN) data_prep.prepare --source=$* --raw='$(RAW)' --out='$(OUT)' $(FLAGS)
 
 verify-%: setup  ## verify-{btcv,chaos,abdomen,mmwhs,released} RAW=…: reports every problem, writes nothing
-	$(RUN) data_prep.verify --source=$* --dir='$(RAW)' $(FLAGS)
+	$(RUN) data_prep.verify --source=$* --raw='$(RAW)' $(FLAGS)
 
 qc: setup  ## qc OUT=<prepared folder>: pictures and one HTML page
 	$(RUN) data_prep.qc --data_dir='$(OUT)'

@@ -26,7 +26,7 @@ from data_prep.splits import Choice, Split, by_part, in_two_parts
 from data_prep.workers import Result, Workers
 from ummkd_tf.common.documents import MALFORMED, plain_name, read_json
 from ummkd_tf.common.errors import InputError, Stopped
-from ummkd_tf.common.files import replacing
+from ummkd_tf.common.files import UNFINISHED, replacing
 from ummkd_tf.common.notes import warnings_to
 from ummkd_tf.data.cases import CASES, case_file, file_checksum, is_current, read_checksums, voxels_checksum, write_case
 from ummkd_tf.data.dataset import DATASET, RELEASED, Dataset, check_split, write_dataset
@@ -82,6 +82,7 @@ class Visit:
         up_to_date: There was a prepared file of the same sources and recipe.
         put_aside: The prepared file lies in `STAGING`, written now or by an interrupted run.
         content: What the prepared file holds, where it was written now.
+        absent: Classes of the task without a voxel in the label map, where that was read now.
     """
 
     case_id: str
@@ -91,6 +92,7 @@ class Visit:
     up_to_date: bool = False
     put_aside: bool = False
     content: CaseContent | None = None
+    absent: Sequence[str] = ()
 
 
 @dataclass
@@ -135,6 +137,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, warnings: S
         return Visit(case.case_id, image_sha256=read_checksums(current).image, up_to_date=True, put_aside=aside)
     scan = found.attempt(case.read_scan)
     label = found.attempt(lambda: case.read_label(scan, found.notes.append))
+    absent: list[str] = []
     if label is not None:
         absent = [name for c, name in enumerate(task.class_names) if c and not (label.array == c).any()]
         if len(absent) == task.num_classes - 1:
@@ -188,6 +191,7 @@ def _visit(case: RawCase, task: Task, out: Path | None, write: bool, warnings: S
         image_sha256,
         put_aside=content is not None,
         content=content,
+        absent=absent,
     )
 
 
@@ -242,10 +246,35 @@ def _note_ranges(task: Task, modalities: Iterable[str], note: Note) -> None:
             note(f"{modality}, a CT by its name, is clipped to {percentiles} of each scan by task {task.name}: {fix}")
 
 
+def _note_missing(task: Task, cases: Iterable[tuple[str, Collection[str]]], what: str, note: Note) -> None:
+    """Notes classes that no case of a modality has, because no training would start.
+
+    Args:
+        task: Names the classes.
+        cases: Modality and classes of each case.
+        what: What the cases are, e.g. "training case".
+        note: Takes a line for each modality.
+    """
+    there: dict[str, set[str]] = {}
+    for modality, names in cases:
+        there.setdefault(modality, set()).update(names)
+    for modality, names in there.items():
+        if missing := [name for name in task.class_names[1:] if name not in names]:
+            note(
+                f"no {what} of {modality} holds {', '.join(missing)}, so no training would start: add scans that do, "
+                "or leave the class out of the task"
+            )
+
+
 def verify(cases: Sequence[RawCase], task: Task, pool: Workers, note: Note) -> list[Problem]:
     """Visits all cases without writing; every problem of each."""
     _note_ranges(task, (case.modality for case in cases), note)
-    return _report(list(pool.each(partial(visit, task=task, out=None), cases, "verify")), note)
+    visits = list(pool.each(partial(visit, task=task, out=None), cases, "verify"))
+    problems = _report(visits, note)
+    if not problems:
+        there = [set(task.class_names).difference(found.absent) for found in visits]
+        _note_missing(task, [(case.modality, names) for case, names in zip(cases, there, strict=True)], "scan", note)
+    return problems
 
 
 def prepare_source(
@@ -435,7 +464,7 @@ def prepare_cases(
         (out / DATASET).unlink(missing_ok=True)
         (out / INDEX).unlink(missing_ok=True)
     for folder in (out, out / CASES):  # of a run that was killed
-        for leftover in folder.glob(".writing-*"):
+        for leftover in folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     (out / CASES).mkdir(parents=True, exist_ok=True)
     for case, found in zip(wanted, visits, strict=True):
@@ -444,7 +473,10 @@ def prepare_cases(
     shutil.rmtree(out / STAGING, ignore_errors=True)
     paths = {case.case_id: case_file(out / CASES, case.case_id) for case in wanted}
     known = {found.case_id: found.content for found in visits if found.content}
-    contents(out, paths, FACTORS, known=known, each=partial(pool.each, title="index"))
+    index = contents(out, paths, FACTORS, known=known, each=partial(pool.each, title="index"))
+    training = [(case_modality[case_id], index[case_id].factors[1].classes) for case_id in parts["train"]]
+    named = [(modality, [task.class_names[value] for value in values]) for modality, values in training]
+    _note_missing(task, named, "training case", note)
     write_dataset(
         out,
         task=task,

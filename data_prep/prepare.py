@@ -19,8 +19,7 @@ from typing import cast, get_args
 
 from absl import flags
 
-from data_prep import pipeline, source_flags, splits
-from data_prep import release as released
+from data_prep import pipeline, release, source_flags, splits
 from data_prep.sources.raw_case import Problem, report
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
@@ -104,9 +103,8 @@ def main(argv: list[str]) -> int:
                 other_folds=earlier,
             )
             if problems:
-                if earlier:
-                    note(f"prepared so far: {', '.join(map(str, earlier))}; of {out}, this is wrong:")
-                return report(problems)
+                before = f"{out} was not written; prepared before it: {', '.join(map(str, earlier))}"
+                return report(problems, before if earlier else "nothing was written")
             earlier.append(out)
     return 0
 
@@ -134,7 +132,7 @@ def _prepare_released() -> list[Problem]:
         raise InputError("the lists are the split", where=", ".join(given), fix="expected no such flag; leave it out")
     start_tensorflow()
     raw, out = source_flags.options().folder(), Path(_OUT.value)
-    return released.prepare_release(
+    return release.prepare_release(
         raw, out, outside=cast(OutsideLabel, _LABEL_5.value), note=note, dry_run=_DRY_RUN.value
     )
 

@@ -41,7 +41,7 @@ _LABEL_MAP = flags.DEFINE_string(
 _TASK = flags.DEFINE_string(
     "task",
     None,
-    f"Task of --source=csv: {', '.join(TASKS)}, or a task file (data_prep.new_task writes a first one); the other "
+    f"Task of --source=csv: {', '.join(TASKS)}, or a task file (ummkd new-task writes a first one); the other "
     "sources have their own.",
 )
 _WORKERS = flags.DEFINE_integer(

@@ -1,6 +1,6 @@
 """Looks through a raw data set and reports every problem at once, as 'file: problem: fix'.
 
-    python -m data_prep.verify --source=btcv --dir=RAW
+    python -m data_prep.verify --source=btcv --raw=RAW
 
 Nothing is written. Exit code 1 when there is a problem. Every preparation starts with the same check of all cases of
 the chosen split.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from data_prep import pipeline, source_flags
-from data_prep import release as released
+from data_prep import pipeline, release, source_flags
 from data_prep.sources.raw_case import Problem, report
 from data_prep.splits import Choice
 from ummkd_tf.common.cli import run, start_tensorflow
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> int:
     options = source_flags.options()
     if source.name == "released":
         start_tensorflow()
-        return report(released.verify(options.folder(), note))
+        return report(release.verify(options.folder(), note))
     task, found = source.task_for(options), source.find(options)
     notes = 0
 

@@ -101,7 +101,7 @@ def read_side(name: str, patterns: Sequence[str]) -> Side:
 def _read(file: Path, flag: str) -> dict[str, Any]:
     evaluation = read_json(file)
     if evaluation is None:
-        raise InputError(f"{flag}: {file}: no such file: expected an evaluation; run experiments.evaluate first")
+        raise InputError(f"{flag}: {file}: no such file: expected an evaluation; run ummkd evaluate first")
     try:
         cases = evaluation["cases"].values()
         numbers = [metrics[m] for case in cases for metrics in case["classes"].values() for m in METRICS]
@@ -111,7 +111,7 @@ def _read(file: Path, flag: str) -> dict[str, Any]:
         numbers = texts = []
     sound = all(isinstance(n, int | float | None) for n in numbers) and all(isinstance(t, str) for t in texts)
     if not numbers or not sound:
-        raise InputError("holds no evaluated cases", where=file, fix="expected a file that experiments.evaluate wrote")
+        raise InputError("holds no evaluated cases", where=file, fix="expected a file that ummkd evaluate wrote")
     return evaluation
 
 

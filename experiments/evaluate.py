@@ -8,12 +8,12 @@
 Writes <run_dir>/evaluation_<part>[_original].json (with --outlier, the part is "outlier") with every number, and prints
 the table. The next evaluation of the part replaces the file; --tag=plain writes evaluation_<part>_plain.json beside it.
 
-With --model, an exported model, every case of the CSV (case,modality,image,label, as data_prep.prepare takes it) or of
+With --model, an exported model, every case of the CSV (case,modality,image,label, as ummkd prepare takes it) or of
 the prepared data in --data_dir (of the authors' released records, the test volumes) is evaluated, and the file lies in
 --out. Cases that the model has seen are refused.
 
 --segmentations is a folder with a label map of each case of the part, <case>.nii.gz or alike, on the grid of its scan.
-It is evaluated as a run is, the file lies in --out, and experiments.compare shows it beside a run.
+It is evaluated as a run is, the file lies in --out, and ummkd compare shows it beside a run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ummkd_tf.output.text_tables import counts_line, evaluation_table
 from ummkd_tf.output.viewer import SliceViewer
 from ummkd_tf.runs.config import Selection
 from ummkd_tf.runs.environment import available_cores, environment
-from ummkd_tf.runs.folder import RUN, check_prepared_alike, commits_of, config_of, evaluation_name
+from ummkd_tf.runs.folder import AROUND_REFERENCE, RUN, check_prepared_alike, commits_of, config_of, evaluation_name
 from ummkd_tf.runs.loading import load_run, open_run_data
 from ummkd_tf.scans.geometry import Grid
 from ummkd_tf.tasks import check_same_task
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Folder of a trained run.")
-flags.DEFINE_string("model", None, "Exported model (experiments.export) to evaluate on scans not used before.")
+flags.DEFINE_string("model", None, "Exported model (ummkd export) to evaluate on scans not used before.")
 flags.DEFINE_string(
     "segmentations",
     None,
@@ -69,7 +69,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("csv", None, "With --model: CSV file of labelled scans: case,modality,image,label[,split,patient].")
 flags.DEFINE_string(
-    "label_map", None, "With --csv or --segmentations: JSON from label value to class, as data_prep.prepare takes it."
+    "label_map", None, "With --csv or --segmentations: JSON from label value to class, as ummkd prepare takes it."
 )
 flags.DEFINE_string("out", None, "With --model or --segmentations: folder for the result.")
 flags.DEFINE_string("data_dir", None, "Prepared data; by default what the run was trained on.")
@@ -94,8 +94,7 @@ flags.DEFINE_bool(
 _WINDOW = {
     "body": "around the body, one window a scan",
     "image_center": "around the image's middle, one window a scan",
-    "label_centroid": "around the reference label's centroid; a scan without one gets it in two passes "
-    "(experiments.predict)",
+    "label_centroid": f"{AROUND_REFERENCE}; a scan without one gets it in two passes (ummkd predict)",
 }
 
 
@@ -329,6 +328,11 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset, case_ids: list[str], about
     )
     print(f"\n{generated}{setting} on the {part} part of {dataset.split_name}, {FLAGS.grid} grid{trained}\n")
     print(evaluation_table(result, dataset.task))
+    if str(about.get("window")).startswith(AROUND_REFERENCE):
+        note_aside(
+            f"each scan's window lies {AROUND_REFERENCE}, as in training, so finding the organs is not measured; to "
+            "measure that too, evaluate what ummkd predict writes with --segmentations"
+        )
     if viewer:
         viewer.write(FLAGS.viewer, f"{title}: {part} part of {dataset.split_name}")
         print(f"\nslices: {FLAGS.viewer}")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def _wait_for_other(run_dir: Path, stop: Stop) -> None:
         if not said:
             tqdm.write(f"{run_dir}: another process is training it; waiting for its end")
             said = True
-        threading.Event().wait(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _is_held(lock: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import get_args
 
 from absl import flags
 
-from experiments.results.captions import beyond_protocol
+from experiments.results.captions import how_evaluated
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError
@@ -36,11 +36,14 @@ flags.DEFINE_enum("selection", None, list(get_args(Selection)), "Checkpoint; by 
 def results_of(run_dir: Path, selection: str | None) -> dict[int, str]:
     """Text of the model card's results, by the checkpoint's step: the run's evaluation on its test part, if any.
 
+    On the prepared grid, or where there is no such evaluation, on the scans' own.
+
     Raises:
         InputError: A damaged evaluation.
     """
-    path = run_dir / evaluation_name("test")
-    if not path.is_file():
+    paths = [run_dir / evaluation_name("test", original_grid=original) for original in (False, True)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return {}
     record = read_run(run_dir)
     try:
@@ -54,8 +57,8 @@ def results_of(run_dir: Path, selection: str | None) -> dict[int, str]:
         raise InputError(
             f"damaged ({error!r})", where=path, fix="evaluate the run again, or remove the file"
         ) from error
-    beyond = "".join(f"; {text}" for text in beyond_protocol([evaluation]))
-    about = f"{evaluation['split_name']}, {evaluation['grid']} grid, step {step} ({evaluation['selection']}){beyond}"
+    how = "".join(f"; {text}" for text in how_evaluated([evaluation]))
+    about = f"{evaluation['split_name']}, {evaluation['grid']} grid, step {step} ({evaluation['selection']}){how}"
     return {step: f"Test part of {about}:\n\n{table}\n\n{counts}"}
 
 

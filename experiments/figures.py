@@ -233,7 +233,7 @@ def _reference_run(records: Sequence[Record]) -> Record:
     """The run that decides which case is shown: Ours, if it is there."""
     evaluated = [record for record in records if record.evaluation]
     if not evaluated:
-        raise InputError("no run of this figure is evaluated: expected evaluation_test.json; run experiments.evaluate")
+        raise InputError("no run of this figure is evaluated: expected evaluation_test.json; run ummkd evaluate")
     return _ours_or_first(evaluated)
 
 
@@ -437,7 +437,7 @@ def _organ_legend(figure: Figure, task: Task, lines: Mapping[str, Any] = Mapping
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
+    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as ummkd reproduce writes it.")
     flags.DEFINE_enum("figure", None, list(FIGURES), "Which one.", required=True)
     flags.DEFINE_string("out_dir", "results", "Folder for the figure.")
     define_whole_numbers("seeds", None, "Seeds that belong in it; default: all that are there.")

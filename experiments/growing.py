@@ -22,7 +22,7 @@ from data_prep.pipeline import prepare_cases
 from data_prep.sources import btcv, chaos
 from data_prep.workers import Workers
 from experiments.number_lists import define_whole_numbers
-from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE
+from experiments.recipes import ALPHA, PRESETS, TEMPERATURE, recipe_for
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.common.notes import note
@@ -79,7 +79,7 @@ def write_phantoms(folder: Path) -> None:
 
 def config(steps: int, **changes: Any) -> RunConfig:
     """A run at preset tiny."""
-    recipe = RECIPES["practice"]["unet3d"]
+    recipe = recipe_for("practice", "unet3d", "tiny")
     values: dict[str, Any] = {
         "task": TASK.name,
         "setting": "ours",
@@ -87,12 +87,12 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "preset": "tiny",
         "size": TASK.size[0] // PRESET.factor,
         "steps": steps,
-        "learning_rate": PRESET.learning_rate,
+        "learning_rate": recipe.learning_rate,
         "schedule": recipe.schedule,
         "decay_every": recipe.decay_every,
         "labelled_patches": recipe.labelled_patches,
         "augmentation": "none",  # for so few steps, unlike the recipe
-        "batch_size": PRESET.batch_size,
+        "batch_size": recipe.batch_size,
         "alpha": ALPHA,
         "temperature": TEMPERATURE,
         "absent": recipe.absent,
@@ -100,7 +100,7 @@ def config(steps: int, **changes: Any) -> RunConfig:
         "l2_weight": recipe.l2_weight,
         "selection": "best",
         "validate_every": PRESET.validate_every,
-        "norm_batches": PRESET.norm_batches,
+        "norm_batches": recipe.norm_batches,
         "seed": FLAGS.seed,
     }
     return RunConfig(**(values | changes))

@@ -1,4 +1,4 @@
-"""Turns a checkpoint of the authors' TensorFlow 1 code into a model folder, as experiments.export writes it.
+"""Turns a checkpoint of the authors' TensorFlow 1 code into a model folder, as ummkd export writes it.
 
     python -m experiments.import_tf1 --checkpoint=net_only_model.cpkt --out=model               2D, cardiac
     python -m experiments.import_tf1 --checkpoint=sifn_model.cpkt-9000 --out=model              3D, abdomen

@@ -19,7 +19,8 @@ prediction that was stopped goes on with --skip_existing.
 
 The label map has the shape, orientation and place of the scan itself; that of a scan with tilted slices (a CT's gantry)
 lies on an upright grid that covers it, because NIfTI readers such as ITK take no tilted one. A scan larger than the
-task's window is covered with windows.
+task's window is covered with windows; where the task's region is label_centroid, they search it, and one window around
+the most that was found is segmented.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
     "run_dir", None, "Folder of a trained run; several, repeated or with commas between, are averaged."
 )
-flags.DEFINE_string("model", None, "Exported model, a folder that experiments.export has written, instead of a run.")
+flags.DEFINE_string("model", None, "Exported model, a folder that ummkd export has written, instead of a run.")
 flags.DEFINE_string(
     "input", None, "A scan, a folder with one DICOM series, a folder of scans, or a CSV of scans.", required=True
 )
@@ -97,7 +98,7 @@ def main(_: list[str]) -> None:
     if FLAGS.model and FLAGS.selection:
         raise InputError("--selection: an exported model has one checkpoint: leave it out")
     output = Path(FLAGS.output)
-    one_file = output.name.endswith((".nii", ".nii.gz"))
+    one_file = output.name.lower().endswith((".nii", ".nii.gz"))
     if not one_file and output.suffix and not output.is_dir():
         raise InputError(f"--output={output}: expected a name that ends in .nii or .nii.gz, or a folder")
     if FLAGS.overlay and one_file and Path(FLAGS.overlay).suffix not in (".png", ".pdf"):
@@ -350,7 +351,9 @@ def _write(result: Segmentation, scan: ScanToSegment, places: Mapping[str, Path]
             print(f"{scan.path}: nothing was found, and a DICOM segmentation cannot be empty: none was written")
     print(f"{places['labels']}: {title}; shape {result.labels.shape}, orientation {result.grid.axes}")
     if result.windows > 1:
-        print(f"{scan.path}: larger than the task's window, and covered with {result.windows} windows")
+        one = result.task.region == "label_centroid"
+        how = "searched with {} windows; one, around what was found, is segmented" if one else "covered with {} windows"
+        print(f"{scan.path}: larger than the task's window, and {how.format(result.windows)}")
     print("; ".join(f"{number} {name} {ml:.0f} ml" for number, (name, ml) in enumerate(result.milliliters.items(), 1)))
     if "overlay" in places:
         figure = overlay_figure(

@@ -6,7 +6,7 @@ Where both disagree: docs/reproduction.md#disagreements.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -147,3 +147,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
     }
 )
+
+
+def recipe_for(name: str, network: str, preset: str) -> Recipe:
+    """A recipe, with the preset's numbers where the preset has its own.
+
+    Args:
+        name: Of `RECIPES`.
+        network: "dilated2d" or "unet3d".
+        preset: Of `PRESETS`.
+    """
+    of_preset = {field.name: getattr(PRESETS[preset], field.name, None) for field in fields(Recipe)}
+    return replace(RECIPES[name][network], **{name: value for name, value in of_preset.items() if value is not None})

@@ -269,7 +269,7 @@ def _cost(folder: Path) -> str:
         pictures = [p for part in measured["parts"] for p in part["pictures"].items()]
         figures = [_figure(folder / Path(name).name, caption) for name, caption in pictures]
     except MALFORMED as error:
-        raise InputError("not what experiments.benchmark writes", where=path, fix=f"{error!r}; run it again") from error
+        raise InputError("not what ummkd benchmark writes", where=path, fix=f"{error!r}; run it again") from error
     note = "" if figures else '<p>Part "scaling" was not run.</p>'
     return "\n".join([heading, facts(about), note, f'<div class="grid">{"".join(figures)}</div>'])
 
@@ -286,13 +286,13 @@ def _curves(entries: Sequence[Entry]) -> str:
         f"<p>{key}. Over optimizer steps; the runs of a data set share their axes. Losses are of training batches. "
         f"A curve of more than {MOST_POINTS} points shows the means of equal parts.</p>",
     ]
-    for group in sorted({entry.group for entry in entries}):
-        members = [entry for entry in entries if entry.group == group]
+    for data in sorted({entry.record.data for entry in entries}):
+        members = [entry for entry in entries if entry.record.data == data]
         present = modalities_of(entry.record for entry in members)
         frames = {
             title: frame(members, (line.name for line in lines_of(title, modalities, present))) for title in PANELS
         }
-        parts.append(f"<h3>{escaped(group)} {PHANTOM if _is_phantom(members) else ''}</h3>")
+        parts.append(f"<h3>{escaped(data)} {PHANTOM if _is_phantom(members) else ''}</h3>")
         parts += [_curves_of(entry, frames, modalities) for entry in members]
     return "\n".join(parts)
 
@@ -364,7 +364,7 @@ def _cases(entries: Sequence[Entry], page_dir: Path) -> str:
     return (
         f"{_heading('Cases', entries)}\n<p>Every structure of every case the finished runs were tested on: "
         f"{len(rows)} rows. A click on a column's head sorts by it. A case's name leads to its slices or picture, with "
-        "prediction and reference, where <code>experiments.evaluate --viewer=… --pictures=…</code> made them.</p>\n"
+        "prediction and reference, where <code>ummkd evaluate --viewer=… --pictures=…</code> made them.</p>\n"
         f'<label hidden>Run <select id="run" autocomplete="off">\n<option value="">all</option>\n{options}\n</select>'
         f"</label>\n{_flat_table(columns, rows, 'Cases', sortable=True)}"
     )
@@ -400,9 +400,9 @@ def _number_cell(value: float | None, metric: str) -> str:
 
 def _runs(entries: Sequence[Entry]) -> str:
     parts = [_heading("Runs", ()), "<p>What each run was, and the commands that make it again.</p>"]
-    for group in sorted({entry.group for entry in entries}):
-        parts.append(f"<h3>{escaped(group)}</h3>")
-        parts += [_run(entry) for entry in entries if entry.group == group]
+    for data in sorted({entry.record.data for entry in entries}):
+        parts.append(f"<h3>{escaped(data)}</h3>")
+        parts += [_run(entry) for entry in entries if entry.record.data == data]
     return "\n".join(parts)
 
 
@@ -480,7 +480,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
+    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as ummkd reproduce writes it.")
     flags.DEFINE_string("out", "results/report.html", "The page; figures are looked for beside it.")
-    flags.DEFINE_string("benchmark_dir", "results/benchmark", "Folder of experiments.benchmark, if it was run.")
+    flags.DEFINE_string("benchmark_dir", "results/benchmark", "Folder of ummkd benchmark, if it was run.")
     run(main)

@@ -24,7 +24,7 @@ from experiments.benchmark.steps import Size, Worker
 from experiments.execution import run_all
 from experiments.number_lists import define_whole_numbers
 from experiments.plans import DATA, TARGETS, RunSpec, runs_for
-from experiments.recipes import PRESETS, RECIPES, TEMPERATURE
+from experiments.recipes import PRESETS, RECIPES, TEMPERATURE, Recipe, recipe_for
 from experiments.results import builders, rendering
 from experiments.results.records import EVALUATION, OUTLIER, Record, load_records, read_json, select
 from ummkd_tf.common.cli import run
@@ -109,8 +109,11 @@ class Work:
     @property
     def length(self) -> int:
         """Training steps."""
-        steps = self.options.steps or PRESETS[self.options.preset].steps
-        return steps or RECIPES[self.options.recipe][TASKS[self.spec.task].network].steps
+        return self.options.steps or self._recipe.steps
+
+    @property
+    def _recipe(self) -> Recipe:
+        return recipe_for(self.options.recipe, TASKS[self.spec.task].network, self.options.preset)
 
     def command(self, step: str) -> list[str]:
         """The command that does one of the steps in `missing`."""
@@ -154,7 +157,7 @@ class Work:
 
     def _is_current(self, evaluation: Path, record: Mapping[str, Any]) -> bool:
         """Whether an evaluation is there, and of the run's checkpoint, data and options."""
-        # An evaluation is as good as its checkpoint and its data: experiments.evaluate refuses data of another split.
+        # An evaluation is as good as its checkpoint and its data: `experiments.evaluate` refuses data of another split.
         sources = [*self.run_dir.glob("checkpoints/*.npz"), *map(self.options.data_dir(self.spec).joinpath, DATA_FILES)]
         newest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
         if not evaluation.is_file() or evaluation.stat().st_mtime < newest:
@@ -167,12 +170,9 @@ class Work:
         )
 
     def _check(self, record: Mapping[str, Any]) -> None:
-        recipe = RECIPES[self.options.recipe][TASKS[self.spec.task].network]
-        preset = PRESETS[self.options.preset]
-        of_preset = {n: getattr(preset, n) for n in ("learning_rate", "batch_size", "norm_batches")}
         wanted = {
-            **{n: getattr(recipe, n) if value is None else value for n, value in of_preset.items()},
-            **{n: getattr(recipe, n) for n in ("schedule", "augmentation", "labelled_patches", "absent")},
+            **{n: getattr(self._recipe, n) for n in ("learning_rate", "batch_size", "norm_batches", "schedule")},
+            **{n: getattr(self._recipe, n) for n in ("augmentation", "labelled_patches", "absent")},
             "labelled_share": LABELLED_SHARE,
             "temperature": TEMPERATURE,
             "ema": 0.0,
@@ -180,7 +180,7 @@ class Work:
             "preset": self.options.preset,
             "recipe": self.options.recipe,
             "steps": self.length,
-            "validate_every": self.options.validate_every or preset.validate_every,
+            "validate_every": self.options.validate_every or PRESETS[self.options.preset].validate_every,
             "setting": self.spec.setting,
             "seed": self.spec.seed,
             "normalization": self.spec.normalization,
@@ -238,7 +238,7 @@ def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) 
         )
     folder = options.data_dir(spec)
     if not any((folder / name).is_file() for name in DATA_FILES):
-        raise InputError(f"{flag}={folder}: no prepared data set there: run data_prep.prepare first, or correct it")
+        raise InputError(f"{flag}={folder}: no prepared data set there: run ummkd prepare first, or correct it")
 
 
 # --- what would be done ----------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def measured_step(task: str, preset: str, recipe: str) -> float:
         InputError: The process that measures ended, e.g. for want of memory.
     """
     chosen, network = PRESETS[preset], TASKS[task].network
-    batch_size = chosen.batch_size or RECIPES[recipe][network].batch_size
+    batch_size = recipe_for(recipe, network, preset).batch_size
     print(f"measuring a training step of {task} at preset {preset} …", file=sys.stderr)
     with Worker(OURS, Size(network, batch_size, TASKS[task].size[0] // chosen.factor, chosen.width)) as worker:
         seconds = [worker.step()]
@@ -425,21 +425,21 @@ def _define_flags() -> None:
         flags.DEFINE_string(f"{name}_data", None, f"Prepared data: {name}; {{fold}} in it stands for the fold.")
     flags.DEFINE_string("runs_dir", "runs", "Folder of the runs, one subfolder each.")
     flags.DEFINE_string("out_dir", "results", "Folder for tables and figures.")
-    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Size of the runs, and more: as experiments.train has it.")
-    flags.DEFINE_enum("recipe", "paper", list(RECIPES), "As experiments.train has it.")
+    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Size of the runs, and more: as ummkd train has it.")
+    flags.DEFINE_enum("recipe", "paper", list(RECIPES), "As ummkd train has it.")
     flags.DEFINE_integer("steps", None, "Optimizer steps; by default the preset's, else the recipe's.", lower_bound=1)
     flags.DEFINE_integer("validate_every", None, "Steps between validations; default: the preset's.", lower_bound=1)
-    flags.DEFINE_enum("precision", "float32", ["auto", *get_args(Precision)], "As experiments.train has it.")
+    flags.DEFINE_enum("precision", "float32", ["auto", *get_args(Precision)], "As ummkd train has it.")
     flags.DEFINE_float(
         "cache_gb", None, "GB of images in memory, for each of the --jobs runs at a time.", lower_bound=0
     )
     flags.DEFINE_integer("threads", None, "Threads that prepare batches, for each run.", lower_bound=1)
-    flags.DEFINE_bool("xla", None, "As experiments.train has it; for a GPU.")
+    flags.DEFINE_bool("xla", None, "As ummkd train has it; for a GPU.")
     define_whole_numbers("seeds", "0", "Seeds; each gives a run of its own.")
     define_whole_numbers("folds", "0", "Folds; each needs its own prepared data.")
-    flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with data_prep.prepare --hold_out_cases.")
-    flags.DEFINE_float("overlap", 0.0, "Of experiments.evaluate, whose protocol is the paper's without it.")
-    flags.DEFINE_bool("largest_component", False, "Of experiments.evaluate, whose protocol is the paper's without it.")
+    flags.DEFINE_string("outlier", None, "Table VI's outlier CT, prepared with ummkd prepare --hold_out_cases.")
+    flags.DEFINE_float("overlap", 0.0, "Of ummkd evaluate, whose protocol is the paper's without it.")
+    flags.DEFINE_bool("largest_component", False, "Of ummkd evaluate, whose protocol is the paper's without it.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPU cores.", lower_bound=1)
     flags.DEFINE_enum(
         "executor", "local", ["local", "slurm"], "Run here, or write <runs_dir>/slurm/submit.sh and a job for each run."

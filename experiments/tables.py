@@ -30,35 +30,38 @@ from ummkd_tf.common.cli import run
 from ummkd_tf.common.errors import InputError
 
 OWN = "own"
+NAMES = {name.removeprefix("table"): name for name in TABLES}
+"""Value of --table → name of the table."""
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as experiments.reproduce writes it.")
-    flags.DEFINE_string("table", None, f"1 to 6, own, or one of {', '.join(TABLES)}.", required=True)
+    flags.DEFINE_string("runs_dir", "runs", "Folder of runs, as ummkd reproduce writes it.")
+    flags.DEFINE_enum("table", None, [*NAMES, OWN], "Number in the paper, a claim, or your own runs.", required=True)
     flags.DEFINE_enum("format", "md", list(FORMATS), "Markdown, CSV or LaTeX.")
-    flags.DEFINE_string("tag", "", "Take evaluations with this --tag of experiments.evaluate; default: those without.")
+    flags.DEFINE_string("tag", "", "Take evaluations with this --tag of ummkd evaluate; default: those without.")
     flags.DEFINE_bool("compare", False, "Add the paper's values and the differences.")
+    grids = "Evaluations on the prepared grid, or in the scans' own voxels (ummkd evaluate --grid=original)."
+    flags.DEFINE_enum("grid", "prepared", ["prepared", "original"], grids)
     define_whole_numbers("seeds", None, "Seeds that belong in it; default: all that are there.")
     define_whole_numbers("folds", None, "Folds that belong in it; default: all that are there.")
 
 
 def main(_: list[str]) -> None:
-    """Prints or writes the tables that the flags ask for."""
+    """Prints the tables that the flags ask for."""
     values = flags.FLAGS
-    name = f"table{values.table}" if values.table.isdecimal() else values.table
-    records = load_folder(values.runs_dir, values.tag)
-    if name == OWN:
+    records = load_folder(values.runs_dir, values.tag, original_grid=values.grid == "original")
+    if values.table == OWN:
         if values.compare or values.seeds or values.folds:
             raise InputError(f"--table={OWN}: shows all runs and their means: leave --compare, --seeds and --folds out")
         tables = own_tables(records)
         if not tables:
             raise InputError(
                 f"--runs_dir={values.runs_dir}: no run of your own that is finished and evaluated: expected one; "
-                "run experiments.evaluate"
+                "run ummkd evaluate, or give the --grid that they were evaluated on"
             )
         print("\n".join(FORMATS[values.format][1](table) for table in tables), end="")
         return
-    table = build(name, records, seeds=values.seeds, folds=values.folds, compare=values.compare)
+    table = build(NAMES[values.table], records, seeds=values.seeds, folds=values.folds, compare=values.compare)
     print(FORMATS[values.format][1](table), end="")
 
 

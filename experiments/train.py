@@ -19,7 +19,7 @@ from typing import Any, get_args
 from absl import flags
 
 from experiments.number_lists import LARGEST_SEED
-from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE, Recipe
+from experiments.recipes import ALPHA, PRESETS, RECIPES, TEMPERATURE, Recipe, recipe_for
 from ummkd_tf.common.cli import run, start_tensorflow
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.augmentation import AUGMENTATIONS
@@ -153,9 +153,7 @@ flags.DEFINE_bool(
     "With several devices: batch normalization over each one's own examples; faster, but the result depends on their "
     "number.",
 )
-flags.DEFINE_float(
-    "alpha", ALPHA, "α of Eq. 5, whose weight of the distillation loss is α/2, here as there.", lower_bound=0
-)
+flags.DEFINE_float("alpha", ALPHA, "α of Eq. 5, which adds α/2 times the distillation loss.", lower_bound=0)
 flags.DEFINE_float("temperature", TEMPERATURE, "Temperature of Eq. 3.", lower_bound=1e-6)
 flags.DEFINE_enum(
     "absent",
@@ -314,13 +312,13 @@ def _precision(network: Network) -> Precision:
 
 def _recipe(network: Network) -> Recipe:
     # A network from a file is trained like the paper's network of the same rank.
-    return RECIPES[FLAGS.recipe]["dilated2d" if network.rank == 2 else "unet3d"]
+    return recipe_for(FLAGS.recipe, "dilated2d" if network.rank == 2 else "unet3d", FLAGS.preset)
 
 
 def _chosen(network: Network, name: str) -> Any:
-    """What a flag says, or else the preset, or else the recipe."""
-    sources = (FLAGS, PRESETS[FLAGS.preset], _recipe(network))
-    return next(value for source in sources if (value := getattr(source, name, None)) is not None)
+    """What a flag says, or else the recipe."""
+    value = getattr(FLAGS, name)
+    return getattr(_recipe(network), name) if value is None else value
 
 
 def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfig:
@@ -347,7 +345,7 @@ def resolve(network: Network, task: Task, modalities: Sequence[str]) -> RunConfi
         l2_weight=recipe.l2_weight,
         ema=FLAGS.ema,
         selection=FLAGS.selection,
-        validate_every=chosen("validate_every"),
+        validate_every=FLAGS.validate_every or preset.validate_every,
         norm_batches=chosen("norm_batches"),
         seed=FLAGS.seed,
         precision=_precision(network),

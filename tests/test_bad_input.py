@@ -236,7 +236,7 @@ def nothing(at: Place) -> None:
 TABLE: dict[str, tuple[str, Callable[[Place], object], str, str]] = {
     "modality": (PREDICT, nothing, "--modality=pet", "--modality=pet: the run knows ct, mr; give the scan's modality"),
     "no run": (PREDICT, lambda at: (at.run / "run.json").unlink(), "",
-        "{run}/run.json: no run here: expected a folder that experiments.train has written; check --run_dir"),
+        "{run}/run.json: no run here: expected a folder that ummkd train has written; check --run_dir"),
     "half a run.json": (PREDICT, lambda at: (at.run / "run.json").write_text('{"flags": ', encoding="utf-8"), "",
         "{run}/run.json: damaged (Expecting value: line 1 column 11 (char 10)): restore it from a copy or train again"),
     "run.json of another kind": (PREDICT, lambda at: (at.run / "run.json").write_text("[]", encoding="utf-8"), "",

@@ -98,7 +98,7 @@ def test_program_prints_classes_means_and_cases(tmp_path):
 @pytest.mark.parametrize(
     ("change", "flag", "message"),
     [
-        ({"cases": {}}, "", "holds no evaluated cases: expected a file that experiments.evaluate wrote"),
+        ({"cases": {}}, "", "holds no evaluated cases: expected a file that ummkd evaluate wrote"),
         ({"cases": {"ct_1": {"classes": {"liver": {"dice": "0.9"}}}}}, "", "holds no evaluated cases"),
         (
             {"cases": {**evaluation(OTHER)["cases"], "mr_9": evaluation(OTHER)["cases"]["mr_1"]}},
@@ -116,7 +116,7 @@ def test_program_prints_classes_means_and_cases(tmp_path):
         ({"task": "cardiac"}, "", "task: expected one for all"),
         ({}, "--without=ct_7", "--without=ct_7: expected some of the tested cases, e.g. ct_1"),
         ({}, "--without=ct_1,ct_2,mr_1", "no case is left that has a value on both sides"),
-        ({}, "--first=nowhere", "nowhere: no such file: expected an evaluation; run experiments.evaluate first"),
+        ({}, "--first=nowhere", "nowhere: no such file: expected an evaluation; run ummkd evaluate first"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, change, flag, message):

@@ -89,6 +89,7 @@ def test_run_folder_and_keras_file_agree(run_dir: Path, model: ExportedModel, da
     """What a SavedModel gives, test_keras_ways.py compares."""
     trained, _, _ = load_run(run_dir)
     assert load_scan_predictor([run_dir]).weights_sha256 == model.scan_predictor().weights_sha256
+    assert load_scan_predictor([run_dir]).seen.keys() == model.scan_predictor().seen.keys()
     trained.save(tmp_path / "x.keras")
     from_keras = keras.models.load_model(tmp_path / "x.keras")
     for m, case_id in (("ct", "ct_3"), ("mr", "mr_3")):
@@ -214,6 +215,9 @@ def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: 
     for other in ({"step": 1}, {"selection": "last"}):  # of an averaged model, the last is another one of the same step
         write_json(run / "evaluation_test.json", {**evaluation, **other})
         assert results_of(run, None) == {}
+    (run / "evaluation_test.json").unlink()
+    write_json(run / "evaluation_test_original.json", {**evaluation, "grid": "original"})
+    assert ", original grid, step 2 (best); in the scans' own voxels:" in results_of(run, None)[2]
     # A run that goes on has no record of its best checkpoint: what is exported decides.
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     for best_step, results, told in ((2, {2: "of it"}, True), (1, {1: "of another"}, False)):

@@ -233,7 +233,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_created(healthy, tmp_p
 def test_program_prints_the_lines_and_fails(healthy, tmp_path):
     raw = shutil.copytree(healthy[0], tmp_path / "raw")
     empty(ct(raw, "img"))
-    for name, flags in (("verify", [f"--dir={raw}"]), ("prepare", [f"--raw={raw}", f"--out={tmp_path / 'out'}"])):
+    for name, flags in (("verify", [f"--raw={raw}"]), ("prepare", [f"--raw={raw}", f"--out={tmp_path / 'out'}"])):
         done = program(f"data_prep.{name}", "--source=abdomen", "--workers=1", *flags)
         assert done.returncode == 1
         printed = done.stderr.splitlines()[-2:]

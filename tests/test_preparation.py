@@ -300,6 +300,14 @@ def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
     off = "0.20 of a voxel off the image's (position or direction off by 5.00 mm)"
     text = f"{ct(changed, 'label', '0003')}: its header lies up to {off}; the image's is used"
     assert f"ct_0003: {text}" in notes
+    for case in raw_data.CT_IDS:
+        write_nifti(ct(changed, "label", case), label_map((6, 2, 0, 1)))
+    ending = "ct holds left_kidney, so no training would start: add scans that do, or leave the class out of the task"
+    assert f"no training case of {ending}" in prepare(changed, tmp_path / "without")
+    found, notes = SOURCES["abdomen"].find(RawOptions(raw=changed)), []
+    with Workers(1) as pool:
+        assert pipeline.verify(found.cases, TASK, pool, notes.append) == []
+    assert notes[-1] == f"no scan of {ending}"
     assert read_case(tmp_path / "out/cases/ct_0003.h5").notes == (text,)
     case = read_case(tmp_path / "out/cases/ct_0002.h5")
     assert set(np.unique(case.label)) == {0, 1, 2, 4}
@@ -912,7 +920,7 @@ def test_help_does_not_load_tensorflow():
 
 
 def test_programs(raw, prepared, tmp_path):
-    done = program("data_prep.verify", "--source=abdomen", f"--dir={raw}", "--workers=1")
+    done = program("data_prep.verify", "--source=abdomen", f"--raw={raw}", "--workers=1")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "6 cases, no problem; 6 note(s) above to look at")
     out = tmp_path / "out"
     done = run("prepare", "--source=abdomen", f"--raw={raw}", f"--out={out}", "--workers=1")
@@ -1118,6 +1126,7 @@ def test_a_ct_whose_name_does_not_say_so_is_noted(task, modality, expected):
         (lambda a: a, (0.2, 0.2, 0.5), "are distances in cm written as mm?"),
         (lambda a: a, (20.0, 40.0, 5.0), "more than a person: is the spacing in mm?"),
         (lambda a: a, (0.8, 0.8, 2.0), "51 × 51 × 60 mm large: are distances in cm written as mm?"),
+        (lambda a: a[..., :2], (2.0, 2.0, 5.0), "128 × 128 × 10 mm large: it has 2 slices"),
         (np.sign, (2.0, 2.0, 5.0), "only 2 different values, usual are hundreds: is it a label map?"),
     ],
 )

@@ -631,7 +631,7 @@ def test_a_start_from_another_model_compares_records_as_a_whole(described: Path)
 
 
 def test_preparation_programs(release: Path, tmp_path: Path) -> None:
-    done = program("data_prep.verify", "--source=released", f"--dir={release}")
+    done = program("data_prep.verify", "--source=released", f"--raw={release}")
     assert (done.returncode, done.stderr.count("error")) == (0, 0)
     folders = (f"--raw={release}", f"--out={tmp_path / 'out'}")
     done = program("data_prep.prepare", "--source=released", *folders, "--label_5=background")

@@ -350,7 +350,7 @@ def test_cost_shows_the_pictures_of_the_benchmark(tmp_path):
     assert base64.b64encode(PNG).decode("ascii") in cost
     assert "unet3d: slope 1.75" in cost and "<dt>commit</dt><dd>abc</dd>" in cost
     (tmp_path / "scaling_width.png").unlink()
-    with pytest.raises(InputError, match=r"benchmark\.json: not what experiments\.benchmark writes"):
+    with pytest.raises(InputError, match=r"benchmark\.json: not what ummkd benchmark writes"):
         written()
     (tmp_path / "benchmark.json").unlink()
     assert "make benchmark" in written().split('<section id="cost">')[1]
@@ -360,7 +360,7 @@ def test_program_says_what_is_missing(tmp_path):
     done = program("experiments.report", f"--runs_dir={tmp_path}/none", f"--out={tmp_path}/report.html")
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: --runs_dir={tmp_path}/none: no such folder: expected one that experiments.reproduce wrote\n"
+        f"error: --runs_dir={tmp_path}/none: no such folder: expected one that ummkd reproduce wrote\n"
     )
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()

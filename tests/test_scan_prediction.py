@@ -29,6 +29,7 @@ from experiments.results.captions import provenance
 from experiments.results.records import Record
 from experiments.volume_tables import ScanToSegment, VolumeTables, check_names_are_free, state_of
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import voxels_checksum
 from ummkd_tf.evaluation import scan_prediction
 from ummkd_tf.evaluation.inference import Ensemble
 from ummkd_tf.evaluation.overlap import gaussian_weights
@@ -164,6 +165,19 @@ def test_units_that_no_patient_has(tmp_path, caplog):
 def test_machines_by_names_of_modalities():
     named = {"ct": "CT", "ct_1": "CT", "cect": "CT", "mr": "MR", "mri": "MR", "t1_in": "MR", "t2": "MR", "site_a": None}
     assert {name: machine(name) for name in [*named, "ctx"]} == {**named, "ctx": None}
+
+
+def test_a_scan_that_the_model_was_trained_on_is_warned_of(caplog):
+    """By its voxels: in other axes it is the same scan, and with one voxel changed another one."""
+    scan = patient()
+    model = predictor()
+    model.seen = {voxels_checksum(scan): "the train part of runs/fold1 (ct_7)"}
+    other = scan.array.copy()
+    other[0, 0, 0] += 1
+    for volume, warned in ((scan, True), (reorient(scan, "SAR"), True), (Volume(other, scan.affine), False)):
+        caplog.clear()
+        model.predict_scan(volume, "ct")
+        assert ("it was in the train part of runs/fold1 (ct_7)" in caplog.text) == warned
 
 
 def test_unknown_modality():
@@ -806,6 +820,9 @@ def test_caption_says_what_the_paper_does_not_do(tmp_path):
     plain = dataclasses.replace(record, evaluation={"overlap": 0.0, "largest_component": False, "cases": {}})
     assert "chunks overlapping by 50 % in 1 of 2 evaluations; commit" in provenance([record, plain])
     assert "overlapping" not in provenance([plain]) and "largest" not in provenance([plain])
+    shown = {"window": "around the reference label's centroid; …", "grid": "original", "cases": {}}
+    caption = provenance([dataclasses.replace(record, evaluation=shown)])
+    assert "in the scans' own voxels; windows around the reference label's centroid, so finding" in caption
     trained_on = {**record.run, "progress": {"step": 300, "best_step": 250}}
     other = dataclasses.replace(record, run=trained_on, evaluation={"step": 200, "cases": {}})
     assert "; a EVALUATED AT STEP 200, not 250; commit" in provenance([other])

@@ -414,7 +414,7 @@ def test_program(tmp_path):
     result = start("--table=2", "--format=csv")
     assert result.stdout == rendering.to_csv(builders.build("table2", load_records(tmp_path)))
     wrong = start("--table=7")
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: no table 'table7': expected one of table1, ")
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: --table=7: value should be one of <1|2|")
     wrong = start("--table=2", "--seeds=a")
     assert wrong.returncode == 1 and "--seeds=a: expected whole numbers" in wrong.stderr
 
@@ -424,11 +424,25 @@ def test_evaluations_with_a_tag(tmp_path):
     write_target(tmp_path, "table2")
     arguments = [f"--runs_dir={tmp_path}", "--table=2", "--tag=plain"]
     wrong = program("experiments.tables", *arguments)
-    assert wrong.returncode == 1 and "has evaluation_test_plain.json: expected one; run experiments" in wrong.stderr
+    assert (
+        wrong.returncode == 1
+        and "has evaluation_test_plain.json: expected one; run ummkd evaluate --tag=plain" in wrong.stderr
+    )
     untagged = program("experiments.tables", *arguments[:2]).stdout
     for path in tmp_path.glob("*/evaluation_test.json"):
         path.rename(path.with_name("evaluation_test_plain.json"))
     assert program("experiments.tables", *arguments).stdout == untagged != ""
+
+
+def test_evaluations_in_the_scans_own_voxels(tmp_path):
+    """Under another name, and only where they are asked for."""
+    write_target(tmp_path, "table2")
+    expected = builders.build("table2", load_records(tmp_path))
+    for path in tmp_path.glob("*/evaluation_test.json"):
+        path.rename(path.with_name("evaluation_test_original.json"))
+    assert builders.build("table2", load_folder(tmp_path, original_grid=True)) == expected
+    with pytest.raises(InputError, match=r"--grid=original --tag=a: no run in .*_test_original_a\.json: expected one"):
+        load_folder(tmp_path, "a", original_grid=True)
 
 
 def test_the_outlier_s_evaluation_has_the_tag_too(tmp_path):

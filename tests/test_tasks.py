@@ -218,6 +218,9 @@ def test_an_upper_case_modality_in_a_task_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"own\.json: clip of CT: expected ct, because modalities are in lower case"):
         get_task(str(path))
     assert task_from_dict(content, "x").clip_for("ct") == DEFAULT_CLIP
+    path.write_text(json.dumps(content | {"size": [1, 1]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"size \[1, 1\]: expected rows and columns"):  # all other mistakes first
+        get_task(str(path))
 
 
 def test_a_name_of_the_paper_is_taken(tmp_path):

@@ -196,18 +196,18 @@ def _read(path: Path) -> Task:
         content = read_json(path)
     except MALFORMED as error:
         raise InputError(
-            f"not a task file ({error})", where=path, fix="expected a JSON object, as data_prep.new_task writes it"
+            f"not a task file ({error})", where=path, fix="expected a JSON object, as ummkd new-task writes it"
         ) from error
-    ranges = _without_notes(content).get("clip")
+    task = task_from_dict(content, path)
     # Here and not in `task_from_dict`, because data and runs may hold a task with such a key, which had no effect.
-    upper = [m for m in ranges if m != m.lower()] if isinstance(ranges, Mapping) else []
+    upper = [m for m in task.clip if m != m.lower()]
     if upper:
         raise InputError(
             f"clip of {', '.join(upper)}",
             where=path,
             fix=f"expected {', '.join(upper).lower()}, because modalities are in lower case; correct the file",
         )
-    return task_from_dict(content, path)
+    return task
 
 
 def differences(stored: Task, asked: Task) -> list[str]:

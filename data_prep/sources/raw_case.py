@@ -45,12 +45,12 @@ class Problem:
         return cls(error.where, error.problem, error.fix)
 
 
-def report(problems: Sequence[Problem]) -> int:
-    """Prints the problems; the exit code that goes with them."""
+def report(problems: Sequence[Problem], consequence: str = "nothing was written") -> int:
+    """Prints the problems and their consequence; the exit code that goes with them."""
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"error: {len(problems)} problem(s), nothing was written", file=sys.stderr)
+        print(f"error: {len(problems)} problem(s), {consequence}", file=sys.stderr)
     return 1 if problems else 0
 
 

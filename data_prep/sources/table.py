@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from data_prep.sources import btcv, chaos, mmwhs
-from data_prep.sources import csv_list as own
+from data_prep.sources import btcv, chaos, csv_list, mmwhs
 from data_prep.sources.raw_case import Found, Problem, RawCase
 from ummkd_tf.common.errors import InputError, listed
 from ummkd_tf.tasks import TASKS, Task, get_task
@@ -141,7 +140,7 @@ def _mmwhs_mr(options: RawOptions) -> Found:
 def _own(options: RawOptions) -> Found:
     if options.csv is None:
         raise InputError("--csv: no file given: expected a CSV that lists your scans")
-    return own.find(options.csv, get_task(options.task or ""), options.label_map)
+    return csv_list.find(options.csv, get_task(options.task or ""), options.label_map)
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
@@ -166,7 +165,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 (_mmwhs_ct, _mmwhs_mr),
                 {"ct": mmwhs.IDS, "mr": mmwhs.IDS},
             ),
-            Source("csv", None, (), f"own data, listed in --csv with columns {own.COLUMNS}", (_own,)),
+            Source("csv", None, (), f"own data, listed in --csv with columns {csv_list.COLUMNS}", (_own,)),
             # Not raw scans: data_prep.release checks and describes them.
             Source(
                 "released",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.plans import TARGETS, RunSpec
@@ -10,7 +11,7 @@ from experiments.results.records import Record, Runs, modalities_of
 from experiments.results.table import modality_title
 from ummkd_tf.common.errors import listed
 from ummkd_tf.runs.config import RunConfig
-from ummkd_tf.runs.folder import commits_of, is_of_selected, selected_step
+from ummkd_tf.runs.folder import AROUND_REFERENCE, commits_of, is_of_selected, selected_step
 
 MEANS = (
     "Mean ± population standard deviation over test cases (of the pooled distance: over surface points); a modality's "
@@ -57,7 +58,7 @@ def provenance(records: Sequence[Record], kind: str = "evaluation") -> str:
         f"{each(r.run['flags']['steps'] for r in records)} steps",
         f"seeds {', '.join(map(str, seeds))}",
         f"{case_numbers(records, kind)} {'outlier' if kind == 'outlier' else 'test'} cases",
-        *beyond_protocol([getattr(r, kind) or {} for r in records]),
+        *how_evaluated([getattr(r, kind) or {} for r in records]),
         *_other_checkpoints(records, kind),
         *_other_data(records),
         f"commit {each(commit for r in records for commit in commits_of(r.run))}",
@@ -84,19 +85,24 @@ def _unlike_the_paper(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def beyond_protocol(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What evaluations did that the paper's protocol does not, and in how many of them."""
-    texts = {
-        "overlap": lambda share: f"chunks overlapping by {100 * share:g} %",
-        "largest_component": lambda _: "largest connected part of each class",
-    }
-    found = []
-    for key, text in texts.items():
-        used = [evaluation.get(key) for evaluation in evaluations]
-        for value in sorted({v for v in used if v}):
-            partly = "" if used.count(value) == len(used) else f" in {used.count(value)} of {len(used)} evaluations"
-            found.append(text(value) + partly)
-    return found
+def how_evaluated(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of their numbers must know of evaluations, and in how many of them it is so."""
+
+    def each(evaluation: Mapping[str, Any]) -> Iterator[str]:
+        if share := evaluation.get("overlap"):
+            yield f"chunks overlapping by {100 * share:g} %"
+        if evaluation.get("largest_component"):
+            yield "largest connected part of each class"
+        if evaluation.get("grid") == "original":
+            yield "in the scans' own voxels"
+        if str(evaluation.get("window", "")).startswith(AROUND_REFERENCE):
+            yield f"windows {AROUND_REFERENCE}, so finding the organs is not measured"
+
+    texts = [text for evaluation in evaluations for text in each(evaluation)]
+    return [
+        text if number == len(evaluations) else f"{text} in {number} of {len(evaluations)} evaluations"
+        for text, number in Counter(texts).items()
+    ]
 
 
 def _other_checkpoints(records: Sequence[Record], kind: str) -> list[str]:

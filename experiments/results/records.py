@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,33 +76,34 @@ class Record:
         return (getattr(self, kind) or {"cases": {}})["cases"]
 
 
-def load_records(runs_dir: str | Path, tag: str = "") -> list[Record]:
+def load_records(runs_dir: str | Path, tag: str = "", *, original_grid: bool = False) -> list[Record]:
     """Every run in a folder of runs, by name; [] where there is no such folder yet.
 
     Args:
         runs_dir: The folder.
         tag: Which evaluations, see `evaluation_name`.
+        original_grid: Likewise.
 
     Raises:
         InputError: A damaged JSON file.
     """
-    return [_load(path.parent, tag) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
+    name = partial(evaluation_name, tag=tag, original_grid=original_grid)
+    return [_load(path.parent, name) for path in sorted(Path(runs_dir).glob(f"*/{RUN}"))]
 
 
-def load_folder(runs_dir: str | Path, tag: str = "") -> list[Record]:
+def load_folder(runs_dir: str | Path, tag: str = "", *, original_grid: bool = False) -> list[Record]:
     """`load_records` of the --runs_dir of a program that shows runs.
 
     Raises:
         InputError: No such folder, no evaluation with the tag, or a damaged JSON file.
     """
     if not Path(runs_dir).is_dir():
-        raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that experiments.reproduce wrote")
-    records = load_records(runs_dir, tag)
-    if tag and not any(record.evaluation or record.outlier for record in records):
-        raise InputError(
-            f"--tag={tag}: no run in {runs_dir} has {evaluation_name('test', tag=tag)}: expected one; "
-            f"run experiments.evaluate --tag={tag}"
-        )
+        raise InputError(f"--runs_dir={runs_dir}: no such folder: expected one that ummkd reproduce wrote")
+    records = load_records(runs_dir, tag, original_grid=original_grid)
+    given = "".join([" --grid=original" * original_grid, f" --tag={tag}" if tag else ""])
+    if given and not any(record.evaluation or record.outlier for record in records):
+        name = evaluation_name("test", tag=tag, original_grid=original_grid)
+        raise InputError(f"{given[1:]}: no run in {runs_dir} has {name}: expected one; run ummkd evaluate{given}")
     return records
 
 
@@ -141,13 +143,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise InputError(f"damaged ({error})", where=path, fix="delete it and run again what writes it") from error
 
 
-def _load(run_dir: Path, tag: str) -> Record:
+def _load(run_dir: Path, name: Callable[[str], str]) -> Record:
     return Record(
         name=run_dir.name,
         run_dir=run_dir,
         run=read_run(run_dir),
-        evaluation=read_json(run_dir / evaluation_name("test", tag=tag)),
-        outlier=read_json(run_dir / evaluation_name("outlier", tag=tag)),
+        evaluation=read_json(run_dir / name("test")),
+        outlier=read_json(run_dir / name("outlier")),
         knowledge=_by_step(run_dir / KNOWLEDGE),
     )
 
@@ -174,11 +176,6 @@ class Entry:
     record: Record
     curves: Mapping[str, Points]
     flaw: str | None = None
-
-    @property
-    def group(self) -> str:
-        """Its data set, of `plans.DATA` where the run was planned."""
-        return self.record.data
 
 
 class Runs:

@@ -21,9 +21,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main` under absl; bad input, a full disk or no memory becomes one line on stderr and exit code 1."""
 
     def guarded(argv: list[str]) -> int | None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
         try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
             with warnings_to(note_aside):
                 return main(argv)
         except Stopped as stopped:

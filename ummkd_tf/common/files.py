@@ -13,6 +13,9 @@ from typing import Any
 
 from ummkd_tf.common.errors import InputError
 
+UNFINISHED = ".writing-"
+"""How the names of temporary folders begin; a killed process leaves them behind."""
+
 
 def write_whole(path: str | Path, text: str) -> None:
     """Writes a text in UTF-8, whole or not at all; see `replacing`."""
@@ -26,7 +29,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(
             json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n",
             encoding="utf-8",
-            errors="backslashreplace",  # of a path that is no text; JSON takes it for an escape, and so keeps it
+            errors="backslashreplace",  # a path that is not valid Unicode: \\udcXX, which JSON reads back
         )
 
 
@@ -82,7 +85,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a folder of its own, so that libraries that look at the suffixes see the final name.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             with open(temporary, "rb+") as stream:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ummkd_tf.common.errors import InputError
+from ummkd_tf.data.cases import voxels_checksum
 from ummkd_tf.data.intensities import unlike
 from ummkd_tf.data.reduction import reduce_image
 from ummkd_tf.evaluation.inference import (
@@ -49,7 +50,7 @@ class Segmentation:
         prepared_labels: uint8 class map [rows, columns, slices] of the same result, for pictures.
         prepared_probabilities: float32 [rows, columns, slices, classes], background first.
         prepared_grid: On the task's axes and spacing.
-        windows: How many windows of the task's size the scan was covered with.
+        windows: How many windows of the task's size the scan was covered or, for `label_centroid`, searched with.
     """
 
     labels: NDArray[np.uint8]
@@ -107,6 +108,7 @@ class ScanPredictor:
         weights_sha256: `weights_checksum` of each model, so that what others have made can be told from its results.
         intensities: What each modality looked like in training, see `training_intensities`; a scan that looks
             otherwise is warned of.
+        seen: Where the models have seen a scan, in words, by its `voxels_checksum`; segmenting one is warned of.
     """
 
     def __init__(
@@ -121,8 +123,10 @@ class ScanPredictor:
         title: str = "",
         weights_sha256: Sequence[str] = (),
         intensities: Mapping[str, Mapping[str, Any]] | None = None,
+        seen: Mapping[str, str] | None = None,
     ) -> None:
         check_overlap(overlap)
+        self.seen = seen or {}
         self.intensities = intensities or {}
         self.model, self.task, self.modalities, self.factor = model, task, tuple(modalities), factor
         self.overlap, self.largest_component, self.title = overlap, largest_component, title
@@ -150,6 +154,8 @@ class ScanPredictor:
                 raise InputError(": ".join(problems[0]))
             for note in notes:
                 _LOG.warning("%s%s", where, note)
+            if self.seen and (seen := self.seen.get(voxels_checksum(volume))):
+                _LOG.warning("%sit was in %s: new scans are segmented less well than such ones", where, seen)
             return self._segment(volume, modality, where, progress)
         except InputError as error:
             raise InputError(f"{where}{error}") from error

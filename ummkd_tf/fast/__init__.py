@@ -20,7 +20,7 @@ import keras
 
 from ummkd_tf.fast.adam import Adam
 from ummkd_tf.fast.convolutions import Conv2D, Conv3D
-from ummkd_tf.fast.recompute import add_scaled, run_modalities, run_units
+from ummkd_tf.fast.recompute import add_scaled, run_stage, run_units
 
 OPERATIONS: Mapping[str, Any] = MappingProxyType(
     {
@@ -31,7 +31,7 @@ OPERATIONS: Mapping[str, Any] = MappingProxyType(
             (3, True): keras.layers.Conv3DTranspose,
         },
         "run_units": run_units,
-        "run_modalities": run_modalities,
+        "run_stage": run_stage,
         "add_scaled": add_scaled,
         "adam": Adam,
     }

@@ -47,18 +47,18 @@ def run_units(
     return x
 
 
-def run_modalities(
-    stage: Any, run: Callable[..., tf.Tensor], inputs: dict[tuple[str, ...], tf.Tensor]
+def run_stage(
+    stage: Any, inputs: dict[tuple[str, ...], tf.Tensor], skips: dict[tuple[str, ...], tf.Tensor], *, training: bool
 ) -> dict[tuple[str, ...], tf.Tensor]:
-    """Runs a stage for each tensor: in a wide stage one after the other, in the gradient too."""
+    """Runs a stage on each tensor: in a wide stage on one after the other, in the gradient too."""
     wide = any(unit.filters >= _WIDE for unit in stage.units)
-    results: dict[tuple[str, ...], tf.Tensor] = {}
-    for modalities, x in inputs.items():
-        if wide and results:
-            previous = next(reversed(results))
-            x, results[previous] = _after(x, results[previous])
-        results[modalities] = run(modalities, x)
-    return results
+    outputs: dict[tuple[str, ...], tf.Tensor] = {}
+    for group, x in inputs.items():
+        if wide and outputs:
+            previous = next(reversed(outputs))
+            x, outputs[previous] = _after(x, outputs[previous])
+        outputs[group] = stage(x, modality=stage.modality_of(group), skip=skips.get(group), training=training)
+    return outputs
 
 
 def add_scaled(gradient: tf.Tensor, variable: keras.Variable, factor: tf.Tensor) -> tf.Tensor:

@@ -23,13 +23,13 @@ def apply_if_finite(
     """Applies gradients where every term is finite.
 
     Args:
-        optimizer: Which applies them.
+        optimizer: Applies the gradients.
         gradients: Of the scaled loss, one for each variable.
-        variables: What they move.
+        variables: What the optimizer updates.
         terms: Name → scalar loss.
         scale: What the loss was multiplied by; 1, except with float16. A scaled loss may overflow: a
             `LossScaleOptimizer` then halves the scale and applies nothing.
-        state: What the forward pass has moved, with the values before it.
+        state: Variables that the forward pass has updated, with their values before it.
 
     Returns:
         The terms, and "gradient_norm", which is 0 after an overflow.

@@ -23,8 +23,8 @@ _OF_COMPILE = ("kd_weight", "temperature", "absent", "l2_weight", "l2_on", "jit_
 class Adjustable:
     """A number of the loss that may be set between two steps, also by a callback.
 
-    It is a variable, since a traced step would keep a Python number for ever; but none of the model's weights, so that
-    files and parameter counts have nothing of it.
+    It is a variable, because a traced step would keep a Python number for ever. It is not a weight of the model: it is
+    neither saved with the weights nor counted as a parameter.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

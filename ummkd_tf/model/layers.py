@@ -81,7 +81,8 @@ class BatchNorm(keras.layers.Layer):
 
     Call arguments:
         inputs: [batch, *space, channels].
-        training: Normalize with the batch's statistics instead of the running ones, which they move.
+        training: Normalize with the batch's statistics and update the running ones with them; otherwise normalize with
+            the running ones.
     """
 
     epsilon = 1e-3
@@ -282,6 +283,10 @@ class Stage(keras.layers.Layer):
                 self.units.append(ConvUnit(layer, options, name=f"unit_{len(self.units) + 1}"))
         self.parts: list[ConvUnit | ResidualBlock] = [*self.units, *self.blocks]
         self.filters = self.parts[-1].filters // max(1, row.phase_shift) ** 2
+
+    def modality_of(self, group: Sequence[str]) -> str:
+        """Whose layers a batch of these modalities goes through."""
+        return group[0] if self.options.separate_norms else SHARED
 
     def build(self, input_shape: Sequence[int | None], skip_channels: int = 0) -> None:
         for number, part in enumerate(self.parts):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -37,9 +38,12 @@ def run_units(
     return x
 
 
-def run_modalities(stage: keras.layers.Layer, run: Callable[..., tf.Tensor], inputs: Tensors) -> Tensors:
-    """A stage for each tensor; `run` takes the modalities it holds, and the tensor."""
-    return {modalities: run(modalities, x) for modalities, x in inputs.items()}
+def run_stage(stage: Any, inputs: Tensors, skips: Tensors, *, training: bool) -> Tensors:
+    """A `layers.Stage` on each tensor, with the tensor in `skips` of the same modalities, where there is one."""
+    return {
+        group: stage(x, modality=stage.modality_of(group), skip=skips.get(group), training=training)
+        for group, x in inputs.items()
+    }
 
 
 def add_scaled(gradient: tf.Tensor, variable: keras.Variable, factor: tf.Tensor) -> tf.Tensor:
@@ -54,14 +58,14 @@ class Operations:
     Attributes:
         convolutions: Class of a convolution by (number of spatial axes, whether it is transposed).
         run_units: See the function.
-        run_modalities: See the function.
+        run_stage: See the function.
         add_scaled: See the function.
         adam: Class of the paper's optimizer.
     """
 
     convolutions: Mapping[tuple[int, bool], type[keras.layers.Layer]]
     run_units: Callable[..., tf.Tensor] = run_units
-    run_modalities: Callable[..., Tensors] = run_modalities
+    run_stage: Callable[..., Tensors] = run_stage
     add_scaled: Callable[..., tf.Tensor] = add_scaled
     adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
 

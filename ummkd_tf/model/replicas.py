@@ -78,10 +78,10 @@ def normalize_over_replicas(
         Normalized inputs, and the mean and the unbiased variance, in float32.
     """
     axes = list(range(inputs.shape.rank - 1))
-    left_over = tf.cast(inputs, tf.float32) - shift.value
-    sums = replica_sums([tf.reduce_sum(left_over, axes), tf.reduce_sum(tf.square(left_over), axes)])
+    centered = tf.cast(inputs, tf.float32) - shift.value
+    sums = replica_sums([tf.reduce_sum(centered, axes), tf.reduce_sum(tf.square(centered), axes)])
     count = tf.cast(tf.size(inputs) // inputs.shape[-1] * number_of_replicas(), tf.float32)
     mean = sums[0] / count
     variance = tf.nn.relu(sums[1] / count - tf.square(mean))
-    outputs = (left_over - mean) * tf.math.rsqrt(variance + epsilon) * gamma.value + beta.value
+    outputs = (centered - mean) * tf.math.rsqrt(variance + epsilon) * gamma.value + beta.value
     return tf.cast(outputs, inputs.dtype), mean + shift.value, variance * count / (count - 1.0)

@@ -20,7 +20,7 @@ from ummkd_tf.model.layers import Stage, StageOptions
 from ummkd_tf.model.networks import get_network, network_to_dict
 from ummkd_tf.model.operations import Operations, Tensors, choose_operations
 from ummkd_tf.model.replicas import loss_share, replica_sums, take_summed_gradients
-from ummkd_tf.settings import SETTINGS, SHARED, AbsentClass, Setting
+from ummkd_tf.settings import SETTINGS, AbsentClass, Setting
 
 
 class UnpairedModel(KerasHooks):
@@ -54,12 +54,13 @@ class UnpairedModel(KerasHooks):
 
         Args:
             optimizer: Keras optimizer; the paper's is Adam with epsilon 1e-8.
-            kd_weight: alpha. Used by the settings that distill; the others only report the loss.
+            kd_weight: alpha of Eq. 5, which adds alpha/2 times Eq. 4 to the loss; the settings that do not distill only
+                report it.
             temperature: T of Eq. 3.
             absent: How the loss treats a class that a batch lacks, see `losses.knowledge_distillation_loss`.
             l2_weight: eta.
-            l2_on: "all": every trainable variable (the paper's sum has no bias: one in 3D); "kernels": as in the
-                released 2D code.
+            l2_on: "all": every trainable variable (in 3D also the output's bias, which the paper's sum lacks);
+                "kernels": as in the released 2D code.
             **kwargs: Passed to `keras.Model.compile`, e.g. `jit_compile`.
 
         Raises:
@@ -91,7 +92,7 @@ class UnpairedModel(KerasHooks):
             "<m>_segmentation_loss"; with two modalities or more "kd_loss" (Eq. 4, unweighted) and "alone" (number of
             classes that one modality's batch holds and another's lacks); "l2_loss" (unweighted).
         """
-        return self._with_l2(*self._data_losses(images, labels, training=training), self._decayed(images))
+        return self._with_l2(*self._data_losses(images, labels, training=training), self._l2_variables(images))
 
     def _data_losses(
         self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor], *, training: bool
@@ -121,15 +122,17 @@ class UnpairedModel(KerasHooks):
         return terms, total
 
     def _with_l2(
-        self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, decayed: Sequence[keras.Variable]
+        self, terms: Mapping[str, tf.Tensor], total: tf.Tensor, l2_variables: Sequence[keras.Variable]
     ) -> dict[str, tf.Tensor]:
-        l2_loss = 2.0 * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
+        l2_loss = 2.0 * tf.add_n([tf.nn.l2_loss(v.value) for v in l2_variables])
         return {**terms, "l2_loss": l2_loss, "loss": total + self.l2_weight * l2_loss}
 
-    def _decayed(self, present: Mapping[str, Any]) -> list[keras.Variable]:
+    def _l2_variables(self, present: Mapping[str, Any]) -> list[keras.Variable]:
         """Variables of the L2 term that the present modalities use."""
-        every = self.l2_on == "all"  # else kernels, of which Keras calls some "depthwise_kernel" or the like
-        return [v for v in self.variables_of(present) if v.trainable and (every or v.name.endswith("kernel"))]
+        trainable = [v for v in self.variables_of(present) if v.trainable]
+        if self.l2_on == "all":
+            return trainable
+        return [v for v in trainable if v.name.endswith("kernel")]  # Keras calls some "depthwise_kernel" or the like
 
     def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
@@ -152,12 +155,12 @@ class UnpairedModel(KerasHooks):
             terms, total = self._data_losses(images, labels, training=True)
             scaled_total = loss_share(scale * total)
         gradients = replica_sums(tape.gradient(scaled_total, [v.value for v in trainable]))
-        decayed = self._decayed(images)
-        terms = self._with_l2(terms, total, decayed)
-        # L2's own gradients, 2 · eta · v: known without the tape.
-        numbers, factor = {id(v) for v in decayed}, scale * (2.0 * self.l2_weight)
+        l2_variables = self._l2_variables(images)
+        terms = self._with_l2(terms, total, l2_variables)
+        # The gradient of eta · Σ v² is 2 · eta · v: known without the tape.
+        with_l2, factor = {id(v) for v in l2_variables}, scale * (2.0 * self.l2_weight)
         gradients = [
-            self.operations.add_scaled(gradient, v, factor) if id(v) in numbers else gradient
+            self.operations.add_scaled(gradient, v, factor) if id(v) in with_l2 else gradient
             for gradient, v in zip(gradients, trainable, strict=True)
         ]
         return apply_if_finite(self.optimizer, gradients, trainable, terms, scale=scale, state=state)
@@ -284,13 +287,9 @@ class UnpairedSegmenter(UnpairedModel):
         outputs: dict[str, Tensors] = {}
         for stage in self.stages:
             separate = stage.options.separate_norms
+            inputs = _regroup(current, separate, sizes)
             skips = _regroup(outputs[stage.row.skip], separate, sizes) if stage.row.skip else {}
-
-            def run(group: tuple[str, ...], x: tf.Tensor, stage: Stage = stage, skips: Tensors = skips) -> tf.Tensor:
-                modality = group[0] if stage.options.separate_norms else SHARED
-                return stage(x, modality=modality, skip=skips.get(group), training=training)
-
-            current = self.operations.run_modalities(stage, run, _regroup(current, separate, sizes))
+            current = self.operations.run_stage(stage, inputs, skips, training=training)
             outputs[stage.row.name] = current
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 

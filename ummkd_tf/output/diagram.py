@@ -50,7 +50,7 @@ def network_diagram(
     for stage in stages:
         left, height = lefts[stage.name], _box_height(levels[stage.name])
         _stage_box(axes, stage, left, height, len(modalities), stage.name in kernels, stage.name in norms)
-        _words(axes, stage, left + _box_width(stage) / 2, height, network, width, num_classes)
+        _words(axes, stage, left + _box_width(stage) / 2, height, width, num_classes)
     for stage, after in pairwise(stages):
         right = lefts[stage.name] + _box_width(stage)
         _arrow(axes, (right, 0), (lefts[after.name], 0))
@@ -116,9 +116,7 @@ def _stage_box(
         stripes(height / 2 + 0.06, 0.3, own_norms)
 
 
-def _words(
-    axes: Axes, stage: StageRow, x: float, height: float, network: Network, width: int, num_classes: int
-) -> None:
+def _words(axes: Axes, stage: StageRow, x: float, height: float, width: int, num_classes: int) -> None:
     """Below the box: its name, its layers, and its last number of channels."""
     lines = [stage.name.replace("_", " ")]
     for layer, times in _counted(stage.layers):

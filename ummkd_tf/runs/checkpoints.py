@@ -74,8 +74,8 @@ def _model_variables(model: UnpairedModel) -> dict[str, Any]:
 def _variables(model: UnpairedModel) -> dict[str, Any]:
     return {
         **_model_variables(model),
-        # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
         **{f"memory/{modality}": v for modality, v in model.memory.items()},
+        # Without the optimizer's own name, which Keras numbers (adam, adam_1, …) within a process.
         **{f"optimizer/{v.path.split('/', 1)[1]}": v for v in model.optimizer.variables},
     }
 
@@ -83,7 +83,7 @@ def _variables(model: UnpairedModel) -> dict[str, Any]:
 def write_checkpoint(
     path: Path, model: UnpairedModel, progress: Progress, instead: Mapping[str, NDArray] = MappingProxyType({})
 ) -> None:
-    """Writes the state of a compiled model, with some other arrays `instead` of its own."""
+    """Writes the state of a compiled model; arrays in `instead` replace its own of the same name."""
     arrays = {name: np.asarray(v.value) for name, v in _variables(model).items()} | dict(instead)
     meta = np.frombuffer(json.dumps(vars(progress)).encode(), np.uint8)
     with replacing(path) as temporary:

@@ -122,8 +122,8 @@ class Devices:
         """The compiled training step.
 
         Returns:
-            From this process's part of a step's batch, and whether it wants to stop, to the terms of `optimize` and
-            whether any process wants to.
+            A function of this process's part of a batch and of whether this process wants to stop. It returns the terms
+            of `optimize` and whether any process wants to stop.
         """
         if self.replicas == 1:
             one = tf.function(model.optimize, autograph=False, jit_compile=bool(model.jit_compile))
@@ -133,7 +133,7 @@ class Devices:
             )
 
         def optimize(images: Any, labels: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            # An argument of a function is on no device, where TensorFlow looks for it.
+            # TensorFlow asks for the tensor's device: an argument of a function has none, its identity has.
             return model.optimize(images, labels), replica_sum(tf.identity(stop))
 
         @tf.function(autograph=False)

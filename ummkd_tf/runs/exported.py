@@ -21,7 +21,7 @@ import numpy as np
 import ummkd_tf
 from ummkd_tf.common.documents import MALFORMED, read_npz
 from ummkd_tf.common.errors import InputError
-from ummkd_tf.common.files import last_line, write_json
+from ummkd_tf.common.files import UNFINISHED, last_line, write_json
 from ummkd_tf.data.cases import file_checksum, read_checksums
 from ummkd_tf.data.dataset import Dataset
 from ummkd_tf.data.released_dataset import ReleasedDataset
@@ -80,6 +80,11 @@ class ExportedModel:
             title=self.title,
             weights_sha256=[weights_checksum(self.model)],
             intensities=self.training.get("intensities"),
+            seen={
+                entry["image_sha256"]: f"the model's {entry['part']} part ({case_id})"
+                for case_id, entry in self.training.get("cases", {}).items()
+                if entry["part"] in ("train", "validation") and entry["image_sha256"]
+            },
         )
 
     def predict_scan(
@@ -212,7 +217,7 @@ def write_model(
     arrays = {name: np.asarray(v.value) for name, v in weights(model).items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=out.parent) as temporary:
             folder = Path(temporary) / out.name
             folder.mkdir()
             write_json(folder / MODEL, description)

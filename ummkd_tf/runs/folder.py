@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ummkd_tf.common.documents import MALFORMED, read_json
 from ummkd_tf.common.errors import InputError, Stopped, listed
-from ummkd_tf.common.files import write_json
+from ummkd_tf.common.files import UNFINISHED, write_json
 from ummkd_tf.data.intensities import check_intensities
 from ummkd_tf.runs.config import RunConfig, changed_settings
 from ummkd_tf.runs.environment import environment
@@ -80,6 +80,10 @@ _CHECKPOINT_VARIABLES: Mapping[str, Callable[[RunConfig], object]] = {
 }
 
 
+AROUND_REFERENCE = "around the reference label's centroid"
+"""How the "window" of an evaluation begins where the network is shown the place of the organs."""
+
+
 def evaluation_name(part: str, *, original_grid: bool = False, tag: str = "") -> str:
     """File name of the evaluation of a part ("train", "validation", "test" or "outlier"), or of "new" scans, on the
     prepared or the scans' grid; with a tag, one that is kept beside it.
@@ -103,7 +107,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir) / RUN
     if not path.is_file():
         raise InputError(
-            "no run here", where=path, fix="expected a folder that experiments.train has written; check --run_dir"
+            "no run here", where=path, fix="expected a folder that ummkd train has written; check --run_dir"
         )
     try:
         record = read_json(path)
@@ -219,7 +223,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                     " another --run_dir"
                 ),
             ) from error
-        for left in run_dir.rglob(".writing-*"):
+        for left in run_dir.rglob(f"{UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,16 @@ def _inputs(record: Mapping[str, Any]) -> dict[str, object]:
     return {"modalities": ", ".join(record["model"]["modalities"]), "size": record["flags"]["size"]}
 
 
+def _seen(run_dir: str | Path) -> Iterator[tuple[str, str]]:
+    """The checksum of each scan that a run was trained on or chosen by, and its part in words."""
+    record = read_run(run_dir)
+    checksums = record.get("scans", {})
+    for part in ("train", "validation"):
+        for case_id in record.get("cases", {}).get(part, ()):
+            if case_id in checksums:
+                yield checksums[case_id], f"the {part} part of {run_dir} ({case_id})"
+
+
 def load_scan_predictor(
     run_dirs: Sequence[str | Path],
     selection: str | None = None,
@@ -134,5 +144,6 @@ def load_scan_predictor(
         largest_component=largest_component,
         intensities=record.get("intensities"),
         weights_sha256=[weights_checksum(model) for model, _, _ in loaded],
+        seen=dict(pair for run_dir in run_dirs for pair in _seen(run_dir)),
         title="; ".join(titles) + (f" (mean of {len(loaded)} runs)" if len(loaded) > 1 else ""),
     )

@@ -41,7 +41,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: No model folder, or one that was damaged or edited.
     """
     if not (folder / MODEL).is_file():
-        raise InputError("no exported model", where=folder, fix="expected a folder that experiments.export has written")
+        raise InputError("no exported model", where=folder, fix="expected a folder that ummkd export has written")
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}

@@ -101,16 +101,17 @@ def run_training(
     keras.config.set_dtype_policy(config.precision)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    # A run that goes on from a checkpoint needs the model that it started from no more, which may be elsewhere by now.
+    # A run that goes on from a checkpoint no longer needs the model that it started from.
     source = Path(config.init_from) if config.init_from else None
     recorded = read_run(run_dir) if source and (run_dir / RUN).is_file() else {}
-    weights = recorded.get("init_from_sha256")
-    if source and weights and (source / WEIGHTS).is_file() and file_checksum(source / WEIGHTS) == weights:
+    checksum = recorded.get("init_from_sha256")
+    if source and checksum and (source / WEIGHTS).is_file() and file_checksum(source / WEIGHTS) == checksum:
         config = replace(config, init_from=config_of(recorded).init_from)  # the same model, in whichever folder
-    before = read_description(source) if source and not (weights and newest_step(run_dir) is not None) else None
+    continues = checksum and newest_step(run_dir) is not None
+    source_model = read_description(source) if source and not continues else None
     # A model that grows keeps the modalities it has, also those that the new data lack.
-    known = (before or recorded)["model"]["modalities"] if source else ()
-    modalities = tuple(dict.fromkeys((*known, *dataset.modalities)))
+    learnt = (source_model or recorded)["model"]["modalities"] if source else ()
+    modalities = tuple(dict.fromkeys((*learnt, *dataset.modalities)))
     model_arguments = {**model_arguments, "modalities": modalities}
     with devices.scope():
         model = make_model(config, model_arguments, xla=options.xla)
@@ -118,10 +119,10 @@ def run_training(
         for layer in model._flatten_layers():
             if isinstance(layer, BatchNorm):
                 layer.synchronized = False
-    if source and before:
+    if source and source_model:
         start_from(model, source, dataset.task)
-        check_not_seen(before["training"], dataset, dataset.ids("validation"), ("train",))
-        check_not_seen(before["training"], dataset, dataset.ids("test"))
+        check_not_seen(source_model["training"], dataset, dataset.ids("validation"), ("train",))
+        check_not_seen(source_model["training"], dataset, dataset.ids("test"))
     factor = config.factor(dataset.task)
     cache = Cache(free_memory() / 2 if options.cache_gb is None else 1e9 * options.cache_gb)
     sampler = make_sampler(dataset, config, model.network.rank, cache)
@@ -166,8 +167,8 @@ def run_training(
         print(_announcement(model, dataset, config, devices, run_dir))
         if options.on_start:
             options.on_start(sampler)
-        if source and before:
-            record |= {"started_from": before["training"], "init_from_sha256": file_checksum(source / WEIGHTS)}
+        if source and source_model:
+            record |= {"started_from": source_model["training"], "init_from_sha256": file_checksum(source / WEIGHTS)}
         with recorded_session(run_dir, record) as session:
             earlier = record.get("started_from", {}).get("intensities", {})
             session["intensities"] = record.get("intensities") or {**earlier, **training_intensities(dataset)}

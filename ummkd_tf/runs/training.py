@@ -114,7 +114,7 @@ def train(
         for images, labels in sampler.batches(progress.step, steps, num_threads, devices.part):
             step = progress.step + 1
             logging = step % log_every == 0 or step == steps
-            rate = float(_own_optimizer(model).learning_rate) if logging else 0.0  # after the step: the next one's
+            rate = float(_own_optimizer(model).learning_rate) if logging else 0.0  # after the step it is the next one's
             terms, stop_all = step_function((images, labels), asked)
             # Reading all terms takes 25 µs of a step; many steps in one TensorFlow call were no faster.
             values = {name: float(value) for name, value in terms.items()}

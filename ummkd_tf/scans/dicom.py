@@ -332,8 +332,8 @@ def _instead(folder: Path) -> str:
     images = sorted(p.name for p in folder.iterdir() if re.search(r"\.(nii(\.gz)?|nrrd|nhdr|mh[ad])$", p.name.lower()))
     if len(images) > 1:
         return (
-            f", but {listed(images, 3)}; give the path of one file instead of its folder (a label map holds all "
-            "classes: merge masks of one organ each into one first; TotalSegmentator does so with --ml)"
+            f", but {listed(images, 3)}; give the path of one file instead of its folder, of several scans in a CSV (a "
+            "label map holds all classes: merge masks of one organ each first; TotalSegmentator does so with --ml)"
         )
     if images:
         return f", but {images[0]}; give the path of that file instead of its folder"

@@ -65,7 +65,9 @@ def odd_size(grid: Grid) -> list[str]:
     if max(extent) > LONGEST_MM:
         return [f"the scan is {_mm(extent)} large, more than a person: is the spacing in mm?"]
     if min(extent) < SHORTEST_MM or sorted(extent)[1] < _NARROWEST_MM:
-        why = "it has one slice" if 1 in grid.shape else "are distances in cm written as mm?"
+        thin = 1 in grid.shape or sorted(extent)[1] >= _NARROWEST_MM  # wide enough for a body, with few slices
+        slices = min(grid.shape)
+        why = f"it has {slices} slice{'s' * (slices > 1)}" if thin else "are distances in cm written as mm?"
         return [f"the scan is {_mm(extent)} large: {why}"]
     return []
 
