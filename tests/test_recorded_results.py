@@ -176,6 +176,8 @@ STUDY_RUNS = {
     "Chilopod with four of each (`--setting=chilopod --batch_size=4`)": "study/chilopod_batch_4",
     "Rate of 4e-3 instead of 2e-3 (`--learning_rate=0.004`)": "study/rate_0_004",
     "Rate that falls by 5 % every 500 steps (`--schedule=staircase`)": "study/staircase",
+    "Rotation, scaling and shift alone (`--augmentation=affine`)": "study/augmentation_affine",
+    "Stronger augmentation (`--augmentation=strong`)": "study/augmentation_strong",
     "Averaged weights (`--ema=0.99`)": "study/ema_0_99",
     "4500 steps": "results/table2_long/abdomen-ours-seed0-fold0",
 }
@@ -489,6 +491,8 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
         (CHILOPOD_BATCH_4, BATCH_4, "0.6 ± 1.7", "0.11"),
         (["study/chilopod_batch_4/evaluation_test_last.json"], BATCH_4, "0.7 ± 1.8", "0.41"),
         (longer("ours"), BATCH_4, "0.9 ± 2.6", "0.04"),
+        (of_seeds("uniform"), ["study/augmentation_affine/evaluation_test.json"], "0.2 ± 1.8", "0.95"),
+        (["study/augmentation_strong/evaluation_test.json"], of_seeds("uniform"), "0.3 ± 1.3", "0.68"),
         (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
         (["study/ours_uniform_seed2/evaluation_test.json"], of_table("ours", 0), "1.3 ± 2.9", "0.02"),
         ([LAST["chilopod"]], ["study/chilopod_seed2/evaluation_test.json"], "2.4 ± 3.0", "0.003"),
