@@ -133,7 +133,7 @@ def _measure(case: RawCase) -> Measured:
         extent_mm=spacing * [side.stop - side.start for side in body],
         label_values=frozenset(values[values > 0].tolist()),
         foreground=foreground[:: math.ceil(foreground.size / _VOXELS) or 1],
-        high_percentile=100 * float(np.mean(image.array <= upper)),
+        high_percentile=100 * float(np.mean(oriented.array[body] <= upper)),
         minimum=minimum,
     )
 
@@ -302,7 +302,15 @@ def first_task(
     names = class_names(scans, label_map)
     if not any(scan.label_values for scan in scans):
         return [Problem(str(csv_file), "no label map has a voxel above 0", "check the label files")], {}
-    content, notes = describe(scans, name=name, network=network, names=names)
+    tested = {case_id for parts in (found.split or {}).values() for case_id in parts["test"]}
+    content, notes = describe(
+        [scan for scan in scans if scan.case.case_id not in tested], name=name, network=network, names=names
+    )
+    notes["scans"] = (
+        f"measured on {len(scans) - len(tested)} in training and validation"
+        if tested
+        else "measured on all; where the CSV has a split column, on those in training and validation alone"
+    )
     task: Task = task_from_dict(content, out)
     files = {out: task_text(content, notes)}
     if label_map is None and list(names) != list(range(1, task.num_classes)):

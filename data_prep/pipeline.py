@@ -486,6 +486,13 @@ def prepare_cases(
         modalities=tuple(split),
         source=source,
     )
+    labels = {case_id: read_checksums(path).label for case_id, path in paths.items()}
+    if alike := in_two_parts(parts, labels):
+        (other, other_part), (case_id, part) = alike
+        note(
+            f"{other} ({other_part}) and {case_id} ({part}) have the same label map, voxel for voxel: "
+            "if they are of one patient, give the CSV a patient column"
+        )
     if earlier not in (None, split_name):
         note(f"the split was {earlier}, and is {split_name} now: runs trained on the earlier one need it back")
     unlisted = sorted({path.stem for path in (out / CASES).glob("*.h5")} - set(case_modality))

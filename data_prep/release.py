@@ -273,6 +273,12 @@ def _problems(release: Release, inspections: Mapping[Path, Inspection], note: No
     copies = Counter(tuple(i.sha256.values()) for i in inspections.values() if not i.problem)
     if len(copies) < copies.total():
         note(f"{copies.total() - len(copies)} of {copies.total()} files are copies of others")
+    for modality, parts in release.records.items():
+        contents = [{tuple(inspections[record].sha256.values()) for record in records} for records in parts.values()]
+        if both := set.intersection(*contents) - {()}:
+            note(
+                f"{modality}: {len(both)} training records have copies in validation, by which the checkpoint is chosen"
+            )
     return list(dict.fromkeys(problems))
 
 
@@ -302,6 +308,8 @@ def prepare_release(
     pipeline.check_space(out, sum(inspection.size_bytes for inspection in inspections.values()))
     if dry_run:
         return []
+    # Before cases are replaced, so that a run that is killed meanwhile leaves no description of other volumes.
+    (out / RELEASED).unlink(missing_ok=True)
     for case_id, (modality, path) in progress(release.volumes.items(), desc="convert", unit="case"):
         _convert(path, case_file(out / CASES, case_id), case_id, modality, inspections[path].sha256)
     checksums = {f"{_below(raw, path)}/{name}": s for path, i in inspections.items() for name, s in i.sha256.items()}

@@ -363,6 +363,11 @@ CSV_DAMAGES = {
     "no number": ([HEADER, *ROWS], {"six": "liver"}, "map.json", "'six' stands where a label value"),
     "one value twice": ([HEADER, *ROWS], {"6": "liver", "06": "spleen"}, "map.json",
         "a label value stands there twice"),
+    "0 as a class": ([HEADER, *ROWS], LABEL_MAP | {"0": "liver"}, "map.json",
+        "0 is 'liver', but in label files it is background"),
+    "a patient's name in two ways": (
+        [f"{HEADER},patient", *(f"{row},{row[:4]}" for row in ROWS[1:]), f"{ROWS[0]},CT_0"], LABEL_MAP,
+        "own.csv", "patient ct_0 and patient CT_0: write one patient's name alike"),
     "too large a value": ([HEADER, *ROWS], {"70000": "liver"}, "map.json",
         "where a label value from 0 to 65535 should"),
     "no label map": ([HEADER, *ROWS], None, "label0001.nii.gz", "unknown label value 6"),

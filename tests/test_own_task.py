@@ -18,6 +18,7 @@ from data_prep import new_task
 from data_prep.new_task import Measured
 from data_prep.sources.csv_list import read_aligned
 from data_prep.sources.raw_case import RawCase
+from data_prep.workers import Workers
 from experiments.plans import RunSpec
 from experiments.recipes import PRESETS
 from experiments.results import builders
@@ -130,7 +131,7 @@ def test_classes_are_the_label_values(tmp_path):
     scans = [measured(values=(7,)), measured(values=(2, 7))]
     assert new_task.class_names(scans, None) == {2: "class_2", 7: "class_7"}
     path = tmp_path / "names.json"
-    path.write_text(json.dumps({"2": "left lung", "7": "right lung", "0": "background"}), encoding="utf-8")
+    path.write_text(json.dumps({"2": "left lung", "7": "right lung", "0": "Background"}), encoding="utf-8")
     names = new_task.class_names(scans, path)
     assert described(*scans, names=names)[0].class_names == ("background", "left lung", "right lung")
     path.write_text(json.dumps({"2": "left lung", "7": 0}), encoding="utf-8")
@@ -177,11 +178,38 @@ def test_first_task_of_a_csv(own):
     task = get_task(str(own[1]))
     assert (task.name, task.network, task.axes) == ("pelvis", "unet3d", "PLS")
     assert task.class_names == ("background", "prostate", "urinary bladder")
-    assert task.spacing_mm == (3.38, 3.38, 5.38) and task.size == (64, 64)
+    assert task.spacing_mm == (3.25, 3.25, 5.25) and task.size == (64, 64)
     assert task.clip["ct"].low == -125 and 140 < task.clip["ct"].high < 200  # organ 2 has 140 HU, noise 10
     assert set(task.clip) == {"ct", "t1", "t2", "default"}
     notes = json.loads(own[1].read_text(encoding="utf-8"))["notes"]
-    assert "prostate in 12 of 12 scans" in notes["class_names"]
+    assert "prostate in 9 of 9 scans" in notes["class_names"]
+
+
+def test_test_scans_are_not_measured(tmp_path):
+    """They would decide how they are prepared. What they hold wrong is told all the same."""
+    csv_file = write_own_data(tmp_path, ["ct"])
+    tested = tmp_path / "ct_3_image.nii.gz"
+    scan = nib.load(tested)
+    nib.save(
+        nib.Nifti1Image((np.asarray(scan.dataobj) + 1000).astype(np.int16), scan.affine), tested
+    )  # 140 HU become 1140
+
+    def task(csv_file):
+        with Workers(1) as pool:
+            problems, files = new_task.first_task(
+                csv_file, tmp_path / "a.json", name="a", network="unet3d", label_map=None, pool=pool
+            )
+        assert problems == []
+        return json.loads(files[tmp_path / "a.json"])
+
+    content = task(csv_file)
+    assert (
+        content["clip"]["ct"]["high"] < 200 and content["notes"]["scans"] == "measured on 3 in training and validation"
+    )
+    rows = [line.rpartition(",")[0] for line in csv_file.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "unsplit.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    content = task(tmp_path / "unsplit.csv")
+    assert content["clip"]["ct"]["high"] > 1000 and content["notes"]["scans"].startswith("measured on all; where")
 
 
 def test_nothing_is_replaced(own):
@@ -284,7 +312,7 @@ def test_the_whole_way(own, tmp_path, eager, monkeypatch):
     task_file.write_text(json.dumps(content | {"spacing_mm": [30, 30, 30]}), encoding="utf-8")
     refused = program("experiments.train", *train, f"--task={task_file}")
     assert refused.returncode == 1, refused.stdout
-    assert f"{data}: has another task: spacing_mm is 3.38 × 3.38 × 5.38, not 30 × 30 × 30" in refused.stderr
+    assert f"{data}: has another task: spacing_mm is 3.25 × 3.25 × 5.25, not 30 × 30 × 30" in refused.stderr
     task_file.unlink()
     again = done("experiments.predict", *predict, f"--output={tmp_path / 'after.nii.gz'}")
     assert said.splitlines()[1] == again.splitlines()[1]  # the volumes in ml
@@ -468,10 +496,14 @@ def test_one_scan_does_not_decide():
 
 
 def test_foreground_and_where_its_upper_end_lies_among_all_voxels(tmp_path):
-    """Values 0 to 999, of which 100 to 299 are labelled: their percentile 99.5 is 298.005; 299 of 1000 are below."""
-    image = np.arange(1000, dtype=np.int16).reshape(10, 10, 10)
-    label = ((image >= 100) & (image < 300)).astype(np.uint8)
+    """A body of values 500 to 1499, of which 600 to 799 are labelled, beside as much air, which preparation cuts away.
+
+    Their percentile 99.5 is 798.005; 299 of the body's 1000 values are below.
+    """
+    image = np.zeros((20, 10, 10), np.int16)
+    image[10:] = 500 + np.arange(1000).reshape(10, 10, 10)
+    label = ((image >= 600) & (image < 800)).astype(np.uint8)
     for name, array in (("image", image), ("label", label)):
         nib.save(nib.Nifti1Image(array, np.diag([5.0, 5, 5, 1])), tmp_path / f"{name}.nii")
     found = new_task.measure(RawCase("a", "t1", tmp_path / "image.nii", tmp_path / "label.nii", {}, read_aligned))
-    assert sorted(found.foreground) == list(range(100, 300)) and found.high_percentile == pytest.approx(29.9)
+    assert sorted(found.foreground) == list(range(600, 800)) and found.high_percentile == pytest.approx(29.9)

@@ -37,7 +37,7 @@ from ummkd_tf.runs.loading import open_run_data, read_agreeing_runs
 from ummkd_tf.scans import preprocessing
 from ummkd_tf.scans.geometry import Grid, Volume, reorient, to_sitk
 from ummkd_tf.scans.plausibility import implausible
-from ummkd_tf.scans.reading import study_of
+from ummkd_tf.scans.reading import Scan, study_of
 from ummkd_tf.tasks import Clip, get_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,9 +284,20 @@ def test_out_phase_files_have_other_numbers_than_their_labels(tmp_path):
         case.read_label(None)
 
 
+def test_one_dicom_file_of_several_slices_is_not_chaos():
+    volume = Volume(np.zeros((4, 4, 6), np.int16), np.eye(4))
+    scan = Scan(volume, (Path("IMG-0004-00001.dcm"),), tuple(range(6)))
+    case = RawCase("mr_1", "mr", Path("DICOM_anon"), Path("Ground"), chaos.CLASSES, chaos.read_grey_values)
+    with pytest.raises(InputError, match=r"DICOM_anon: 1 DICOM file\(s\) with 6 slices: expected one file a slice"):
+        case.read_label(scan)
+
+
 def test_notes_tell_what_was_handled(prepared, raw, tmp_path):
     assert [note for note in prepared[1] if "mr_2" in note] == [
         "mr_2: files do not run from feet to head; slices are ordered by their position"
+    ]
+    assert [
+        note for note in prepared[1] if "have the same label map, voxel for voxel: if they are of one patient" in note
     ]
     changed = shutil.copytree(raw, tmp_path / "raw")
     write_nifti(ct(changed, "label"), label_map(CT_LABELS), CT_AFFINE * (1 + 1e-6))

@@ -429,6 +429,30 @@ def test_second_run_converts_nothing_again(release: Path, tmp_path: Path) -> Non
     assert open_dataset(out).case("mr_test_0").modality == "mr"
 
 
+def test_a_killed_run_leaves_no_description_of_other_volumes(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert preparation.prepare_release(release, tmp_path) == []
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "_convert", killed)
+    with pytest.raises(KeyboardInterrupt):
+        preparation.prepare_release(release, tmp_path)
+    assert not (tmp_path / preparation.RELEASED).exists() and (tmp_path / "cases" / "ct_test_0.h5").exists()
+
+
+def test_copies_of_training_records_in_validation_are_noted(release: Path, tmp_path: Path) -> None:
+    raw = shutil.copytree(release, tmp_path / "raw")
+    (trained,), (chosen,) = (raw.rglob(f"ct_{name}_slice0.tfrecords") for name in ("train", "val"))
+    shutil.copy(trained, chosen)
+    notes: list[str] = []
+    assert preparation.verify(raw, notes.append) == []
+    assert "ct: 1 training records have copies in validation, by which the checkpoint is chosen" in notes
+    assert not any(note.startswith("mr: 1 training") for note in notes)
+
+
 def test_notes_say_what_is_used(release: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     shutil.copytree(release, tmp_path / "raw")

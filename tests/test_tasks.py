@@ -119,6 +119,10 @@ BROKEN = {
     "class twice": (own(class_names=["a", "b", "a"]), "class name 'a' is there 2 times: expected different names"),
     "class without name": (own(class_names=["a", ""]), "class name '': expected 1 to 60 printable characters"),
     "class with a line break": (own(class_names=["a\nb"]), r"class name 'a\nb': expected 1 to 60 printable"),
+    "background in capitals": (
+        own(class_names=["Background", "a"]),
+        "class name 'Background': expected 'background', first in the list, or left out",
+    ),
     "class named mean": (own(class_names=["mean"]), "class name 'mean': expected another name"),
     "background late": (
         own(class_names=["a", "background"]),

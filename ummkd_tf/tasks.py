@@ -302,6 +302,8 @@ def _class_problems(value: object) -> Iterator[str]:
     for name in dict.fromkeys(value):
         if not name.isprintable() or name.strip() != name or not 0 < len(name) <= 60 or name.startswith("_"):
             yield f"class name {name!r}: expected 1 to 60 printable characters, no space around them and no '_' first"
+        if name.lower() == BACKGROUND != name:
+            yield f"class name {name!r}: expected {BACKGROUND!r}, first in the list, or left out"
         if name == "mean":  # the tables' column
             yield "class name 'mean': expected another name, because tables show the mean over classes under it"
         if value.count(name) > 1:

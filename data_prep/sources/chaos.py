@@ -70,6 +70,12 @@ def read_grey_values(case: RawCase, scan: Scan | None, note: Note) -> Volume:
         grid, slices, file_of_slice = series.grid, series.files, series.file_of_slice
     else:
         grid, slices, file_of_slice = scan.volume.grid, scan.files, scan.file_of_slice
+    if len(slices) != len(file_of_slice):
+        raise InputError(
+            f"{len(slices)} DICOM file(s) with {len(file_of_slice)} slices",
+            where=case.image,
+            fix="expected one file a slice, as CHAOS has them; convert it, or list scan and label in a CSV",
+        )
     files = [path for path in files_in_order(case.label) if path.suffix.lower() == ".png"]
     if len(files) != len(file_of_slice):
         raise InputError(

@@ -20,7 +20,7 @@ from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.dataset import PARTS
 from ummkd_tf.scans.geometry import Volume
 from ummkd_tf.scans.reading import Scan, read_label, read_scan, with_axes_of
-from ummkd_tf.tasks import Task
+from ummkd_tf.tasks import BACKGROUND, Task
 
 _NEEDED, _OPTIONAL = ("case", "modality", "image", "label"), ("split", "patient")
 COLUMNS = f"{','.join(_NEEDED)} and, if wanted, {' and '.join(_OPTIONAL)}"
@@ -66,6 +66,12 @@ def list_cases(csv_file: Path, classes: Mapping[int, int]) -> Found:
             cases[row["case"]] = RawCase(
                 row["case"], row["modality"], image, label, classes, read_aligned, row["patient"]
             )
+    patients = dict.fromkeys(row["patient"] for _, row in rows)
+    written_first = {patient.casefold(): patient for patient in reversed(patients)}
+    for patient in patients:
+        if (other := written_first[patient.casefold()]) != patient:
+            fix = "write one patient's name alike in every row, and two patients' names less alike"
+            problems.append(Problem(str(csv_file), f"patient {other} and patient {patient}", fix))
     for column in _OPTIONAL:
         empty = [row["case"] for _, row in rows if not row[column]]
         if 0 < len(empty) < len(rows):
@@ -116,6 +122,9 @@ def read_by_value(label_map: Path) -> dict[int, Any]:
     by_value = {int(value): entry for value, entry in entries.items()}
     if len(by_value) < len(entries):
         raise ValueError("a label value stands there twice")
+    by_value = {value: BACKGROUND if str(name).lower() == BACKGROUND else name for value, name in by_value.items()}
+    if by_value.get(0, 0) not in (0, BACKGROUND):
+        raise ValueError(f"0 is {by_value[0]!r}, but in label files it is background")
     return by_value
 
 
