@@ -3,8 +3,9 @@
     python -m data_prep.new_task --csv=own.csv --out=my_task.json
     python -m data_prep.new_task --csv=own.csv --label_map=names.json --network=dilated2d --out=my_task.json
 
-The CSV is that of `data_prep.prepare --source=csv`. Every choice is explained in the file, under "notes". A label map
-({"1": "prostate", "2": "bladder"}) names the classes; without one they are class_1, class_2, ….
+The CSV is that of `data_prep.prepare --source=csv`. Every choice is explained in the file, under "notes". Where the
+CSV has a split, test scans are checked and not measured. A label map ({"1": "prostate", "2": "bladder"}) names the
+classes; without one they are class_1, class_2, ….
 """
 
 from __future__ import annotations
