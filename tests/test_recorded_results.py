@@ -174,6 +174,8 @@ STUDY_RUNS = {
     "Patches around labelled slices alone (`--labelled_share=1`)": "study/labelled_1",
     "Four examples of each modality (`--batch_size=4`)": "study/batch_4",
     "Chilopod with four of each (`--setting=chilopod --batch_size=4`)": "study/chilopod_batch_4",
+    "The authors' patches (`--labelled_patches=inside`)": "study/ours_inside",
+    "Chilopod with the authors' patches": "study/chilopod_inside",
     "Rate of 4e-3 instead of 2e-3 (`--learning_rate=0.004`)": "study/rate_0_004",
     "Rate that falls by 5 % every 500 steps (`--schedule=staircase`)": "study/staircase",
     "Rotation, scaling and shift alone (`--augmentation=affine`)": "study/augmentation_affine",
@@ -259,16 +261,22 @@ def test_last_checkpoints_in_the_study_are_those_of_the_recorded_runs(file):
     assert "has {:.1f} CT, {:.1f} MR and {:.1f} overall".format(*(100 * mean for mean in means_of(last))) in text
 
 
-def test_means_of_the_larger_batch_in_the_study_and_the_readme_are_the_recorded_run_s():
+def test_means_of_the_larger_batch_and_the_authors_patches_in_the_texts_are_the_recorded_run_s():
     text = " ".join((RESULTS.parent / "study.md").read_text(encoding="utf-8").split())
     overalls = []
-    for (file,), words in ((BATCH_4, "Ours then"), (CHILOPOD_BATCH_4, "it then")):
+    for (file,), words in (
+        (BATCH_4, "Ours then"),
+        (CHILOPOD_BATCH_4, "it then"),
+        (INSIDE, "Ours then"),
+        (CHILOPOD_INSIDE, "and Chilopod"),
+    ):
         evaluation = json.loads((RESULTS.parent / file).read_text(encoding="utf-8"))
         ct, mr, overall = (f"{100 * mean:.1f}" for mean in means_of(evaluation))
         assert f"{words} has {ct} CT, {mr} MR and {overall} overall" in text
         overalls.append(overall)
     readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "with batches of 4 + 4 it has {}, and Chilopod {} (one run each)".format(*overalls) in readme
+    assert "with batches of 4 + 4, {} and {}, and with [patches drawn as by the".format(*overalls[:2]) in readme
+    assert "#the-authors-patches), {} and {} (one run each)".format(*overalls[2:]) in readme
 
 
 @pytest.mark.parametrize("runs", ["table2", "table2_paper"])
@@ -335,6 +343,8 @@ def without_augmentation(setting: str) -> list[str]:
 STUDY = "study/ours_{}/evaluation_test{}.json"
 BATCH_4 = ["study/batch_4/evaluation_test.json"]
 CHILOPOD_BATCH_4 = ["study/chilopod_batch_4/evaluation_test.json"]
+INSIDE = ["study/ours_inside/evaluation_test.json"]
+CHILOPOD_INSIDE = ["study/chilopod_inside/evaluation_test.json"]
 
 
 def side_of(files: Sequence[str]) -> Side:
@@ -491,6 +501,9 @@ def test_one_spleen_makes_half_of_the_difference_between_chilopod_and_joint():
         (CHILOPOD_BATCH_4, BATCH_4, "0.6 ± 1.7", "0.11"),
         (["study/chilopod_batch_4/evaluation_test_last.json"], BATCH_4, "0.7 ± 1.8", "0.41"),
         (longer("ours"), BATCH_4, "0.9 ± 2.6", "0.04"),
+        (INSIDE, of_seeds("uniform"), "0.4 ± 1.3", "0.22"),
+        (CHILOPOD_INSIDE, of_seeds("chilopod"), "1.4 ± 1.6", "0.02"),
+        (CHILOPOD_INSIDE, INSIDE, "1.1 ± 2.2", "0.27"),
         (of_seeds("uniform"), ["study/augmentation_affine/evaluation_test.json"], "0.2 ± 1.8", "0.95"),
         (["study/augmentation_strong/evaluation_test.json"], of_seeds("uniform"), "0.3 ± 1.3", "0.68"),
         (of_table("chilopod", 0), ["study/chilopod_seed2/evaluation_test.json"], "2.1 ± 2.4", "0.02"),
