@@ -32,7 +32,7 @@ Runner = Callable[[Sequence[str], Path], int]
 """Runs a command with its output added to a log file; returns the exit code."""
 
 
-class Doable(Protocol):
+class PlannedRun(Protocol):
     """A run as this module sees it."""
 
     @property
@@ -47,10 +47,10 @@ class Doable(Protocol):
         ...
 
     def missing(self) -> list[str]:
-        """Steps of work that are not done; `InputError` where the folder holds another run."""
+        """Actions that are not done, e.g. "train"; `InputError` where the folder holds another run."""
         ...
 
-    def command(self, step: str) -> list[str]:
+    def command(self, action: str) -> list[str]:
         """The command that does one of them."""
         ...
 
@@ -63,7 +63,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run_all(works: Sequence[Doable], jobs: int) -> Outcome:
+def run_all(runs: Sequence[PlannedRun], jobs: int) -> Outcome:
     """Does what is missing of all runs, `jobs` of them at a time.
 
     Raises:
@@ -72,14 +72,14 @@ def run_all(works: Sequence[Doable], jobs: int) -> Outcome:
     if jobs > 1:  # else the first run takes all memory of a GPU
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with Stop() as stop:
-        outcome = execute_all(works, jobs, stop.run, stop)
+        outcome = execute_all(runs, jobs, stop.run, stop)
     if stop.number is not None:
         name = signal.Signals(stop.number).name
         raise Stopped(f"stopped by {name}; every run is saved, the same command continues", 128 + stop.number)
     return outcome
 
 
-def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) -> Outcome:
+def execute_all(runs: Sequence[PlannedRun], jobs: int, runner: Runner, stop: Stop) -> Outcome:
     """As `run_all`, with any runner; a failed run does not stop the others.
 
     Each run gets its share of the cores, because two that use all cores disturb each other.
@@ -94,15 +94,15 @@ def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) 
     with (
         ThreadPoolExecutor(jobs, initializer=take_share) as pool,
         progress(
-            total=sum(work.length for work in works),
-            initial=sum(map(steps_logged, works)),
+            total=sum(planned.length for planned in runs),
+            initial=sum(map(steps_logged, runs)),
             unit="step",
             desc="training",
             smoothing=0,  # validation and evaluation come in between: only the mean pace tells the time that is left
-            disable=not works,
+            disable=not runs,
         ) as bar,
     ):
-        futures = {pool.submit(execute, work, runner, stop): work for work in works}
+        futures = {pool.submit(execute, planned, runner, stop): planned for planned in runs}
         going_on = set(futures)
         while going_on:
             ended, going_on = wait(going_on, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
@@ -114,16 +114,16 @@ def execute_all(works: Sequence[Doable], jobs: int, runner: Runner, stop: Stop) 
                     outcome.failed[name] = reason
                     bar.total -= futures[future].length - steps_logged(futures[future])
                     tqdm.write(f"FAILED {name}: {reason}", file=sys.stderr)
-            bar.set_postfix_str(f"{len(outcome.done)} of {len(works)} runs done", refresh=False)
-            now = sum(w.length if w.name in outcome.done else steps_logged(w) for w in works)
+            bar.set_postfix_str(f"{len(outcome.done)} of {len(runs)} runs done", refresh=False)
+            now = sum(r.length if r.name in outcome.done else steps_logged(r) for r in runs)
             bar.initial += min(0, now - bar.n)  # a killed run does the steps after its checkpoint again
             bar.update(now - bar.n)
     return outcome
 
 
-def steps_logged(work: Doable) -> int:
+def steps_logged(planned: PlannedRun) -> int:
     """Steps that a run's history tells of, also while it trains."""
-    return min(last_step(work.run_dir / HISTORY), work.length)
+    return min(last_step(planned.run_dir / HISTORY), planned.length)
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
@@ -134,22 +134,22 @@ def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
     return [set(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def execute(work: Doable, runner: Runner, stop: Stop) -> str | None:
+def execute(planned: PlannedRun, runner: Runner, stop: Stop) -> str | None:
     """Does what is missing of one run; None, or why it failed."""
     try:
-        _wait_for_other(work.run_dir, stop)
-        for step in work.missing():
+        _wait_for_other(planned.run_dir, stop)
+        for action in planned.missing():
             if stop.number is not None:
                 return "stopped"
-            code = runner(work.command(step), work.log)
-            if code and _is_held(work.run_dir / LOCK):  # another process began it at the same moment
-                return execute(work, runner, stop)
+            code = runner(planned.command(action), planned.log)
+            if code and _is_held(planned.run_dir / LOCK):  # another process began it at the same moment
+                return execute(planned, runner, stop)
             if code:
-                return f"{step} ended with exit code {code}; last line of {work.log}: {_last_line(work.log)}"
-        left = work.missing()
+                return f"{action} ended with exit code {code}; last line of {planned.log}: {_last_line(planned.log)}"
+        left = planned.missing()
     except Exception as error:  # of whatever kind: the other runs go on
         return str(error) if isinstance(error, (InputError, OSError)) else repr(error)
-    return f"not done although every command succeeded: {', '.join(left)}; see {work.log}" if left else None
+    return f"not done although every command succeeded: {', '.join(left)}; see {planned.log}" if left else None
 
 
 def _wait_for_other(run_dir: Path, stop: Stop) -> None:

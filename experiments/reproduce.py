@@ -84,7 +84,7 @@ class ReproduceOptions:
 
 
 @dataclass(frozen=True)
-class Work:
+class ReproductionRun:
     """One run, and the files that it must have in the end."""
 
     spec: RunSpec
@@ -115,10 +115,10 @@ class Work:
     def _recipe(self) -> Recipe:
         return recipe_for(self.options.recipe, TASKS[self.spec.task].network, self.options.preset)
 
-    def command(self, step: str) -> list[str]:
-        """The command that does one of the steps in `missing`."""
+    def command(self, action: str) -> list[str]:
+        """The command that does one of the actions in `missing`."""
         python = [sys.executable, "-m"]
-        if step == "train":
+        if action == "train":
             names = ("steps", "validate_every", "precision", "cache_gb", "threads", "xla")
             more = {name: getattr(self.options, name) for name in names}
             return [
@@ -132,7 +132,7 @@ class Work:
                 *(f"--{name}={value}" for name, value in more.items() if value is not None),
             ]
         beyond = [f"--{name}={value}" for name, value in self._beyond_protocol.items() if value]
-        outlier = [f"--outlier={self.options.outlier}"] if step == "evaluate outlier" else []
+        outlier = [f"--outlier={self.options.outlier}"] if action == "evaluate outlier" else []
         places = [f"--run_dir={self.run_dir}", f"--data_dir={self.options.data_dir(self.spec)}"]
         return [*python, "experiments.evaluate", *places, *beyond, *outlier]
 
@@ -142,7 +142,7 @@ class Work:
         return {"overlap": self.options.overlap, "largest_component": self.options.largest_component}
 
     def missing(self) -> list[str]:
-        """Steps not done: "train", "evaluate", "evaluate outlier".
+        """Actions not done: "train", "evaluate", "evaluate outlier".
 
         Raises:
             InputError: The folder holds another run than the one wanted, or one of other data.
@@ -153,7 +153,7 @@ class Work:
             self._check(record)
         if record is None or record["status"] != "finished":
             return ["train", *evaluations]
-        return [step for step, name in evaluations.items() if not self._is_current(self.run_dir / name, record)]
+        return [action for action, name in evaluations.items() if not self._is_current(self.run_dir / name, record)]
 
     def _is_current(self, evaluation: Path, record: Mapping[str, Any]) -> bool:
         """Whether an evaluation is there, and of the run's checkpoint, data and options."""
@@ -211,7 +211,7 @@ def plan(
     folds: Sequence[int],
     options: ReproduceOptions,
     settings: Collection[str] = tuple(SETTINGS),
-) -> list[Work]:
+) -> list[ReproductionRun]:
     """The runs of some targets in some settings, each once.
 
     Raises:
@@ -224,7 +224,7 @@ def plan(
     specs = [spec for spec in runs_for(targets, seeds, folds) if spec.setting in settings]
     for spec in specs:
         _check_data(spec, options, folds)
-    return [Work(spec, options, options.outlier is not None and spec in tried) for spec in specs]
+    return [ReproductionRun(spec, options, options.outlier is not None and spec in tried) for spec in specs]
 
 
 def _check_data(spec: RunSpec, options: ReproduceOptions, folds: Sequence[int]) -> None:
@@ -264,9 +264,9 @@ def steps_done(run_dir: Path) -> int:
     return newest_step(run_dir) or 0
 
 
-def steps_left(work: Work) -> int:
+def steps_left(planned: ReproductionRun) -> int:
     """Training steps after the newest checkpoint."""
-    return max(0, work.length - steps_done(work.run_dir))
+    return max(0, planned.length - steps_done(planned.run_dir))
 
 
 def measured_step(task: str, preset: str, recipe: str) -> float:
@@ -286,21 +286,23 @@ def measured_step(task: str, preset: str, recipe: str) -> float:
 
 
 def describe(
-    works: Sequence[Work], records: Sequence[Record], measure: Callable[[str, str, str], float] = measured_step
+    runs: Sequence[ReproductionRun],
+    records: Sequence[Record],
+    measure: Callable[[str, str, str], float] = measured_step,
 ) -> str:
     """What `--dry_run` prints: every run, what is missing, and the time training will take.
 
     Args:
-        works: What is planned.
+        runs: What is planned.
         records: Runs that are there: what is like them takes as long as they did.
         measure: As `measured_step`, asked once for each task without such a run.
     """
     lines, seconds, measured = [], 0.0, dict[str, float]()
-    for work in works:
-        missing = work.missing()
+    for planned in runs:
+        missing = planned.missing()
         text = ", ".join(missing) or "done"
         if "train" in missing:
-            task, options, left = work.spec.task, work.options, steps_left(work)
+            task, options, left = planned.spec.task, planned.options, steps_left(planned)
             pace = seconds_per_step(records, task, options.preset)
             if pace is None:
                 if task not in measured:
@@ -308,9 +310,9 @@ def describe(
                 pace = measured[task]
             text += f"; {left} steps, about {duration(left * pace)}"
             seconds += left * pace
-        lines.append(f"{work.name}: {text}")
+        lines.append(f"{planned.name}: {text}")
     todo = sum(not line.endswith(": done") for line in lines)
-    lines.append(f"{len(works)} runs, {len(works) - todo} done; about {duration(seconds)} of training, one at a time")
+    lines.append(f"{len(runs)} runs, {len(runs) - todo} done; about {duration(seconds)} of training, one at a time")
     if measured:
         paces = ", ".join(f"{task} {pace:.3g} s" for task, pace in measured.items())
         lines.append(f"measured on a few steps on this machine ({paces}); validation comes on top")
@@ -366,35 +368,35 @@ def main(_: list[str]) -> int:
     )
     seeds, folds = values.seeds, values.folds
     targets = _targets(values.targets, data)
-    works = plan(targets, seeds, folds, options, values.settings)
+    runs = plan(targets, seeds, folds, options, values.settings)
     if values.dry_run:
-        print(describe(works, load_records(options.runs_dir)))
+        print(describe(runs, load_records(options.runs_dir)))
         return 0
     if values.executor == "slurm":
-        _write_slurm_jobs(works, Path(values.runs_dir))
+        _write_slurm_jobs(runs, Path(values.runs_dir))
         return 0
     if options.outlier is None and any(TARGETS[name].outlier for name in targets):
         print("no --outlier is given: what needs the outlier case stays blank")
-    outcome = run_all(works, values.jobs)
+    outcome = run_all(runs, values.jobs)
     unrendered = [
         target
         for target in progress(targets, desc="render", unit="target")
         if not _rendered(target, options, seeds, folds)
     ]
-    print(f"{len(outcome.done)} of {len(works)} runs done; results in {values.out_dir}")
+    print(f"{len(outcome.done)} of {len(runs)} runs done; results in {values.out_dir}")
     for name, reason in outcome.failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed or unrendered else 0
 
 
-def _write_slurm_jobs(works: Sequence[Work], runs_dir: Path) -> None:
+def _write_slurm_jobs(runs: Sequence[ReproductionRun], runs_dir: Path) -> None:
     """Writes jobs for what is missing, and says how to submit them."""
-    missing = [(work, work.missing()) for work in works]
-    jobs = [(work.name, [work.command(step) for step in steps]) for work, steps in missing if steps]
+    missing = [(planned, planned.missing()) for planned in runs]
+    jobs = [(planned.name, [planned.command(action) for action in actions]) for planned, actions in missing if actions]
     # The same command, here: it finds every run done.
     render = [sys.executable, "-m", "experiments.reproduce", *sys.argv[1:], "--executor=local"]
     script = slurm.write_jobs(jobs, render, runs_dir / "slurm", runs_dir / "logs")
-    print(f"{len(jobs)} of {len(works)} runs are jobs, and one job after them renders the results")
+    print(f"{len(jobs)} of {len(runs)} runs are jobs, and one job after them renders the results")
     print(f"submit them, with what your cluster asks for: {script} --gres=gpu:1 --time=24:00:00")
 
 

@@ -90,10 +90,10 @@ class StudyRun:
         assert isinstance(steps, int)
         return steps
 
-    def command(self, step: str) -> list[str]:
+    def command(self, action: str) -> list[str]:
         """Trains it, or goes on."""
         given = {**self.flags, "run_dir": self.run_dir}
-        return [sys.executable, "-m", f"experiments.{step}", *(f"--{name}={value}" for name, value in given.items())]
+        return [sys.executable, "-m", f"experiments.{action}", *(f"--{name}={value}" for name, value in given.items())]
 
     def missing(self) -> list[str]:
         """["train"], or nothing where it is finished.

@@ -21,7 +21,7 @@ from recorded_runs import write_run
 from experiments import execution, reproduce
 from experiments.execution import Stop, execute, execute_all, shares
 from experiments.plans import RunSpec
-from experiments.reproduce import ReproduceOptions, Work, describe, plan, steps_left
+from experiments.reproduce import ReproduceOptions, ReproductionRun, describe, plan, steps_left
 from experiments.results.records import load_records
 from ummkd_tf.common.errors import InputError
 
@@ -98,7 +98,7 @@ def test_table_without_outlier_needs_no_outlier_evaluation(options):
 
 
 def work_of(options, **more):
-    return Work(RunSpec("abdomen", "abdomen", "ours", knowledge=True), options, **more)
+    return ReproductionRun(RunSpec("abdomen", "abdomen", "ours", knowledge=True), options, **more)
 
 
 def test_interrupted_run_is_continued_by_the_same_command(options):
@@ -296,10 +296,10 @@ def test_alpha_is_compared_where_it_has_an_effect(options):
         record["flags"]["alpha"] = 0.7
         (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
         if missing:
-            assert "train" not in Work(spec, options).missing()
+            assert "train" not in ReproductionRun(spec, options).missing()
         else:
             with pytest.raises(InputError, match=r"alpha is 0\.7, wanted 0\.5"):
-                Work(spec, options).missing()
+                ReproductionRun(spec, options).missing()
 
 
 def test_data_must_be_there(options, tmp_path):
