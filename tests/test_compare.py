@@ -10,7 +10,8 @@ import pytest
 from programs import program
 from recorded_runs import METRICS, absent
 
-from experiments.compare import Side, difference_of, invented, paired, read_side
+from experiments.compare import Side, check_comparable, difference_of, invented, paired, read_side
+from ummkd_tf.common.errors import InputError
 
 CASES = {"ct_1": (0.9, 0.7), "ct_2": (0.8, 0.6), "mr_1": (0.5, 0.5)}  # case id: Dice of liver and spleen
 OTHER = {"ct_1": (0.8, 0.7), "ct_2": (0.8, 0.8), "mr_1": (0.4, 0.45)}
@@ -63,6 +64,18 @@ def test_seeds_are_averaged_and_folds_join():
     fold = {"mr_1": (0.3, 0.5)}
     found = difference([evaluation(lower), evaluation(higher), evaluation(fold)], [evaluation({**lower, **fold})])
     assert (found.mean, found.cases) == (pytest.approx(0.1 / 2), 2)
+
+
+def test_equal_cases_are_not_counted_as_larger():
+    assert difference_of({"a": (1.0, 1.0), "b": (0.5, 0.4)}, {"a": "ct", "b": "ct"}).larger == 1
+
+
+def test_a_case_that_is_left_out_may_be_another_scan():
+    one, other = ({**evaluation(CASES), "scans": {"ct_1": scan}} for scan in ("a", "b"))
+    sides = Side("--first", [one]), Side("--second", [other])
+    with pytest.raises(InputError, match="ct_1: other scans in some of --first, --second"):
+        check_comparable(*sides, [])
+    check_comparable(*sides, ["ct_1"])
 
 
 def test_what_runs_differ_in_is_told_in_the_order_of_numbers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_missed_organ_counts_as_zero_and_is_reported(prepared_dataset):
     assert summary["hausdorff_mm"]["ct"]["spleen"]["mean"] == pytest.approx(diagonal)
     record = {"modalities": ["ct", "mr"], "cases": results, "summary": summary}
     assert "ct spleen missed or invented in 1" in reporting.counts_line(record, TASK)
+
+
+def test_missed_and_invented_organs_are_counted_and_measured_in_the_own_voxels_of_a_scan():
+    """A voxel of one organ, and one of another invented, in a scan of 4 × 2 × 2 voxels of 2 × 3 × 4 mm, not 1 mm."""
+    grid, own = Grid(np.eye(4), (4, 4, 4)), Grid(np.diag([2.0, 3, 4, 1]), (4, 2, 2))
+    reference, predicted = np.zeros(own.shape, np.uint8), np.zeros(own.shape, np.uint8)
+    reference[0, 0, 0], predicted[3, 0, 0] = 1, 2
+    case = SimpleNamespace(modality="ct", grid=grid, original=own, original_label=reference)
+    dataset = SimpleNamespace(task=TASK, case=lambda case_id, original_label: case)
+    results = evaluation.evaluate(lambda case, grid: predicted, dataset, ["ct_1"], original_grid=True)
+    assert results["ct_1"]["spacing_mm"] == (2, 3, 4)
+    assert results["ct_1"]["classes"]["liver"]["hausdorff_mm"] == pytest.approx(math.dist((0, 0, 0), (8, 6, 8)))
+    dice = summarize_cases(results, TASK, ("ct",))["dice"]["ct"]
+    assert [dice[name]["missed"] for name in ("liver", "right_kidney", "spleen")] == [1, 1, 0]
 
 
 def record_of(dice_by_case):

@@ -10,7 +10,7 @@ from tensorflow.python.eager.polymorphic_function import polymorphic_function as
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.data.sampling import chunk_starts
 from ummkd_tf.evaluation.inference import Predictor, largest_components
-from ummkd_tf.evaluation.overlap import gaussian_weights
+from ummkd_tf.evaluation.overlap import check_overlap, gaussian_weights
 
 
 class Stub:
@@ -89,6 +89,13 @@ def test_overlap_leaves_every_slice_in_its_place(rank):
 def test_overlap_must_leave_a_step():
     with pytest.raises(InputError, match=r"overlap 1: expected a share from 0 to 0\.875"):
         Predictor(Stub(3)).probabilities(np.zeros((8, 8, 9), np.float32), "ct", overlap=1)
+    check_overlap(0.875)
+
+
+def test_the_step_between_chunks_is_rounded():
+    """0.3 of eight slices are 2.4: chunks of 14 slices begin six apart, at 0 and 6."""
+    probabilities = Predictor(FirstSlice(3)).probabilities(np.zeros((2, 2, 14), np.float32), "ct", overlap=0.3)
+    assert np.flatnonzero(probabilities[0, 0, :, 1] > 1e-3).tolist() == [0, 6]
 
 
 def test_largest_components_by_hand():

@@ -50,6 +50,8 @@ def test_what_is_further_off_than_any_training_case_is_unlike_them():
     assert unlike(ramp**5, known)  # 0.53
     assert not unlike(ramp**5, None)
     assert training_intensities(Cases([1, 2])) == {}  # too few to know
+    # Each case against the others: x against the median of x, x² and x², not of all four, which lies between.
+    assert training_intensities(Cases([1, 1, 2, 2]))["ct"]["spread"] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_cases_alike_leave_room_for_noise():

@@ -24,7 +24,7 @@ from experiments.results import builders, rendering
 from experiments.results.captions import provenance
 from experiments.results.paper import paper_numbers
 from experiments.results.records import load_folder, load_records, unplanned
-from experiments.results.table import number_cell, p_text
+from experiments.results.table import Cell, number_cell, p_text
 from ummkd_tf.common.errors import InputError
 from ummkd_tf.model.architectures import NETWORKS
 from ummkd_tf.output.text_tables import markdown
@@ -400,7 +400,9 @@ def test_compared_with_the_paper(table2):
     assert pooled.rows[-2].cells[-1].text == "2.34"
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.015, "0.015"), (6e-4, "6e-4"), (2e-9, "2e-9"), (1.0, "1.000"), (0.0, "0")])
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.015, "0.015"), (0.001, "0.001"), (6e-4, "6e-4"), (1.0, "1.000"), (0.0, "0")]
+)
 def test_p_values_are_printed_as_in_the_paper(p, text):
     assert p_text(p) == text
 
@@ -458,7 +460,7 @@ def test_the_outlier_s_evaluation_has_the_tag_too(tmp_path):
 def test_a_class_that_is_there_in_some_seeds_says_in_how_many():
     """Where no case has the class, a seed that invents it has a Dice of 0, and the others have none."""
     assert number_cell([0.5, math.nan, 0.7], "dice", [0.1, math.nan, 0.1]).text == "60.0±10.0 (2 of 3 seeds)"
-    assert number_cell([0.5, math.nan], "dice").text == "50.0 (1 of 2 seeds)"
+    assert number_cell([0.5, math.nan], "dice") == Cell("50.0 (1 of 2 seeds)", 50.0, None, None)
     assert number_cell([0.5, 0.7], "dice", [0.1, 0.1]).text == "60.0±10.0"
     assert number_cell([math.nan, math.nan], "dice").text == "–"
 
@@ -467,6 +469,21 @@ def test_a_class_that_is_there_in_some_seeds_says_in_how_many():
 def test_a_tag_names_a_file_of_its_own(tag):
     with pytest.raises(InputError, match=r"--tag=.*: expected letters, digits"):
         evaluation_name("test", tag=tag)
+
+
+def test_difference_of_confusion_matrices_is_the_mean_over_pairs_of_modalities():
+    """Of three, one has another entry of four: 1/4 in two pairs, 0 in the third."""
+    q = {"a": [[1, 0], [0, 1]], "b": [[0, 0], [0, 1]], "c": [[0, 0], [0, 1]]}
+    assert builders._difference({"q": q}) == pytest.approx((1 / 4 + 1 / 4 + 0) / 3)
+
+
+def test_confusions_come_in_the_order_of_steps_and_the_last_of_a_step_counts(tmp_path):
+    write_target(tmp_path, "table2")
+    path = next(tmp_path.glob("*/run.json")).with_name("knowledge.jsonl")
+    lines = [{"step": 2, "kd_loss": 1}, {"step": 1, "kd_loss": 2}, {"step": 2, "kd_loss": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (record,) = (r for r in load_records(tmp_path) if r.run_dir == path.parent)
+    assert record.knowledge == lines[1:]
 
 
 def test_rendering_needs_no_tensorflow():
