@@ -55,7 +55,7 @@ def test_a_finished_run_is_kept_and_its_best_validation_shown(tmp_path, monkeypa
     assert run.missing() == ["train"] and run.row(TWO) == ["a"] + ["–"] * (len(columns(TWO)) - 1)
     run.run_dir.mkdir()
     (run.run_dir / "run.json").write_text("{}", encoding="utf-8")
-    lines = [{"step": 1, "alone": 1.0}, {"step": 2, "alone": 0.0}]
+    lines = [{"step": 1, "alone": 2.0}, {"step": 2, "alone": 0.0}]
     lines += [
         {"step": s, "validation_dice": d, "validation_ct_dice": d, "validation_mr_dice": d}
         for s, d in ((1, 0.1), (2, 0.6), (3, 0.3), (4, 0.3))
