@@ -81,8 +81,7 @@ class BatchNorm(keras.layers.Layer):
 
     Call arguments:
         inputs: [batch, *space, channels].
-        training: Normalize with the batch's statistics and update the running ones with them; otherwise normalize with
-            the running ones.
+        training: Normalize with the batch's statistics and update the running ones; otherwise use the running ones.
     """
 
     epsilon = 1e-3

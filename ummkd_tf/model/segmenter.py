@@ -54,8 +54,7 @@ class UnpairedModel(KerasHooks):
 
         Args:
             optimizer: Keras optimizer; the paper's is Adam with epsilon 1e-8.
-            kd_weight: alpha of Eq. 5, which adds alpha/2 times Eq. 4 to the loss; the settings that do not distill only
-                report it.
+            kd_weight: alpha of Eq. 5, which adds alpha/2 times Eq. 4; settings that do not distill only report it.
             temperature: T of Eq. 3.
             absent: How the loss treats a class that a batch lacks, see `losses.knowledge_distillation_loss`.
             l2_weight: eta.
@@ -129,10 +128,8 @@ class UnpairedModel(KerasHooks):
 
     def _l2_variables(self, present: Mapping[str, Any]) -> list[keras.Variable]:
         """Variables of the L2 term that the present modalities use."""
-        trainable = [v for v in self.variables_of(present) if v.trainable]
-        if self.l2_on == "all":
-            return trainable
-        return [v for v in trainable if v.name.endswith("kernel")]  # Keras calls some "depthwise_kernel" or the like
+        every = self.l2_on == "all"  # else kernels, of which Keras calls some "depthwise_kernel" or the like
+        return [v for v in self.variables_of(present) if v.trainable and (every or v.name.endswith("kernel"))]
 
     def optimize(self, images: Mapping[str, tf.Tensor], labels: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One optimizer step; returns the terms of `batch_losses` before it, and "gradient_norm".
@@ -287,10 +284,9 @@ class UnpairedSegmenter(UnpairedModel):
         outputs: dict[str, Tensors] = {}
         for stage in self.stages:
             separate = stage.options.separate_norms
-            inputs = _regroup(current, separate, sizes)
             skips = _regroup(outputs[stage.row.skip], separate, sizes) if stage.row.skip else {}
-            current = self.operations.run_stage(stage, inputs, skips, training=training)
-            outputs[stage.row.name] = current
+            inputs = _regroup(current, separate, sizes)
+            current = outputs[stage.row.name] = self.operations.run_stage(stage, inputs, skips, training=training)
         return {m: logits for (m,), logits in _regroup(current, True, sizes).items()}
 
 
