@@ -58,7 +58,8 @@ def results_of(run_dir: Path, selection: str | None) -> dict[int, str]:
             f"damaged ({error!r})", where=path, fix="evaluate the run again, or remove the file"
         ) from error
     how = "".join(f"; {text}" for text in how_evaluated([evaluation]))
-    about = f"{evaluation['split_name']}, {evaluation['grid']} grid, step {step} ({evaluation['selection']}){how}"
+    grid = "prepared grid, " if evaluation["grid"] == "prepared" else ""  # else `how` says it
+    about = f"{evaluation['split_name']}, {grid}step {step} ({evaluation['selection']}){how}"
     return {step: f"Test part of {about}:\n\n{table}\n\n{counts}"}
 
 

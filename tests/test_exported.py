@@ -217,7 +217,7 @@ def test_the_card_has_results_of_this_checkpoint_alone(run_dir: Path, tmp_path: 
         assert results_of(run, None) == {}
     (run / "evaluation_test.json").unlink()
     write_json(run / "evaluation_test_original.json", {**evaluation, "grid": "original"})
-    assert ", original grid, step 2 (best); in the scans' own voxels:" in results_of(run, None)[2]
+    assert ", step 2 (best); in the scans' own voxels:" in results_of(run, None)[2]
     # A run that goes on has no record of its best checkpoint: what is exported decides.
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     for best_step, results, told in ((2, {2: "of it"}, True), (1, {1: "of another"}, False)):
